@@ -1,0 +1,3 @@
+//! Kernel.
+#![no_std]
+#![no_main]

@@ -1,0 +1,89 @@
+//! The machine under the memory stack, as one small trait: ring 0 implements it, and so does a hosted test.
+
+use core::fmt;
+use core::ptr::NonNull;
+
+use pagevisor_shared::page::Page;
+use pagevisor_shared::region::records::CpuState;
+use pagevisor_shared::region::zone::PcpState;
+use pagevisor_shared::units::{CpuId, NodeId};
+
+/// What the memory stack keeps ready for each CPU, so that a hot path reaches it with one load.
+#[derive(Debug)]
+pub struct CpuLocal {
+    /// The CPU.
+    pub cpu: CpuId,
+    /// Its node (`numa_node_id`).
+    pub node: NodeId,
+    /// The node its allocations start from (`numa_mem_id`).
+    pub mem_node: NodeId,
+    /// Its pagesets, by zone index.
+    pub pcps: &'static [PcpState],
+    /// Its event counters.
+    pub state: &'static CpuState,
+}
+
+/// Interrupt state to give back to [`Platform::irq_restore`].
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct IrqFlags(pub u64);
+
+/// Severity of a message, with the kernel's numbers (`KERN_EMERG` 0 to `KERN_DEBUG` 7).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub enum Level {
+    /// The system is unusable.
+    Emerg = 0,
+    /// Action must be taken at once.
+    Alert = 1,
+    /// Critical condition.
+    Crit = 2,
+    /// Error.
+    Err = 3,
+    /// Warning.
+    Warning = 4,
+    /// Normal but significant.
+    Notice = 5,
+    /// Informational.
+    Info = 6,
+    /// Debugging.
+    Debug = 7,
+}
+
+/// The machine.
+///
+/// # Safety
+/// An implementor promises: [`Self::direct_map`] gives the address of physical address 0 in a mapping where every
+/// frame the stack was told of as RAM is readable and writable (at the latest when first touched), and
+/// [`Self::vmemmap`] the address of the metadata of frame 0 in a mapping that backs the metadata of every section
+/// the stack asked to map, zero at first. Both stay for the life of the program. [`Self::this_cpu`] is the record of
+/// the CPU that executes, and stays so while the caller does not sleep.
+#[allow(unsafe_code, reason = "implementing it is a promise about addresses")]
+pub unsafe trait Platform: Sync + 'static {
+    /// Virtual address of physical address 0.
+    fn direct_map(&self) -> NonNull<u8>;
+
+    /// Virtual address of the metadata of frame 0.
+    fn vmemmap(&self) -> NonNull<Page>;
+
+    /// The record of the current CPU.
+    fn this_cpu(&self) -> &'static CpuLocal;
+
+    /// Turns interrupts off on this CPU.
+    fn irq_save(&self) -> IrqFlags;
+
+    /// Restores what [`Self::irq_save`] found.
+    fn irq_restore(&self, flags: IrqFlags);
+
+    /// A pause inside a spin loop.
+    fn relax(&self);
+
+    /// Nanoseconds since boot.
+    fn now(&self) -> u64;
+
+    /// Writes a line to the kernel log.
+    fn log(&self, level: Level, line: fmt::Arguments<'_>);
+
+    /// Writes the call trace of the current CPU to the kernel log, as `dump_stack` does.
+    fn dump_stack(&self);
+}

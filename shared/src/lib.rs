@@ -1,0 +1,34 @@
+//! The contract between the Pagevisor host and its guest: what both must know, and nothing else.
+//!
+//! - the vocabulary of Linux memory management ([`gfp`], [`zone`], [`migrate`], [`page_flags`], [`vmstat`]),
+//!   with Linux's names and, where a number is visible to users, Linux's numbers;
+//! - the layout of a page's metadata ([`page`]) and of the guest's address space ([`layout`]);
+//! - the state region ([`region`]): the allocator's live counters, in memory that host and guest share;
+//! - the devices through which they meet ([`device`]);
+//! - the texts that both sides print from the same state ([`report`]).
+//!
+//! Two rules hold for everything here. Shared memory is only ever read and written through atomics. And the host
+//! trusts nothing it reads: a length, an offset or an index from the guest is checked before it is used.
+#![no_std]
+#![cfg_attr(test, allow(missing_docs))]
+
+pub mod device;
+pub mod gfp;
+pub mod layout;
+pub mod migrate;
+pub mod page;
+pub mod page_flags;
+pub mod region;
+pub mod report;
+pub mod units;
+pub mod vmstat;
+pub mod zone;
+
+/// Version of everything in this crate that host and guest must agree on. A reader refuses any other.
+pub const ABI_VERSION: u32 = 1;
+
+/// Most NUMA nodes a machine may have (`MAX_NUMNODES`, here bounded by the node masks' 64 bits).
+pub const MAX_NUMNODES: usize = 64;
+
+/// Most CPUs a machine may have (`NR_CPUS`, here bounded by the CPU masks' 64 bits).
+pub const NR_CPUS: usize = 64;

@@ -1,0 +1,101 @@
+//! Page flags, with the bit numbers of Linux 6.1 (x86-64 with memory failure handling).
+
+/// Bits of `page->flags` (`enum pageflags`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum PageFlag {
+    /// `PG_locked`
+    Locked = 0,
+    /// `PG_referenced`
+    Referenced = 1,
+    /// `PG_uptodate`
+    Uptodate = 2,
+    /// `PG_dirty`
+    Dirty = 3,
+    /// `PG_lru`
+    Lru = 4,
+    /// `PG_active`
+    Active = 5,
+    /// `PG_workingset`
+    Workingset = 6,
+    /// `PG_waiters`
+    Waiters = 7,
+    /// `PG_error`
+    Error = 8,
+    /// `PG_slab`
+    Slab = 9,
+    /// `PG_owner_priv_1`
+    OwnerPriv1 = 10,
+    /// `PG_arch_1`
+    Arch1 = 11,
+    /// `PG_reserved`
+    Reserved = 12,
+    /// `PG_private`
+    Private = 13,
+    /// `PG_private_2`
+    Private2 = 14,
+    /// `PG_writeback`
+    Writeback = 15,
+    /// `PG_head`
+    Head = 16,
+    /// `PG_mappedtodisk`
+    Mappedtodisk = 17,
+    /// `PG_reclaim`
+    Reclaim = 18,
+    /// `PG_swapbacked`
+    Swapbacked = 19,
+    /// `PG_unevictable`
+    Unevictable = 20,
+    /// `PG_mlocked`
+    Mlocked = 21,
+    /// `PG_uncached`
+    Uncached = 22,
+    /// `PG_hwpoison`
+    Hwpoison = 23,
+    /// `PG_arch_2`
+    Arch2 = 24,
+}
+
+/// Number of page flags (`__NR_PAGEFLAGS`).
+pub const NR_PAGEFLAGS: usize = 25;
+
+/// Own flag, above Linux's: the page's content is not known to be zero. It is clear on memory that nobody has used
+/// since the machine started, and lets `__GFP_ZERO` skip clearing.
+pub const PG_NOTZERO: u32 = 1 << 31;
+
+impl PageFlag {
+    /// Linux's names without the `PG_` prefix, by bit.
+    pub const NAMES: [&str; NR_PAGEFLAGS] = [
+        "locked",
+        "referenced",
+        "uptodate",
+        "dirty",
+        "lru",
+        "active",
+        "workingset",
+        "waiters",
+        "error",
+        "slab",
+        "owner_priv_1",
+        "arch_1",
+        "reserved",
+        "private",
+        "private_2",
+        "writeback",
+        "head",
+        "mappedtodisk",
+        "reclaim",
+        "swapbacked",
+        "unevictable",
+        "mlocked",
+        "uncached",
+        "hwpoison",
+        "arch_2",
+    ];
+
+    /// The flag as a mask.
+    #[inline(always)]
+    pub const fn mask(self) -> u32 {
+        1 << self as u32
+    }
+}

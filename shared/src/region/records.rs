@@ -1,0 +1,181 @@
+//! Records of nodes, CPUs, memory ranges and settings.
+
+use core::sync::atomic::{AtomicI32, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
+
+use crate::MAX_NUMNODES;
+use crate::vmstat::{NR_VM_EVENT_ITEMS, NR_VM_NODE_STAT_ITEMS};
+use crate::zone::MAX_NR_ZONES;
+
+/// Index of the zonelist that may fall back to other nodes (`ZONELIST_FALLBACK`).
+pub const ZONELIST_FALLBACK: usize = 0;
+/// Index of the zonelist of the node alone (`ZONELIST_NOFALLBACK`).
+pub const ZONELIST_NOFALLBACK: usize = 1;
+/// Number of zonelists of a node.
+pub const MAX_ZONELISTS: usize = 2;
+/// Entries of a zonelist, the end included.
+pub const MAX_ZONES_PER_ZONELIST: usize = MAX_NUMNODES * MAX_NR_ZONES + 1;
+
+/// A node (`struct pglist_data`). Sizes in pages.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct NodeState {
+    /// First frame.
+    pub node_start_pfn: AtomicU64,
+    /// Pages that exist.
+    pub node_present_pages: AtomicU64,
+    /// From the first to the last page, holes included.
+    pub node_spanned_pages: AtomicU64,
+    /// CPUs of the node, a bit each.
+    pub cpus: AtomicU64,
+    /// Counters, by [`crate::vmstat::NodeStat`]; CPUs hold back up to a threshold each.
+    pub vm_stat: [AtomicI64; NR_VM_NODE_STAT_ITEMS],
+    /// The zonelists: [`crate::zone::ZoneRef`] words, ended by 0.
+    pub node_zonelists: [[AtomicU32; MAX_ZONES_PER_ZONELIST]; MAX_ZONELISTS],
+    /// Position in each zonelist of the first zone not above a zone type
+    /// (`first_zones_zonelist` without a node mask).
+    pub first_zone: [[AtomicU16; MAX_NR_ZONES]; MAX_ZONELISTS],
+    /// Nodes in fallback order, this node first; as many as [`Self::nr_fallback`].
+    pub fallback_order: [AtomicU8; MAX_NUMNODES],
+    /// Entries in [`Self::fallback_order`].
+    pub nr_fallback: AtomicU32,
+    /// ACPI proximity domain the node stands for.
+    pub proximity: AtomicU32,
+}
+
+/// A CPU.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct CpuState {
+    /// Local APIC id.
+    pub apic_id: AtomicU32,
+    /// Node it belongs to.
+    pub node: AtomicU32,
+    /// 1 once it has come up.
+    pub online: AtomicU32,
+    /// Node its allocations start from: its own, or the nearest with memory (`numa_mem_id`).
+    pub mem_node: AtomicU32,
+    /// Events, by [`crate::vmstat::VmEvent`].
+    pub vm_events: [AtomicU64; NR_VM_EVENT_ITEMS],
+}
+
+/// What a CPU holds back of a node's counters (`struct per_cpu_nodestat`).
+#[repr(C)]
+#[derive(Debug)]
+pub struct NodeCpuState {
+    /// How much may be held back.
+    pub stat_threshold: AtomicI32,
+    /// Pending deltas of [`NodeState::vm_stat`].
+    pub vm_node_stat_diff: [AtomicI32; NR_VM_NODE_STAT_ITEMS],
+}
+
+/// Kinds of entries of `/proc/iomem`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum ResourceKind {
+    /// Reserved by firmware.
+    Reserved = 0,
+    /// RAM.
+    SystemRam = 1,
+    /// ACPI tables that may be reclaimed.
+    AcpiTables = 2,
+    /// ACPI storage that must be kept.
+    AcpiNvs = 3,
+    /// Kernel text.
+    KernelCode = 4,
+    /// Kernel read-only data.
+    KernelRodata = 5,
+    /// Kernel data.
+    KernelData = 6,
+    /// Kernel zero-initialised data.
+    KernelBss = 7,
+    /// Local APIC registers.
+    LocalApic = 8,
+    /// I/O APIC registers.
+    IoApic = 9,
+    /// The monitor device's registers.
+    Monitor = 10,
+    /// The state region.
+    StateRegion = 11,
+}
+
+impl ResourceKind {
+    /// All kinds, by number.
+    pub const ALL: [Self; 12] = [
+        Self::Reserved,
+        Self::SystemRam,
+        Self::AcpiTables,
+        Self::AcpiNvs,
+        Self::KernelCode,
+        Self::KernelRodata,
+        Self::KernelData,
+        Self::KernelBss,
+        Self::LocalApic,
+        Self::IoApic,
+        Self::Monitor,
+        Self::StateRegion,
+    ];
+
+    /// The name Linux prints.
+    pub const fn name(self) -> &'static str {
+        [
+            "Reserved",
+            "System RAM",
+            "ACPI Tables",
+            "ACPI Non-volatile Storage",
+            "Kernel code",
+            "Kernel rodata",
+            "Kernel data",
+            "Kernel bss",
+            "Local APIC",
+            "IOAPIC 0",
+            "virtio-mmio.0",
+            "pagevisor state",
+        ][self as usize]
+    }
+}
+
+/// A line of `/proc/iomem`.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct ResourceRecord {
+    /// First byte.
+    pub start: AtomicU64,
+    /// Last byte.
+    pub end: AtomicU64,
+    /// A [`ResourceKind`].
+    pub kind: AtomicU32,
+    /// Depth in the tree, 0 at the top.
+    pub depth: AtomicU32,
+}
+
+/// A range of memblock.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct RangeRecord {
+    /// First byte.
+    pub base: AtomicU64,
+    /// Bytes.
+    pub size: AtomicU64,
+    /// Node, or `u32::MAX` for none.
+    pub node: AtomicU32,
+    /// memblock's flags (`MEMBLOCK_HOTPLUG` 1, ...).
+    pub flags: AtomicU32,
+}
+
+/// Settings of the allocator (`/proc/sys/vm`).
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct Sysctl {
+    /// KiB kept free for emergencies.
+    pub min_free_kbytes: AtomicU64,
+    /// Distance between watermarks, in 1/10000 of the zone.
+    pub watermark_scale_factor: AtomicU32,
+    /// See Linux's documentation of it.
+    pub watermark_boost_factor: AtomicU32,
+    /// Ratios of the reserves by zone type; 0 for none.
+    pub lowmem_reserve_ratio: [AtomicU32; MAX_NR_ZONES],
+    /// Fraction of a zone that the pagesets may hold; 0 for the default.
+    pub percpu_pagelist_high_fraction: AtomicU32,
+    /// 0 until the allocator ran out of mobility room (`page_group_by_mobility_disabled`).
+    pub page_group_by_mobility_disabled: AtomicU32,
+}

@@ -1,0 +1,117 @@
+//! Records of a zone and of its per-CPU page lists.
+
+use core::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64};
+
+use crate::migrate::{MIGRATE_PCPTYPES, MIGRATE_TYPES};
+use crate::units::MAX_ORDER;
+use crate::vmstat::{NR_VM_NUMA_EVENT_ITEMS, NR_VM_ZONE_STAT_ITEMS};
+use crate::zone::{MAX_NR_ZONES, NR_WMARK};
+
+/// Entry of the section table for a section in which zones or nodes meet.
+pub const SECTION_MIXED: u16 = u16::MAX;
+
+/// Ends of a list of pages, as frame numbers; 0 and 0 when empty (frame 0 is never on a list). The links between
+/// are in the page metadata.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct ListHead {
+    /// First frame.
+    pub first: AtomicU32,
+    /// Last frame.
+    pub last: AtomicU32,
+}
+
+/// Free blocks of one order (`struct free_area`).
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct FreeArea {
+    /// Free blocks by migrate type, linked through their heads.
+    pub free_list: [ListHead; MIGRATE_TYPES],
+    /// Number of blocks on each list. Linux keeps the sum of them as `nr_free`.
+    pub nr_free: [AtomicU64; MIGRATE_TYPES],
+}
+
+/// A zone (`struct zone`). Sizes in pages unless said otherwise.
+///
+/// Invariants, whenever `seq` is even:
+/// - `free_area[o].nr_free[t]` is the length of `free_area[o].free_list[t]`;
+/// - the sum of `nr_free << order` is `vm_stat[nr_free_pages]` plus the CPUs' pending deltas of it
+///   ([`PcpState::vm_stat_diff`]);
+/// - every block on a list is aligned to its order, inside the zone, and its buddy is not a free block of the same
+///   order.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct ZoneState {
+    /// Odd while the holder of `lock` changes free lists and counters.
+    pub seq: AtomicU32,
+    /// The zone lock: 0 free, else held.
+    pub lock: AtomicU32,
+    /// Node the zone belongs to.
+    pub node: AtomicU32,
+    /// Its [`crate::zone::ZoneType`].
+    pub zone_type: AtomicU32,
+    /// Free blocks by order.
+    pub free_area: [FreeArea; MAX_ORDER],
+    /// Page counters, by [`crate::vmstat::ZoneStat`]; CPUs hold back up to a threshold each.
+    pub vm_stat: [AtomicI64; NR_VM_ZONE_STAT_ITEMS],
+    /// Watermarks by [`crate::zone::Watermark`], without the boost.
+    pub watermark: [AtomicU64; NR_WMARK],
+    /// Boost on top of the watermarks.
+    pub watermark_boost: AtomicU64,
+    /// Pages set aside for high-order atomic allocations.
+    pub nr_reserved_highatomic: AtomicU64,
+    /// Pages kept from allocations that could have used a higher zone, by that zone's type.
+    pub lowmem_reserve: [AtomicU64; MAX_NR_ZONES],
+    /// First frame.
+    pub zone_start_pfn: AtomicU64,
+    /// From the first to the last page, holes included.
+    pub spanned_pages: AtomicU64,
+    /// Pages that exist.
+    pub present_pages: AtomicU64,
+    /// Pages the allocator was given.
+    pub managed_pages: AtomicU64,
+    /// Pages in contiguous memory areas.
+    pub cma_pages: AtomicU64,
+    /// `high` of the zone's pagesets.
+    pub pageset_high: AtomicU32,
+    /// `batch` of the zone's pagesets.
+    pub pageset_batch: AtomicU32,
+    /// Below this many free pages the CPUs' pending deltas must be counted in.
+    pub percpu_drift_mark: AtomicU64,
+    /// NUMA events folded from the CPUs, by [`crate::vmstat::NumaStat`].
+    pub vm_numa_event: [AtomicU64; NR_VM_NUMA_EVENT_ITEMS],
+}
+
+/// Orders below this have per-CPU lists of their own (`PAGE_ALLOC_COSTLY_ORDER + 1`).
+pub const PCP_LOW_ORDERS: usize = 4;
+/// Lists of a pageset (`NR_PCP_LISTS`): orders 0 to 3 by migrate type, and one for order 9.
+pub const NR_PCP_LISTS: usize = MIGRATE_PCPTYPES * PCP_LOW_ORDERS + 1;
+
+/// Per-CPU pages of a zone (`struct per_cpu_pages` and `struct per_cpu_zonestat`).
+///
+/// Invariants, when `lock` is free: `count` is the number of pages (not blocks) on all lists; list
+/// `order * MIGRATE_PCPTYPES + type` holds blocks of that order, the last list those of order 9.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct PcpState {
+    /// Held by whoever works on the lists: 0 free, 1 held.
+    pub lock: AtomicU32,
+    /// Pages on the lists.
+    pub count: AtomicU32,
+    /// Above it pages go back to the buddy allocator.
+    pub high: AtomicU32,
+    /// Pages moved at a time.
+    pub batch: AtomicU32,
+    /// Scales how many are freed at once (`free_factor`).
+    pub free_factor: AtomicU32,
+    /// `stat_threshold`: how much of a zone counter a CPU may hold back.
+    pub stat_threshold: AtomicU32,
+    /// The lists.
+    pub lists: [ListHead; NR_PCP_LISTS],
+    /// Pending deltas of the zone's [`ZoneState::vm_stat`].
+    pub vm_stat_diff: [AtomicI32; NR_VM_ZONE_STAT_ITEMS],
+    /// Padding.
+    pub reserved: AtomicU32,
+    /// NUMA events not folded yet.
+    pub vm_numa_event: [AtomicU64; NR_VM_NUMA_EVENT_ITEMS],
+}

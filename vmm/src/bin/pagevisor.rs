@@ -1,0 +1,2 @@
+//! The pagevisor command.
+fn main() {}

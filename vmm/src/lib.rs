@@ -1,0 +1,1 @@
+//! Pagevisor host side.
