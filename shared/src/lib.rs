@@ -10,7 +10,6 @@
 //! Two rules hold for everything here. Shared memory is only ever read and written through atomics. And the host
 //! trusts nothing it reads: a length, an offset or an index from the guest is checked before it is used.
 #![no_std]
-#![cfg_attr(test, allow(missing_docs))]
 
 pub mod device;
 pub mod gfp;
@@ -20,6 +19,7 @@ pub mod page;
 pub mod page_flags;
 pub mod region;
 pub mod report;
+pub mod sync;
 pub mod units;
 pub mod vmstat;
 pub mod zone;

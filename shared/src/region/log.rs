@@ -11,7 +11,9 @@
 //! word 2..  text, UTF-8, little-endian
 //! ```
 
-use core::sync::atomic::{AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::sync::Word;
 
 /// Bytes of text memory in the ring.
 pub const LOG_BYTES: u64 = 256 << 10;
@@ -23,11 +25,11 @@ const LOG_RECORD: u64 = 0x4c4f_4752;
 /// Head of the log ring, in front of its words.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
-pub struct LogHeader {
+pub struct LogHeader<W = AtomicU64> {
     /// Position behind the newest record.
-    pub head: AtomicU64,
+    pub head: W,
     /// Position of the oldest record.
-    pub tail: AtomicU64,
+    pub tail: W,
 }
 
 /// A record that was read.
@@ -58,27 +60,29 @@ pub enum LogRead<'a> {
 
 /// The ring: its head and its words.
 #[derive(Clone, Copy, Debug)]
-pub struct LogRing<'a> {
-    header: &'a LogHeader,
-    words: &'a [AtomicU64],
+pub struct LogRing<'a, W = AtomicU64> {
+    header: &'a LogHeader<W>,
+    words: &'a [W],
 }
 
-impl<'a> LogRing<'a> {
-    /// The ring made of `header` and `words`. `words` must not be shorter than the longest record (127 words).
-    pub const fn new(header: &'a LogHeader, words: &'a [AtomicU64]) -> Self {
-        assert!(words.len() > LOG_LINE_MAX / 8 + 2);
+impl<'a, W> LogRing<'a, W> {
+    /// The ring made of `header` and `words`. A record never takes all of `words`: longer texts are cut.
+    pub const fn new(header: &'a LogHeader<W>, words: &'a [W]) -> Self {
+        assert!(words.len() > 2);
         Self { header, words }
     }
+}
 
+impl<'a, W: Word<u64>> LogRing<'a, W> {
     #[inline]
-    fn word(&self, position: u64) -> &'a AtomicU64 {
+    fn word(&self, position: u64) -> &'a W {
         // In range: the remainder is below the length, which `new` proved to be above zero.
         &self.words[(position % self.words.len() as u64) as usize]
     }
 
     /// Appends a record. The caller is the only writer.
     pub fn write(&self, level: u8, cpu: u8, nanos: u64, text: &[u8]) {
-        let text = &text[..text.len().min(LOG_LINE_MAX)];
+        let text = &text[..text.len().min(LOG_LINE_MAX).min((self.words.len() - 2) * 8)];
         let head = self.header.head.load(Ordering::Relaxed);
         let end = head + 2 + text.len().div_ceil(8) as u64;
         self.make_room(end);
@@ -107,7 +111,7 @@ impl<'a> LogRing<'a> {
         }
         self.header.tail.store(tail, Ordering::Relaxed);
         // Pairs with the acquire fence in `read`: who sees an overwritten word sees the moved tail.
-        fence(Ordering::Release);
+        W::fence(Ordering::Release);
     }
 
     /// Position of the oldest record.
@@ -119,6 +123,11 @@ impl<'a> LogRing<'a> {
     pub fn read<'t>(&self, position: u64, text: &'t mut [u8; LOG_LINE_MAX]) -> LogRead<'t> {
         let head = self.header.head.load(Ordering::Acquire);
         let tail = self.header.tail.load(Ordering::Acquire);
+        // A hostile writer may put anything here; with these two checks every record ends at or before `head`, so
+        // a reader always moves forward and never beyond what was there when it looked.
+        if tail > head || head - tail > self.words.len() as u64 {
+            return LogRead::Corrupt;
+        }
         if position < tail {
             return LogRead::Lost(tail);
         }
@@ -126,23 +135,24 @@ impl<'a> LogRing<'a> {
             return LogRead::End;
         }
         let meta = self.word(position).load(Ordering::Relaxed);
-        let nanos = self.word(position + 1).load(Ordering::Relaxed);
+        let nanos = self.word(position.wrapping_add(1)).load(Ordering::Relaxed);
         let len = (meta & 0xffff) as usize;
         if meta >> 32 == LOG_RECORD && len <= LOG_LINE_MAX {
             for (index, chunk) in text[..len].chunks_mut(8).enumerate() {
-                let bytes = self.word(position + 2 + index as u64).load(Ordering::Relaxed).to_le_bytes();
+                let bytes = self.word(position.wrapping_add(2 + index as u64)).load(Ordering::Relaxed).to_le_bytes();
                 chunk.copy_from_slice(&bytes[..chunk.len()]);
             }
         }
-        fence(Ordering::Acquire);
+        W::fence(Ordering::Acquire);
         let tail = self.header.tail.load(Ordering::Relaxed);
         if position < tail {
             return LogRead::Lost(tail);
         }
-        if meta >> 32 != LOG_RECORD || len > LOG_LINE_MAX {
+        let words = 2 + len.div_ceil(8) as u64;
+        if meta >> 32 != LOG_RECORD || len > LOG_LINE_MAX || words > head - position {
             return LogRead::Corrupt;
         }
         let record = LogRecord { level: (meta >> 16) as u8, cpu: (meta >> 24) as u8, nanos, text: &text[..len] };
-        LogRead::Record(record, position + 2 + len.div_ceil(8) as u64)
+        LogRead::Record(record, position + words)
     }
 }
