@@ -2,4 +2,5 @@
 
 fn main() {
     println!("cargo:rerun-if-changed=kernel.ld");
+    println!("cargo:rerun-if-changed=build.rs");
 }
