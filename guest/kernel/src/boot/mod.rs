@@ -1,0 +1,3 @@
+//! Getting from the loader to a kernel that knows its machine.
+
+pub mod entry;
