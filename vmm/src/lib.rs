@@ -1,1 +1,5 @@
 //! Pagevisor host side.
+
+pub mod config;
+pub mod layout;
+pub mod topology;
