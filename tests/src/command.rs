@@ -1,0 +1,155 @@
+//! Runs the real `pagevisor` command, with a time limit on everything.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// No command here may take longer: a hang is a failure with a message.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// The binary under test: `PAGEVISOR_BIN`, or the one cargo left beside this test.
+///
+/// # Panics
+/// If there is none: a test of nothing must not pass.
+pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("PAGEVISOR_BIN") {
+        return path.into();
+    }
+    let test = std::env::current_exe().expect("this test has a path");
+    let path = test.parent().and_then(Path::parent).map(|dir| dir.join("pagevisor"));
+    match path {
+        Some(path) if path.exists() => path,
+        _ => panic!("no pagevisor binary beside {}: build it (cargo build) or set PAGEVISOR_BIN", test.display()),
+    }
+}
+
+/// `pagevisor` with these arguments.
+pub fn pagevisor<'a>(args: impl IntoIterator<Item = &'a str>) -> Command {
+    let mut command = Command::new(binary());
+    command.args(args);
+    command
+}
+
+/// What a finished command left.
+#[derive(Debug)]
+pub struct Output {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// From start to end.
+    pub took: Duration,
+}
+
+impl Output {
+    /// The exit status, or 128 + the signal's number.
+    pub fn code(&self) -> i32 {
+        use std::os::unix::process::ExitStatusExt as _;
+        self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
+    }
+
+    /// Standard output of a command that succeeded.
+    ///
+    /// # Panics
+    /// With everything it printed, if it did not.
+    #[track_caller]
+    pub fn success(self) -> String {
+        assert_eq!(self.code(), 0, "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        self.stdout
+    }
+}
+
+/// A command that runs while the test does something else. Killed when dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    started: Instant,
+    readers: Option<[thread::JoinHandle<String>; 2]>,
+}
+
+/// Starts a command and collects its output in the background.
+pub fn start(command: &mut Command) -> Running {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let started = Instant::now();
+    let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
+    let stdout = collect(child.stdout.take());
+    let stderr = collect(child.stderr.take());
+    Running { child, started, readers: Some([stdout, stderr]) }
+}
+
+fn collect(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            // What was read before an error is still evidence.
+            drop(pipe.read_to_end(&mut bytes));
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+impl Running {
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has ended.
+    pub fn ended(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|status| status.is_some())
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: kill takes no pointers; the child is ours and not reaped, so the id names it and nothing else.
+        let result = unsafe { libc::kill(self.child.id().cast_signed(), signal) };
+        assert_eq!(result, 0, "kill: {}", std::io::Error::last_os_error());
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Panics
+    /// If it takes too long; the command is killed then.
+    #[track_caller]
+    pub fn finish(mut self) -> Output {
+        let deadline = Instant::now() + LIMIT;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                break Some(status);
+            }
+            if Instant::now() > deadline {
+                drop(self.child.kill());
+                drop(self.child.wait());
+                break None;
+            }
+            thread::sleep(Duration::from_millis(5));
+        };
+        let took = self.started.elapsed();
+        let [stdout, stderr] = self.readers.take().expect("finished once").map(|r| r.join().expect("reader"));
+        let Some(status) = status else { panic!("still running after {took:?}; stdout:\n{stdout}\nstderr:\n{stderr}") };
+        Output { status, stdout, stderr, took }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Already ended and reaped after `finish`: then neither does anything.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Runs a command to its end.
+#[track_caller]
+pub fn run(command: &mut Command) -> Output {
+    start(command).finish()
+}
+
+/// Path of the kernel ELF, as `pagevisor kernel --path` prints it.
+pub fn kernel_elf() -> PathBuf {
+    PathBuf::from(run(&mut pagevisor(["kernel", "--path"])).success().trim_end())
+}
