@@ -48,3 +48,15 @@ static_cargo() {
   CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static" \
     cargo "$command" --manifest-path "$root/Cargo.toml" --target "$static_triple" "$@"
 }
+
+# kernel_cargo COMMAND ARGS...: cargo for the guest kernel, with the flags of guest/kernel/rustflags and a target
+# directory of its own.
+kernel_cargo() {
+  local command=$1 triple=$static_triple flags
+  shift
+  [ -d "$(rustc --print sysroot)/lib/rustlib/x86_64-unknown-none" ] && triple=x86_64-unknown-none
+  flags=$(sed -e '/^#/d' -e '/^$/d' -e "s|@KERNEL_LD@|$root/guest/kernel/kernel.ld|" "$root/guest/kernel/rustflags" \
+    | tr '\n' '\037')
+  CARGO_ENCODED_RUSTFLAGS=${flags%$'\037'} cargo "$command" --manifest-path "$root/Cargo.toml" -p pagevisor-kernel \
+    --profile kernel --target "$triple" --target-dir "$target_dir/kernel" "$@"
+}

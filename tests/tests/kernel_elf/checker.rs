@@ -75,7 +75,10 @@ pub fn check(code: &[u8], ip: u64, bits: u32) -> Vec<Finding> {
         let filler = instruction.mnemonic() == Mnemonic::Int3 && !falls_through;
         falls_through = !matches!(
             instruction.flow_control(),
-            FlowControl::Return | FlowControl::UnconditionalBranch | FlowControl::IndirectBranch | FlowControl::Exception
+            FlowControl::Return
+                | FlowControl::UnconditionalBranch
+                | FlowControl::IndirectBranch
+                | FlowControl::Exception
         ) && !filler;
         if !filler && let Some(why) = refusal(instruction) {
             findings.push(finding(instruction, why));
