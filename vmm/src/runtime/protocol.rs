@@ -1,0 +1,116 @@
+//! What is said on a control socket.
+//!
+//! The socket is a `SOCK_SEQPACKET` one: a message is a packet, so there are no lengths to trust and no halves to
+//! wait for. A request and its reply are one JSON object each; the reply to `attach` carries descriptors
+//! (`SCM_RIGHTS`): first the state region's, then one for each node that has memory, in order of node, all read-only.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this protocol; a client and a guest of different versions do not talk.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Longest request in bytes.
+pub(super) const MAX_REQUEST: usize = 4096;
+/// Longest reply in bytes; a machine of 64 nodes in a thousand ranges needs half of it.
+pub(super) const MAX_REPLY: usize = 192 << 10;
+/// Most descriptors with a reply: the state region's and each node's.
+pub(super) const MAX_FDS: usize = 1 + pagevisor_shared::MAX_NUMNODES;
+
+/// What a client asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Verb {
+    /// The machine's description and its memory.
+    Attach,
+    /// How the guest is.
+    Status,
+    /// The guest's end.
+    Stop,
+}
+
+/// A request.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct Request {
+    /// [`PROTOCOL_VERSION`] of the client.
+    pub version: u32,
+    /// What is asked for.
+    pub request: Verb,
+}
+
+/// A reply.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Reply {
+    /// To [`Verb::Attach`]; the descriptors come with it.
+    Guest(Guest),
+    /// To [`Verb::Status`].
+    Status(Status),
+    /// To [`Verb::Stop`]: it has begun; the connection closes when the guest is gone.
+    Stopping,
+    /// The request cannot be served, and why.
+    Error(String),
+}
+
+/// How a guest is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The process that runs it.
+    pub pid: u32,
+    /// How far the guest has come: `booting`, `ready`, `off`, `panicked`.
+    pub state: String,
+    /// Milliseconds since the machine was started.
+    pub uptime_ms: u64,
+    /// Number of NUMA nodes.
+    pub nodes: usize,
+    /// Number of vCPUs.
+    pub cpus: usize,
+    /// RAM of all nodes in bytes.
+    pub memory: u64,
+}
+
+/// What a client must know of a guest to look into its memory.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Guest {
+    /// Version of the contract between host and guest ([`pagevisor_shared::ABI_VERSION`]).
+    pub abi: u32,
+    /// The guest's name.
+    pub name: String,
+    /// The process that runs it.
+    pub pid: u32,
+    /// When the machine was started, in milliseconds since 1970.
+    pub started_unix_ms: u64,
+    /// The kernel: its file, or `embedded`.
+    pub kernel: String,
+    /// SHA-256 of the kernel's ELF, in hexadecimal.
+    pub kernel_sha256: String,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// Bytes of the state region's descriptor.
+    pub region_bytes: u64,
+    /// Number of vCPUs.
+    pub cpus: usize,
+    /// The nodes, by number.
+    pub nodes: Vec<GuestNode>,
+    /// Distances, by row (from), then column (to).
+    pub distances: Vec<Vec<u8>>,
+}
+
+/// A NUMA node of a guest.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GuestNode {
+    /// Its vCPUs.
+    pub cpus: Vec<u32>,
+    /// Its memory in order of address; a node without any has no descriptor.
+    pub ranges: Vec<GuestRange>,
+}
+
+/// A range of guest-physical memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GuestRange {
+    /// Guest-physical address.
+    pub base: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Where it lies in the node's descriptor.
+    pub offset: u64,
+}

@@ -1,0 +1,209 @@
+//! The guest's side of a control socket.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{ControlMessage, MsgFlags, SockFlag, accept4, getsockopt, recv, sendmsg};
+use nix::unistd::geteuid;
+
+use super::dir::Claim;
+use super::protocol::{Guest, MAX_REPLY, MAX_REQUEST, PROTOCOL_VERSION, Reply, Request, Status, Verb};
+
+/// How long a client may stay silent before its first request.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Most clients at a time. Each costs a descriptor of this process.
+const MAX_CLIENTS: usize = 128;
+
+/// What the socket gives access to.
+pub struct Endpoint {
+    /// The machine's description.
+    pub guest: Guest,
+    /// Read-only descriptors of the state region and of each node that has memory.
+    pub memory: Vec<OwnedFd>,
+    /// How the guest is now.
+    pub status: Box<dyn Fn() -> Status + Send>,
+    /// Asks for the guest's end, and returns at once.
+    pub stop: Box<dyn Fn() + Send>,
+}
+
+/// Serves a control socket from a thread of its own. Dropping it ends the thread, removes the socket and closes all
+/// connections, in this order: who sees its connection close knows that the name is free.
+#[derive(Debug)]
+pub struct ControlServer {
+    thread: Option<JoinHandle<()>>,
+    quit: Arc<EventFd>,
+}
+
+impl ControlServer {
+    /// Starts to serve `endpoint` on the socket of `claim`.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start(claim: Claim, endpoint: Endpoint) -> io::Result<Self> {
+        let quit = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let server = Server { claim, endpoint, quit: quit.clone(), clients: Vec::new() };
+        let thread = thread::Builder::new().name("control".into()).spawn(move || server.serve())?;
+        Ok(Self { thread: Some(thread), quit })
+    }
+}
+
+impl Drop for ControlServer {
+    fn drop(&mut self) {
+        // An eventfd's write fails only when its counter is full, and then the thread is awake anyway.
+        let _ = self.quit.write(1);
+        if let Some(thread) = self.thread.take() {
+            // A panic in there has been printed already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A connection. `deadline` is set until the first request is served; after that a client may stay as long as it
+/// likes, to see the guest end.
+struct Client {
+    fd: OwnedFd,
+    deadline: Option<Instant>,
+}
+
+struct Server {
+    // Fields are dropped in this order: the name is given back before connections close.
+    claim: Claim,
+    endpoint: Endpoint,
+    quit: Arc<EventFd>,
+    clients: Vec<Client>,
+}
+
+impl Server {
+    fn serve(mut self) {
+        loop {
+            let Some(ready) = self.wait() else { return };
+            // From the back, so that removal does not move what is still to be looked at.
+            for index in (0..self.clients.len()).rev() {
+                let flags = ready[2 + index];
+                let keep = if flags.is_empty() { !self.is_late(index) } else { self.answer(index).is_ok() };
+                if !keep {
+                    self.clients.swap_remove(index);
+                }
+            }
+            if !ready[1].is_empty() {
+                self.accept();
+            }
+        }
+    }
+
+    /// Waits for something to do: what has happened to the `quit` event, the listener and each client. `None` when
+    /// it is time to end.
+    fn wait(&self) -> Option<Vec<PollFlags>> {
+        let fds = [self.quit.as_fd(), self.claim.listener().as_fd()];
+        let fds = fds.into_iter().chain(self.clients.iter().map(|client| client.fd.as_fd()));
+        let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let timeout = match self.clients.iter().filter_map(|client| client.deadline).min() {
+            Some(deadline) => millis_until(deadline),
+            None => PollTimeout::NONE,
+        };
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            // ENOMEM, perhaps for a moment: try again, but not at full speed.
+            Err(_) => thread::sleep(Duration::from_millis(100)),
+        }
+        let ready: Vec<_> = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::POLLNVAL)).collect();
+        if ready[0].is_empty() { Some(ready) } else { None }
+    }
+
+    fn is_late(&self, index: usize) -> bool {
+        self.clients[index].deadline.is_some_and(|deadline| deadline <= Instant::now())
+    }
+
+    fn accept(&mut self) {
+        match accept4(self.claim.listener().as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
+            Ok(fd) => self.admit(own(fd)),
+            Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => {}
+            // No descriptor left, most likely. The listener stays readable, so do not spin.
+            Err(_) => thread::sleep(Duration::from_millis(100)),
+        }
+    }
+
+    fn admit(&mut self, fd: OwnedFd) {
+        let me = geteuid().as_raw();
+        match getsockopt(&fd, PeerCredentials) {
+            Ok(peer) if peer.uid() == me || peer.uid() == 0 => {}
+            _ => return drop(send(&fd, &Reply::Error("this guest belongs to another user".into()), &[])),
+        }
+        if self.clients.len() >= MAX_CLIENTS {
+            return drop(send(&fd, &Reply::Error("too many clients are connected to this guest".into()), &[]));
+        }
+        self.clients.push(Client { fd, deadline: Some(Instant::now() + SILENCE) });
+    }
+
+    /// Reads and answers a request. An error means that the connection is of no more use.
+    fn answer(&mut self, index: usize) -> io::Result<()> {
+        let client = &mut self.clients[index];
+        let mut packet = [0; MAX_REQUEST];
+        // With MSG_TRUNC the packet's whole length is returned, also when it did not fit.
+        let len = match recv(client.fd.as_raw_fd(), &mut packet, MsgFlags::MSG_TRUNC) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(len) => len,
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        };
+        let refuse = |reason: String| {
+            send(&client.fd, &Reply::Error(reason), &[])?;
+            Err(io::ErrorKind::InvalidData.into())
+        };
+        let Some(packet) = packet.get(..len) else {
+            return refuse(format!("a request of {len} bytes is too long (at most {MAX_REQUEST})"));
+        };
+        let request: Request = match serde_json::from_slice(packet) {
+            Ok(request) => request,
+            Err(error) => return refuse(format!("not a request: {error}")),
+        };
+        if request.version != PROTOCOL_VERSION {
+            return refuse(format!("the guest speaks protocol version {PROTOCOL_VERSION}, not {}", request.version));
+        }
+        client.deadline = None;
+        match request.request {
+            Verb::Attach => {
+                let fds: Vec<RawFd> = self.endpoint.memory.iter().map(AsRawFd::as_raw_fd).collect();
+                send(&client.fd, &Reply::Guest(self.endpoint.guest.clone()), &fds)
+            }
+            Verb::Status => send(&client.fd, &Reply::Status((self.endpoint.status)()), &[]),
+            Verb::Stop => {
+                (self.endpoint.stop)();
+                send(&client.fd, &Reply::Stopping, &[])
+            }
+        }
+    }
+}
+
+/// Sends without ever waiting: a client that does not read its replies is dropped.
+fn send(socket: &OwnedFd, reply: &Reply, fds: &[RawFd]) -> io::Result<()> {
+    let mut packet = serde_json::to_vec(reply)?;
+    if packet.len() > MAX_REPLY {
+        packet = serde_json::to_vec(&Reply::Error("the machine's description is too long to send".into()))?;
+    }
+    let rights = [ControlMessage::ScmRights(fds)];
+    let rights = if fds.is_empty() { &[] } else { &rights[..] };
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&packet)], rights, flags, None)?;
+    Ok(())
+}
+
+/// Takes ownership of a descriptor that the kernel has just made for us.
+fn own(fd: RawFd) -> OwnedFd {
+    use std::os::fd::FromRawFd;
+    // SAFETY: `accept4` returned it a moment ago, and nothing else knows its number.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn millis_until(deadline: Instant) -> PollTimeout {
+    let left = deadline.saturating_duration_since(Instant::now());
+    // One more, so that the deadline has passed when the wait is over.
+    PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
+}
