@@ -1,3 +1,6 @@
-//! What the tests share: running `pagevisor` as a user does, and reading back what it prints.
+//! What the tests share: running `pagevisor` as a user does, reading back what it prints, and Linux's own arithmetic
+//! to compare with.
 
 pub mod command;
+pub mod linux;
+pub mod views;
