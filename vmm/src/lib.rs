@@ -1,5 +1,6 @@
 //! Pagevisor host side.
 
+pub mod acpi;
 pub mod config;
 pub mod layout;
 pub mod runtime;

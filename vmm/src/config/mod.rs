@@ -1,9 +1,92 @@
 //! What the user may say about the machine, in a file and in flags, and how it becomes a [`Topology`].
 //!
-//! [`Topology`]: crate::topology::Topology
+//! | flag `--node KEY=VAL,...` | file, in a `[[node]]` | meaning |
+//! |---|---|---|
+//! | `mem=512M` | `mem = "512M"` | plain form: memory behind that of the node before, as in a PC |
+//! | `dma=16M` | `dma = "16M"` | memory in zone DMA, below 16 MiB |
+//! | `dma32=112M` | `dma32 = "112M"` | memory in zone DMA32, 16 MiB to 3 GiB |
+//! | `normal=1G` | `normal = "1G"` | memory in zone Normal, from 4 GiB |
+//! | `range=4G-5G` (again and again) | `range = ["4G-5G", "6G+1G"]` | memory at these addresses, END exclusive |
+//! | `cpus=2` | `cpus = 2` | so many CPUs, with the lowest free numbers |
+//! | `cpus=[0-3,5]` | `cpus = ["0-3", 5]` | these CPUs |
+//!
+//! | flag | file | meaning |
+//! |---|---|---|
+//! | `--distance 0:1=21` | `[distance]` with `"0:1" = 21` | distance from 0 to 1, and back unless 1:0 is given too |
+//! | | `distance = [[10, 21], [21, 10]]` | all of them |
+//!
+//! Sizes are numbers, decimal or `0x`, with K, M, G, T for powers of 1024, and multiples of 4K: a page is the finest
+//! thing both a memory slot and the guest can tell apart, and zone and node borders inside a page block are worth
+//! looking at. A node takes its memory in one of the three forms. Where nobody says `cpus`, each node has one;
+//! otherwise a node that does not say it has none. Where no distance is given, all are 20; otherwise all must be.
+//!
+//! Flags override the file: `--node`, given at all, replaces all of the file's nodes, and `--distance` single
+//! distances. Without file and `--node` the machine is [`Topology::default`].
 
 mod error;
-pub mod value;
+mod file;
+mod flags;
+mod spec;
+#[cfg(test)]
+pub(crate) mod tests;
+mod value;
+mod write;
+
+use std::path::{Path, PathBuf};
+
+use crate::topology::Topology;
+use spec::Spec;
 
 pub use error::ConfigError;
 pub use value::Size;
+
+/// The part of the command line that describes the machine.
+#[derive(clap::Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct TopologyArgs {
+    /// File that describes the machine, such as vmm/topologies/two-socket.toml [default: 2 nodes, 2 CPUs, 512M]
+    #[arg(value_name = "TOPOLOGY")]
+    pub file: Option<PathBuf>,
+
+    /// A node of the machine; once per node, in place of those in the file.
+    ///
+    /// mem=512M: memory laid out as in a PC. Or by zone: dma=16M,dma32=112M,normal=128M. Or by address:
+    /// range=4G-5G,range=6G+1G. cpus=2 is a number of CPUs, cpus=[0-3,5] names them.
+    #[arg(long = "node", value_name = "KEY=VAL,...")]
+    pub nodes: Vec<String>,
+
+    /// The distance from node A to node B, and back unless B:A is given too (repeatable).
+    ///
+    /// It overrides the file's. Where no distance is given at all, every one is 20; otherwise all must be given.
+    #[arg(long = "distance", value_name = "A:B=D")]
+    pub distances: Vec<String>,
+}
+
+/// The machine that the command line describes.
+pub fn resolve(args: &TopologyArgs) -> Result<Topology, ConfigError> {
+    let mut spec = match &args.file {
+        Some(path) => read(path)?,
+        None if args.nodes.is_empty() => file::parse(&Topology::default().to_toml(), "default topology")?,
+        None => Spec { origin: "--node".to_owned(), ..Spec::default() },
+    };
+    if !args.nodes.is_empty() {
+        spec.nodes = flags::nodes(&args.nodes)?;
+    }
+    if !args.distances.is_empty() {
+        spec.distances.push(flags::distances(&args.distances)?);
+    }
+    spec.topology()
+}
+
+fn read(path: &Path) -> Result<Spec, ConfigError> {
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| ConfigError::new(&name, "", format!("cannot be read: {error}")))?;
+    file::parse(&text, &name)
+}
+
+impl Topology {
+    /// The machine that the text of a file describes. `file_name` is what errors call the file.
+    pub fn from_toml(text: &str, file_name: &str) -> Result<Self, ConfigError> {
+        file::parse(text, file_name)?.topology()
+    }
+}

@@ -1,0 +1,20 @@
+use std::path::Path;
+
+use super::*;
+
+/// The topologies that come with the project, by file name.
+pub(crate) fn shipped() -> Vec<(String, Topology)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("topologies");
+    let mut found: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let topology = Topology::from_toml(&text, &name).unwrap_or_else(|error| panic!("{error}"));
+            (name, topology)
+        })
+        .collect();
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found
+}
