@@ -1,8 +1,10 @@
 //! Runs the real `pagevisor` command, with a time limit on everything.
 
+use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -152,4 +154,93 @@ pub fn run(command: &mut Command) -> Output {
 /// Path of the kernel ELF, as `pagevisor kernel --path` prints it.
 pub fn kernel_elf() -> PathBuf {
     PathBuf::from(run(&mut pagevisor(["kernel", "--path"])).success().trim_end())
+}
+
+/// A guest of a name of its own that stays up until it is stopped, in a runtime directory of its own.
+#[derive(Debug)]
+pub struct Guest {
+    name: String,
+    directory: PathBuf,
+    running: Running,
+}
+
+impl Guest {
+    /// Starts `pagevisor run ARGS --keep` and waits until the guest is ready.
+    ///
+    /// # Panics
+    /// If it does not get there.
+    #[track_caller]
+    pub fn keep(name: &str, args: &[&str]) -> Self {
+        let name = unique(name);
+        let directory = std::env::temp_dir().join(format!("pagevisor-test-{name}"));
+        fs::create_dir_all(&directory).expect("a directory for the guest");
+        let mut command = pagevisor(["run", "--keep", "--name", name.as_str()].into_iter().chain(args.iter().copied()));
+        command.env("PAGEVISOR_RUNTIME_DIR", &directory);
+        let mut guest = Self { running: start(&mut command), name, directory };
+        let deadline = Instant::now() + LIMIT;
+        while guest.try_show(&["buddyinfo"]).code() != 0 {
+            if guest.running.ended() || Instant::now() > deadline {
+                let output = guest.running.finish();
+                panic!("not ready: status {}\n{}\n{}", output.code(), output.stdout, output.stderr);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        guest
+    }
+
+    /// Process id of the VMM.
+    pub fn id(&self) -> u32 {
+        self.running.id()
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The runtime directory it is in.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Another `pagevisor` command that sees this guest.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = pagevisor(args.iter().copied());
+        command.env("PAGEVISOR_RUNTIME_DIR", &self.directory);
+        command
+    }
+
+    /// `pagevisor show NAME VIEW`, however it ends.
+    pub fn try_show(&self, view: &[&str]) -> Output {
+        let mut command = self.command(&["show", &self.name]);
+        run(command.args(view))
+    }
+
+    /// `pagevisor show NAME VIEW`.
+    #[track_caller]
+    pub fn show(&self, view: &[&str]) -> String {
+        self.try_show(view).success()
+    }
+
+    /// Sends the VMM a signal and waits for its end.
+    #[track_caller]
+    pub fn end_by(self, signal: i32) -> Output {
+        self.running.signal(signal);
+        self.running.finish()
+    }
+
+    /// Stops it by `pagevisor stop`.
+    #[track_caller]
+    pub fn stop(self) -> Output {
+        run(&mut self.command(&["stop", &self.name])).success();
+        let output = self.running.finish();
+        assert_eq!(output.code(), 0, "{}", output.stderr);
+        output
+    }
+}
+
+/// A name that no other guest has, in this process or another.
+pub fn unique(name: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{name}-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed))
 }

@@ -3,4 +3,5 @@
 
 pub mod command;
 pub mod linux;
+pub mod process;
 pub mod views;

@@ -1,0 +1,136 @@
+//! Under QEMU's `-icount` the guest's time stamp counter counts instructions.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use pagevisor_tests::command::run;
+
+use crate::table::{Row, Table};
+
+/// Most instructions an operation may take.
+const BOUNDS: &[(&str, f64)] = &[
+    ("pages_o0_hot", 120.0),
+    ("pages_o0_burst4096", 200.0),
+    ("pages_o3_hot", 250.0),
+    ("pages_o9_hot", 1000.0),
+    ("pages_o10_hot", 1500.0),
+    ("mixed_o0-9_uniform", 500.0),
+];
+
+/// Most instructions from entry to ready.
+const BOOT_BOUND: f64 = 1_000_000.0;
+
+/// Linux's figures by name.
+pub fn reference(path: &Path) -> Result<BTreeMap<String, f64>, String> {
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let mut figures = BTreeMap::new();
+    for line in text.lines().filter(|l| !l.starts_with('#')).skip(1) {
+        let fields: Vec<&str> = line.split('\t').collect();
+        let figure = fields.get(2).and_then(|f| f.parse().ok());
+        let figure = figure.ok_or_else(|| format!("{}: not a figure: '{line}'", path.display()))?;
+        figures.insert(fields[0].to_owned(), figure);
+    }
+    Ok(figures)
+}
+
+/// Instructions per operation.
+pub fn operations(elf: &Path, linux: &BTreeMap<String, f64>) -> Result<Table, String> {
+    let machine = Machine { nodes: vec![1 << 30], cpus: 1, distances: Vec::new() };
+    let rows = machine
+        .bench(elf, "all")?
+        .into_iter()
+        .filter(|(name, _)| name != "boot")
+        .map(|(name, value)| Row {
+            reference: linux.get(&name).copied(),
+            bound: BOUNDS.iter().find(|(n, _)| *n == name).map(|(_, bound)| *bound),
+            name,
+            value,
+        })
+        .collect();
+    let title = "Instructions per operation, one CPU, 1 GiB".to_owned();
+    Ok(Table { title, unit: "instructions", reference: "Linux 6.1", rows })
+}
+
+/// Instructions from the kernel's entry to ready, of all CPUs together.
+pub fn boots(elf: &Path) -> Result<Table, String> {
+    let boot = |machine: Machine| -> Result<f64, String> {
+        let figures = machine.bench(elf, "boot")?;
+        figures.into_iter().find(|(n, _)| n == "boot").map(|(_, v)| v).ok_or("the guest gave no boot figure".to_owned())
+    };
+    let plain = |gib: u64| Machine { nodes: vec![gib << 30], cpus: 1, distances: Vec::new() };
+    let one = boot(plain(1))?;
+    let large = boot(plain(64))?;
+    let two = boot(Machine { nodes: vec![256 << 20; 2], cpus: 2, distances: vec![(0, 1, 20)] })?;
+    let eight = boot(Machine { nodes: vec![256 << 20; 8], cpus: 8, distances: three_levels() })?;
+    let bounded = |name: &str, value, bound| Row { bound: Some(bound), ..Row::new(name, value) };
+    let rows = vec![
+        bounded("1 node, 1 CPU, 1 GiB", one, BOOT_BOUND),
+        bounded("1 node, 1 CPU, 64 GiB", large, one * 1.2),
+        bounded("2 nodes, 2 CPUs, 512 MiB", two, BOOT_BOUND),
+        bounded("8 nodes, 8 CPUs, 2 GiB", eight, two * 4.0),
+    ];
+    let title = "Boot, from the kernel's entry to ready, all CPUs together".to_owned();
+    Ok(Table { title, unit: "instructions", reference: "", rows })
+}
+
+/// The distances of vmm/topologies/eight-node-three-levels.toml.
+fn three_levels() -> Vec<(usize, usize, u32)> {
+    let pairs = (0..8).flat_map(|a| (a + 1..8).map(move |b| (a, b)));
+    pairs
+        .map(|(a, b)| {
+            (
+                a,
+                b,
+                if a / 2 == b / 2 {
+                    12
+                } else if a / 4 == b / 4 {
+                    20
+                } else {
+                    32
+                },
+            )
+        })
+        .collect()
+}
+
+struct Machine {
+    /// Bytes of each node.
+    nodes: Vec<u64>,
+    cpus: usize,
+    distances: Vec<(usize, usize, u32)>,
+}
+
+impl Machine {
+    /// Boots under QEMU with `bench=names`; the figures, in the guest's order.
+    fn bench(&self, elf: &Path, names: &str) -> Result<Vec<(String, f64)>, String> {
+        let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.args("-nodefaults -no-user-config -display none -no-reboot -serial stdio -accel tcg".split(' '))
+            .args("-icount shift=0,sleep=off -cpu qemu64,+rdrand".split(' '))
+            .args(["-smp", &self.cpus.to_string(), "-m", &format!("{}M", self.nodes.iter().sum::<u64>() >> 20)]);
+        for (node, bytes) in self.nodes.iter().enumerate() {
+            let backend = format!("memory-backend-ram,id=m{node},size={}M,reserve=off", bytes >> 20);
+            let cpus = if node < self.cpus { format!(",cpus={node}") } else { String::new() };
+            qemu.args(["-object", &backend, "-numa", &format!("node,nodeid={node},memdev=m{node}{cpus}")]);
+        }
+        for (a, b, distance) in &self.distances {
+            qemu.args(["-numa", &format!("dist,src={a},dst={b},val={distance}")]);
+        }
+        qemu.arg("-kernel").arg(elf).args(["-append", &format!("bench={names}")]);
+        let output = run(&mut qemu);
+        if output.code() != 0 {
+            return Err(format!("QEMU ended with {}: {}{}", output.code(), output.stdout, output.stderr));
+        }
+        let figures: Vec<_> = output.stdout.lines().filter_map(figure).collect();
+        if figures.is_empty() {
+            return Err(format!("the guest printed no figures: {}{}", output.stdout, output.stderr));
+        }
+        Ok(figures)
+    }
+}
+
+/// `bench NAME VALUE`
+fn figure(line: &str) -> Option<(String, f64)> {
+    let mut words = line.trim().strip_prefix("bench ")?.split(' ');
+    Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
+}

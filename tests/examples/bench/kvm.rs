@@ -1,0 +1,98 @@
+//! On /dev/kvm: memory and wall time.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use pagevisor_tests::command::{Guest, pagevisor, run};
+use pagevisor_tests::process::resident_outside_guest;
+
+use crate::table::{Row, Table};
+
+/// Runs of each contestant; they take turns.
+const RUNS: usize = 5;
+
+/// Whether /dev/kvm can be opened.
+pub fn usable() -> bool {
+    std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok()
+}
+
+/// What the VMM itself keeps resident.
+pub fn memory() -> Result<Table, String> {
+    let mut rows = Vec::new();
+    for (name, args, bound) in [
+        ("default topology: RSS beyond guest memory", &[] as &[&str], 8.0),
+        ("eight nodes: RSS beyond guest memory", &["vmm/topologies/eight-node-three-levels.toml"], 8.0),
+    ] {
+        let guest = Guest::keep("bench", args);
+        let bytes = resident_outside_guest(guest.id());
+        rows.push(Row { bound: Some(bound), ..Row::new(name, mib(bytes)) });
+        guest.stop();
+    }
+    let guest = Guest::keep("bench", &["--node", "mem=1T,cpus=1"]);
+    let total = pagevisor_tests::process::resident(guest.id());
+    rows.push(Row { bound: Some(200.0), ..Row::new("1 TiB node: RSS in all", mib(total)) });
+    guest.stop();
+    Ok(Table { title: "Memory of the VMM".to_owned(), unit: "MiB", reference: "", rows })
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+/// From exec to a guest that is ready.
+pub fn time(elf: &Path) -> Result<Table, String> {
+    let mut ours = Vec::new();
+    let mut plain = Vec::new();
+    let mut theirs = Vec::new();
+    for _ in 0..RUNS {
+        ours.push(run_pagevisor(&[])?);
+        plain.push(run_pagevisor(&["--node", "mem=256M,cpus=2"])?);
+        theirs.push(run_qemu(elf)?);
+    }
+    let qemu = median(theirs);
+    let rows = vec![
+        Row { bound: Some(3000.0), ..Row::new("default topology (2 nodes, 2 CPUs)", median(ours)) },
+        Row { reference: Some(qemu), ..Row::new("1 node, 256 MiB, 2 CPUs; against QEMU microvm", median(plain)) },
+    ];
+    let title = format!("Wall time from exec to ready on /dev/kvm, median of {RUNS}");
+    Ok(Table { title, unit: "ms", reference: "QEMU microvm", rows })
+}
+
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort();
+    times[times.len() / 2].as_secs_f64() * 1000.0
+}
+
+/// The whole command, shutdown and all: an upper bound.
+fn run_pagevisor(args: &[&str]) -> Result<Duration, String> {
+    let output = run(&mut pagevisor(["run"].into_iter().chain(args.iter().copied())));
+    match output.code() {
+        0 => Ok(output.took),
+        code => Err(format!("pagevisor run ended with {code}: {}", output.stderr)),
+    }
+}
+
+/// Until the first line of a table, which the guest prints when it is ready.
+fn run_qemu(elf: &Path) -> Result<Duration, String> {
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args("-M microvm -accel kvm -cpu host -m 256M -smp 2 -nodefaults -no-user-config".split(' '))
+        .args("-display none -no-reboot -serial stdio -append dump=buddyinfo -kernel".split(' '))
+        .arg(elf)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let start = Instant::now();
+    let mut child = qemu.spawn().map_err(|e| format!("QEMU: {e}"))?;
+    let ready = child.stdout.take().and_then(|out| {
+        BufReader::new(out)
+            .lines()
+            .map_while(Result::ok)
+            .find(|line| line.contains("Node 0, zone"))
+            .map(|_| start.elapsed())
+    });
+    drop(child.kill());
+    drop(child.wait());
+    ready.ok_or("QEMU ended before the guest was ready".to_owned())
+}
