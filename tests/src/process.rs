@@ -30,8 +30,8 @@ fn mappings(pid: u32) -> Vec<(String, u64)> {
     mappings
 }
 
-/// What a process leaves behind when it forgets: files in the runtime directory and processes of the command.
-pub fn children_named(name: &str) -> Vec<u32> {
+/// Processes with this word among their arguments.
+pub fn named(name: &str) -> Vec<u32> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").expect("/proc").flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };

@@ -1,0 +1,118 @@
+//! The same ELF under another VMM: QEMU's PVH loader and firmware tables, without the monitor device.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use pagevisor_tests::command::{kernel_elf, run};
+use pagevisor_tests::linux;
+use pagevisor_tests::views::{self, ZoneInfo, ZoneKey};
+
+/// What the guest prints on the serial console, without carriage returns.
+fn boot(machine: &[&str], append: &str) -> String {
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args("-accel tcg -cpu qemu64,+rdrand -nodefaults -no-user-config -display none -no-reboot".split(' '))
+        .args(["-serial", "stdio", "-append", append])
+        .args(machine)
+        .arg("-kernel")
+        .arg(kernel_elf());
+    run(&mut qemu).success().replace('\r', "")
+}
+
+/// The part of `text` that is buddyinfo: its lines alone have a comma after the node and counts behind the zone.
+fn tables(text: &str) -> (String, String) {
+    let mut buddyinfo = String::new();
+    let mut zoneinfo = String::new();
+    for line in text.lines() {
+        if line.starts_with("Node ") && line.ends_with(' ') {
+            buddyinfo += &format!("{line}\n");
+        } else if line.starts_with("Node ") || (line.starts_with("  ") && !zoneinfo.is_empty()) {
+            zoneinfo += &format!("{line}\n");
+        }
+    }
+    (buddyinfo, zoneinfo)
+}
+
+/// Boots with `dump=buddyinfo,zoneinfo`, compares the two, and checks watermarks and reserves.
+fn zones(machine: &[&str]) -> BTreeMap<ZoneKey, ZoneInfo> {
+    let output = boot(machine, "dump=buddyinfo,zoneinfo");
+    let (buddyinfo, zoneinfo) = tables(&output);
+    let (zones, _) = views::zoneinfo(&zoneinfo);
+    assert!(!zones.is_empty(), "{output}");
+    let blocks = views::buddyinfo(&buddyinfo);
+    let all: u64 = zones.values().map(|zone| zone.page("managed")).sum();
+    for (key, zone) in &zones {
+        let marks = ["min", "low", "high"].map(|field| zone.page(field));
+        let managed = zone.page("managed");
+        assert_eq!(marks, linux::watermarks(linux::min_free_kbytes(all), managed, all), "{key:?}");
+        if zone.page("present") > 0 {
+            assert_eq!(views::pages(&blocks[key]), zone.page("free"), "{key:?}");
+        }
+    }
+    zones
+}
+
+fn present(zones: &BTreeMap<ZoneKey, ZoneInfo>, node: u32) -> u64 {
+    zones.iter().filter(|((n, _), _)| *n == node).map(|(_, zone)| zone.page("present")).sum()
+}
+
+#[test]
+fn one_node() {
+    let zones = zones(&["-m", "512M"]);
+    let pages = present(&zones, 0);
+    // QEMU takes a little of the 512 MiB for itself: the legacy hole, and ACPI tables at the end.
+    assert!((130_000..=131_072).contains(&pages), "{pages} pages");
+    assert!(zones[&(0, "Normal".to_owned())].page("present") == 0 && zones[&(0, "DMA".to_owned())].page("present") > 0);
+}
+
+#[test]
+fn two_nodes_with_a_distance() {
+    let machine = [
+        "-m",
+        "5G",
+        "-smp",
+        "2",
+        "-object",
+        "memory-backend-ram,id=m0,size=2560M,reserve=off",
+        "-object",
+        "memory-backend-ram,id=m1,size=2560M,reserve=off",
+        "-numa",
+        "node,nodeid=0,memdev=m0,cpus=0",
+        "-numa",
+        "node,nodeid=1,memdev=m1,cpus=1",
+        "-numa",
+        "dist,src=0,dst=1,val=21",
+    ];
+    let zones = zones(&machine);
+    assert!((653_000..=655_360).contains(&present(&zones, 0)), "{}", present(&zones, 0));
+    assert_eq!(present(&zones, 1), 655_360);
+    for (key, zone) in zones.iter().filter(|(_, zone)| zone.page("present") > 0) {
+        assert_eq!(zone.pagesets.len(), 2, "both CPUs are up: {key:?}");
+    }
+    let text = boot(&machine, "dump=numa loglevel=7");
+    assert!(text.contains("Fallback order for Node 0: 0 1"), "{text}");
+    assert!(text.contains("Fallback order for Node 1: 1 0"), "{text}");
+}
+
+#[test]
+fn a_node_without_cpus_and_one_without_memory() {
+    let machine = [
+        "-m",
+        "768M",
+        "-smp",
+        "2",
+        "-object",
+        "memory-backend-ram,id=m0,size=512M",
+        "-object",
+        "memory-backend-ram,id=m1,size=256M",
+        "-numa",
+        "node,nodeid=0,memdev=m0,cpus=0",
+        "-numa",
+        "node,nodeid=1,memdev=m1",
+        "-numa",
+        "node,nodeid=2,cpus=1",
+    ];
+    let zones = zones(&machine);
+    // QEMU's tables at the end of RAM are in node 1.
+    assert!((65_000..=65_536).contains(&present(&zones, 1)), "{}", present(&zones, 1));
+    assert_eq!(present(&zones, 2), 0);
+}
