@@ -13,7 +13,7 @@ type Value<'a> = Spanned<DeValue<'a>>;
 
 /// Reads the text of a file.
 pub(super) fn parse(text: &str, name: &str) -> Result<Spec, ConfigError> {
-    let file = File { text, name };
+    let file = File::new(text, name);
     let document = DeTable::parse(text).map_err(|error| {
         let origin = error.span().map_or_else(|| name.to_owned(), |span| file.line(span.start));
         ConfigError::new(origin, "", error.message().trim().replace('\n', "; "))
@@ -41,15 +41,19 @@ fn in_order<'t, 'i>(table: &'t DeTable<'i>) -> Vec<(&'t Spanned<toml::de::DeStri
 
 /// A file that is being read.
 struct File<'a> {
-    text: &'a str,
     name: &'a str,
+    /// Offsets of the line ends.
+    line_ends: Vec<usize>,
 }
 
-impl File<'_> {
+impl<'a> File<'a> {
+    fn new(text: &str, name: &'a str) -> Self {
+        Self { name, line_ends: text.match_indices('\n').map(|(offset, _)| offset).collect() }
+    }
+
     /// `NAME:LINE` of the byte at `offset`.
     fn line(&self, offset: usize) -> String {
-        let before = &self.text.as_bytes()[..offset.min(self.text.len())];
-        format!("{}:{}", self.name, before.iter().filter(|&&byte| byte == b'\n').count() + 1)
+        format!("{}:{}", self.name, self.line_ends.partition_point(|&end| end < offset) + 1)
     }
 
     fn at(&self, value: &Value) -> String {

@@ -70,8 +70,7 @@ pub(super) fn ram(topology: &Topology) -> Result<Vec<RamRange>, TopologyError> {
     claim_plain(topology, &mut free, &mut claims)?;
     let ram = pieces(claims);
     if ram.len() > MAX_RAM_RANGES {
-        let fault = Fault::TooManyPieces { count: ram.len(), max: MAX_RAM_RANGES };
-        return Err(fault.about(Subject::Machine));
+        return Err(Fault::TooManyPieces(ram.len()).about(Subject::Machine));
     }
     let mut missing = vec![BOOT_MEMORY];
     for range in &ram {
@@ -194,8 +193,7 @@ pub(super) fn memory_map(ram: &[RamRange], state: AddrRange) -> Result<Vec<E820>
         joined
     });
     if entries.len() > MAX_MAP_ENTRIES {
-        let fault = Fault::TooManyPieces { count: entries.len(), max: MAX_MAP_ENTRIES };
-        return Err(fault.about(Subject::Machine));
+        return Err(Fault::TooManyMapEntries(entries.len()).about(Subject::Machine));
     }
     Ok(entries)
 }

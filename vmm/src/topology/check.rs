@@ -99,7 +99,7 @@ fn check_memory(node: usize, memory: &Memory) -> Result<(), TopologyError> {
     for (key, index, bytes) in memory.amounts() {
         let fault = if bytes == 0 {
             Fault::ZeroSize
-        } else if bytes % PAGE_SIZE != 0 {
+        } else if bytes % PAGE_SIZE != 0 && key != MemoryKey::Range {
             Fault::Unaligned(bytes)
         } else if bytes > MAX_NODE_MEMORY {
             Fault::NodeTooLarge(bytes)
@@ -110,8 +110,8 @@ fn check_memory(node: usize, memory: &Memory) -> Result<(), TopologyError> {
     }
     if let Memory::Ranges(ranges) = memory {
         for (index, range) in ranges.iter().enumerate() {
-            let fault = if range.start % PAGE_SIZE != 0 {
-                Fault::Unaligned(range.start)
+            let fault = if let Some(odd) = [range.start, range.end()].into_iter().find(|at| at % PAGE_SIZE != 0) {
+                Fault::Unaligned(odd)
             } else if range.end() > PHYS_END {
                 Fault::BeyondEnd(*range)
             } else if range.overlaps(&DEVICE_HOLE) {

@@ -6,7 +6,7 @@ use pagevisor_shared::{MAX_NUMNODES, NR_CPUS};
 
 use super::{AddrRange, LOCAL_DISTANCE, MAX_NODE_MEMORY, MemoryKey};
 use crate::config::Size;
-use crate::layout::{DEVICE_HOLE, LEGACY_HOLE, PHYS_END};
+use crate::layout::{DEVICE_HOLE, LEGACY_HOLE, MAX_MAP_ENTRIES, MAX_RAM_RANGES, PHYS_END};
 
 /// What an error is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -101,7 +101,7 @@ pub enum Fault {
     #[error("the size is zero; leave the key out where there is no memory")]
     ZeroSize,
     /// Memory comes in pages.
-    #[error("{0} bytes is not a multiple of a page, 4K")]
+    #[error("{0} is not a multiple of a page, 4K")]
     Unaligned(u64),
     /// More memory than a node may have.
     #[error("{size} in one node is more than the {max} possible", size = Size(*.0), max = Size(MAX_NODE_MEMORY))]
@@ -148,14 +148,12 @@ pub enum Fault {
     /// Nowhere to put the kernel.
     #[error("no boot memory below 4 GiB: the kernel needs RAM at {0}")]
     NoBootMemory(AddrRange),
-    /// More ranges than the tables hold.
-    #[error("its memory is in {count} pieces, more than the {max} possible")]
-    TooManyPieces {
-        /// Pieces.
-        count: usize,
-        /// Most.
-        max: usize,
-    },
+    /// More pieces of RAM than the tables hold.
+    #[error("its memory is in {0} pieces, more than the {MAX_RAM_RANGES} possible")]
+    TooManyPieces(usize),
+    /// A longer memory map than there is room for.
+    #[error("its memory map has {0} entries, more than the {MAX_MAP_ENTRIES} possible")]
+    TooManyMapEntries(usize),
     /// Some distances are given, this one is not.
     #[error("it is missing; where one distance is given, all must be")]
     DistanceMissing,

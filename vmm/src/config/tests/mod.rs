@@ -1,3 +1,7 @@
+mod accepted;
+mod hostile;
+mod refused;
+
 use std::path::Path;
 
 use super::*;
@@ -17,4 +21,10 @@ pub(crate) fn shipped() -> Vec<(String, Topology)> {
         .collect();
     found.sort_by(|a, b| a.0.cmp(&b.0));
     found
+}
+
+/// The command line `--node A --node B ... --distance X ...`.
+fn flags(nodes: &[&str], distances: &[&str]) -> TopologyArgs {
+    let own = |values: &[&str]| values.iter().map(|&value| value.to_owned()).collect();
+    TopologyArgs { file: None, nodes: own(nodes), distances: own(distances) }
 }
