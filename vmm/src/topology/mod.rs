@@ -106,7 +106,7 @@ impl Memory {
         }
     }
 
-    /// Bytes in all, the [`LEGACY_HOLE`] not taken off.
+    /// Bytes in all, the [legacy hole](crate::layout::LEGACY_HOLE) not taken off.
     pub fn bytes(&self) -> u64 {
         self.amounts().iter().fold(0, |sum, &(_, _, bytes)| sum.saturating_add(bytes))
     }
