@@ -207,14 +207,9 @@ proptest! {
         let ring = unsafe { RegionRef::log_at(base) };
         let mut text = [0; LOG_LINE_MAX];
         let mut position = 0;
-        loop {
-            match ring.read(position, &mut text) {
-                LogRead::Record(_, next) | LogRead::Lost(next) => {
-                    prop_assert!(next > position && next <= head);
-                    position = next;
-                }
-                LogRead::End | LogRead::Corrupt => break,
-            }
+        while let LogRead::Record(_, next) | LogRead::Lost(next) = ring.read(position, &mut text) {
+            prop_assert!(next > position && next <= head);
+            position = next;
         }
     }
 
