@@ -1,7 +1,14 @@
 //! Pagevisor host side.
 
 pub mod acpi;
+pub mod boot;
 pub mod config;
+pub mod devices;
+pub mod error;
+pub mod kvm;
 pub mod layout;
+pub mod machine;
+pub mod memory;
 pub mod runtime;
+pub mod symbols;
 pub mod topology;

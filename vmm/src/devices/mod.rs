@@ -1,0 +1,13 @@
+//! The devices a guest sees: a serial console, two ways to end the machine, and the monitor.
+//!
+//! Everything that arrives here was chosen by the guest. A device checks it, and answers nonsense with nothing, an
+//! error state or a log line, never with a panic.
+
+mod bus;
+pub mod monitor;
+mod power;
+mod serial;
+
+pub use bus::{Bus, Device};
+pub use power::{I8042_COMMAND, PowerRequest, PowerSink, ResetPort, ShutdownPort};
+pub use serial::{Console, SERIAL_PORTS, SerialConsole};

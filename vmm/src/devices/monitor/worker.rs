@@ -1,0 +1,71 @@
+//! The monitor's thread: it sleeps until a doorbell rings.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::{Monitor, QUEUES};
+
+/// Serves the monitor's doorbells. Dropping it ends the thread.
+#[derive(Debug)]
+pub struct MonitorWorker {
+    quit: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl MonitorWorker {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the process has no thread or file descriptor left.
+    pub fn start(monitor: Arc<Monitor>) -> io::Result<Self> {
+        let quit = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        let ends = quit.clone();
+        let thread =
+            Builder::new().name("monitor".into()).stack_size(256 << 10).spawn(move || serve(&monitor, &ends))?;
+        Ok(Self { quit, thread: Some(thread) })
+    }
+}
+
+impl Drop for MonitorWorker {
+    fn drop(&mut self) {
+        // Fails only when the counter is full, and then the thread is awake already.
+        let _ = self.quit.write(1);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread was reported by its own hook; there is nothing to add.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(monitor: &Monitor, quit: &EventFd) {
+    // Signals are for the process's main thread. Blocking all of them cannot fail.
+    let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
+    loop {
+        let wait = |fd: &EventFd| {
+            // SAFETY: both eventfds are borrowed by this function, which outlives the poll.
+            PollFd::new(unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }, PollFlags::POLLIN)
+        };
+        let mut fds = [wait(&monitor.doorbells[0]), wait(&monitor.doorbells[1]), wait(quit)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(_) => return,
+        }
+        if fds[QUEUES].any() == Some(true) {
+            return;
+        }
+        for (queue, doorbell) in monitor.doorbells.iter().enumerate() {
+            // The read empties the counter, so that the next poll sleeps again.
+            if doorbell.read().is_ok() {
+                monitor.rung(queue);
+            }
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! KVM: the machine's virtual hardware, and what makes its vCPUs run and stop.
+
+mod cpuid;
+mod exit;
+mod interrupts;
+mod kick;
+mod regs;
+mod system;
+mod vcpu;
+mod vm;
+
+pub use exit::{Cause, CpuState};
+pub(crate) use kick::Kick;
+pub use regs::{REGISTERS, Registers};
+pub use system::{KVM_DEVICE, KvmError, KvmSystem, has_hardware_virtualization};
+pub(crate) use vcpu::{Buses, Vcpu};
+pub(crate) use vm::Vm;
+pub use vm::VmError;

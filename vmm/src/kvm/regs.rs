@@ -1,0 +1,112 @@
+//! Registers: those a vCPU starts with, and those it is found with at the end.
+
+use std::fmt;
+
+use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
+use pagevisor_shared::region::PanicRecord;
+
+/// Number of registers in a report.
+pub const REGISTERS: usize = PanicRecord::REGISTER_NAMES.len();
+
+/// Registers of a CPU, in the order of [`PanicRecord::REGISTER_NAMES`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Registers(pub [u64; REGISTERS]);
+
+impl Registers {
+    /// From what KVM tells.
+    pub(crate) fn new(regs: &kvm_regs, sregs: &kvm_sregs) -> Self {
+        Self([
+            regs.rip,
+            regs.rsp,
+            regs.rflags,
+            sregs.cs.selector.into(),
+            sregs.ss.selector.into(),
+            sregs.cr0,
+            sregs.cr2,
+            sregs.cr3,
+            sregs.cr4,
+            regs.rax,
+            regs.rbx,
+            regs.rcx,
+            regs.rdx,
+            regs.rsi,
+            regs.rdi,
+            regs.rbp,
+            regs.r8,
+            regs.r9,
+            regs.r10,
+            regs.r11,
+            regs.r12,
+            regs.r13,
+            regs.r14,
+            regs.r15,
+        ])
+    }
+
+    /// The instruction pointer.
+    pub const fn rip(&self) -> u64 {
+        self.0[0]
+    }
+
+    /// Whether these are the registers of a CPU that was just reset, at the reset vector in real mode.
+    pub fn are_of_reset(&self) -> bool {
+        let [rip, _, _, cs, ..] = self.0;
+        rip == 0xfff0 && cs == 0xf000
+    }
+}
+
+/// As an oops of Linux prints them, RIP left out: three to a line.
+impl fmt::Display for Registers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [_, rsp, rflags, _, ss, cr0, cr2, cr3, cr4, general @ ..] = self.0;
+        write!(f, "RSP: {ss:04x}:{rsp:016x} EFLAGS: {rflags:08x}")?;
+        let names = PanicRecord::REGISTER_NAMES.iter().skip(REGISTERS - general.len());
+        for (index, (name, value)) in names.zip(general).enumerate() {
+            f.write_str(if index % 3 == 0 { "\n" } else { " " })?;
+            write!(f, "{name:>3}: {value:016x}")?;
+        }
+        write!(f, "\nCR0: {cr0:016x} CR2: {cr2:016x}\nCR3: {cr3:016x} CR4: {cr4:016x}")
+    }
+}
+
+/// Protection enabled, and a math coprocessor that is there.
+const CR0_PE_ET: u64 = 0x11;
+/// The bit that is always set.
+const RFLAGS_RESERVED: u64 = 1 << 1;
+
+fn flat_segment(selector: u16, kind: u8) -> kvm_segment {
+    kvm_segment {
+        base: 0,
+        limit: u32::MAX,
+        selector,
+        type_: kind,
+        present: 1,
+        dpl: 0,
+        db: 1,
+        s: 1,
+        l: 0,
+        g: 1,
+        avl: 0,
+        unusable: 0,
+        padding: 0,
+    }
+}
+
+/// The state in which PVH hands over: 32-bit protected mode, flat segments, no paging, no interrupts. PVH promises no
+/// descriptor table, so the selectors are only names.
+pub(crate) fn set_pvh_entry(sregs: &mut kvm_sregs) {
+    let data = flat_segment(0x10, 0x3);
+    sregs.cs = flat_segment(0x8, 0xb);
+    for segment in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss] {
+        *segment = data;
+    }
+    sregs.tr = kvm_segment { limit: 0x67, db: 0, s: 0, g: 0, ..flat_segment(0x18, 0xb) };
+    sregs.cr0 = CR0_PE_ET;
+    sregs.cr4 = 0;
+    sregs.efer = 0;
+}
+
+/// The general registers of PVH: where to begin, and the start info in EBX.
+pub(crate) fn pvh_regs(entry: u64, start_info: u64) -> kvm_regs {
+    kvm_regs { rip: entry, rbx: start_info, rflags: RFLAGS_RESERVED, ..Default::default() }
+}

@@ -1,0 +1,98 @@
+//! The machine as KVM knows it: memory slots, interrupt controllers, doorbells.
+
+use std::sync::Arc;
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_ioctls::{IoEventAddress, VmFd};
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
+use vmm_sys_util::errno;
+
+use super::cpuid::{self, CpuIdentity};
+use super::interrupts::{MONITOR_GSI, Routing};
+use super::regs;
+use super::system::KvmSystem;
+use super::vcpu::Vcpu;
+use crate::devices::monitor::{Monitor, MsiRoute};
+use crate::layout;
+use crate::memory::GuestMemory;
+
+/// Three pages that Intel's KVM needs for real mode, in the device hole where nothing else is.
+const TSS: usize = 0xfffb_d000;
+
+/// A step that KVM refused.
+#[derive(Debug, thiserror::Error)]
+#[error("KVM cannot {what}")]
+pub struct VmError {
+    /// What was asked of it.
+    pub what: &'static str,
+    /// What it says.
+    pub source: std::io::Error,
+}
+
+fn refused(what: &'static str) -> impl Fn(errno::Error) -> VmError {
+    move |error| VmError { what, source: error.into() }
+}
+
+/// A virtual machine without its CPUs.
+#[derive(Debug)]
+pub(crate) struct Vm {
+    fd: Arc<VmFd>,
+    memory: Arc<GuestMemory>,
+    cpuid: CpuId,
+}
+
+impl Vm {
+    /// Makes a machine with `memory` and interrupt controllers.
+    pub(crate) fn new(system: &KvmSystem, memory: Arc<GuestMemory>) -> Result<Self, VmError> {
+        let fd = system.kvm().create_vm().map_err(refused("create a virtual machine"))?;
+        fd.set_tss_address(TSS).map_err(refused("place the TSS"))?;
+        fd.create_irq_chip().map_err(refused("create interrupt controllers"))?;
+        for (number, slot) in (0..).zip(memory.slots()) {
+            let region = kvm_userspace_memory_region {
+                slot: number,
+                flags: 0,
+                guest_phys_addr: slot.guest_addr,
+                memory_size: slot.size,
+                userspace_addr: slot.host_addr,
+            };
+            // SAFETY: the slot is a whole mapping of `memory`, which this structure and every `Vcpu` keep alive; the
+            // guest may do with it as it likes, which all of this process's accesses to it allow for.
+            unsafe { fd.set_user_memory_region(region) }.map_err(refused("take the guest's memory"))?;
+        }
+        let cpuid =
+            system.kvm().get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(refused("tell what CPUs it has"))?;
+        Ok(Self { fd: Arc::new(fd), memory, cpuid })
+    }
+
+    /// What routes the monitor's interrupt.
+    pub(crate) fn msi_route(&self) -> Box<dyn MsiRoute> {
+        Box::new(Routing(self.fd.clone()))
+    }
+
+    /// Connects the monitor's doorbells and its interrupt.
+    pub(crate) fn connect(&self, monitor: &Monitor) -> Result<(), VmError> {
+        let notify = IoEventAddress::Mmio(layout::MONITOR.start + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY));
+        for (queue, doorbell) in monitor.doorbells() {
+            self.fd.register_ioevent(doorbell, &notify, queue).map_err(refused("connect a doorbell"))?;
+        }
+        self.fd.register_irqfd(monitor.interrupt_fd(), MONITOR_GSI).map_err(refused("connect an interrupt"))
+    }
+
+    /// Makes vCPU `id`, which waits for INIT and SIPI unless it is 0.
+    pub(crate) fn create_vcpu(&self, id: u32, node: u32) -> Result<Vcpu, VmError> {
+        let fd = self.fd.create_vcpu(id.into()).map_err(refused("create a vCPU"))?;
+        let tsc_khz = fd.get_tsc_khz().ok();
+        let cpuid = cpuid::adapt(&self.cpuid, CpuIdentity { apic_id: id, node, tsc_khz })
+            .ok_or_else(|| refused("take so many CPUID leaves")(errno::Error::new(libc::E2BIG)))?;
+        fd.set_cpuid2(&cpuid).map_err(refused("set a vCPU's CPUID"))?;
+        Ok(Vcpu::new(fd, id, self.memory.clone()))
+    }
+
+    /// Makes vCPU 0 begin at `entry` as PVH has it.
+    pub(crate) fn set_entry(vcpu: &Vcpu, entry: u64, start_info: u64) -> Result<(), VmError> {
+        let mut sregs = vcpu.fd().get_sregs().map_err(refused("tell a vCPU's registers"))?;
+        regs::set_pvh_entry(&mut sregs);
+        vcpu.fd().set_sregs(&sregs).map_err(refused("set a vCPU's segments"))?;
+        vcpu.fd().set_regs(&regs::pvh_regs(entry, start_info)).map_err(refused("set a vCPU's registers"))
+    }
+}

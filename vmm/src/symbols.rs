@@ -1,0 +1,126 @@
+//! Names for addresses in a kernel, from its ELF's symbol table.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
+
+use crate::boot::{KernelElf, Segment};
+
+/// A function of a kernel.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Function {
+    start: u64,
+    end: u64,
+    name: String,
+}
+
+/// The functions of a kernel by address. Empty for an ELF without symbols, and for anything that is no ELF.
+#[derive(Clone, Debug, Default)]
+pub struct Symbols {
+    functions: Vec<Function>,
+    segments: Vec<Segment>,
+}
+
+impl Symbols {
+    /// Reads the symbol table of an ELF.
+    pub fn parse(elf: &[u8]) -> Self {
+        let Ok(file) = object::File::parse(elf) else { return Self::default() };
+        let segments = KernelElf::parse(elf).map(|kernel| kernel.segments().to_vec()).unwrap_or_default();
+        let text = file.sections().filter(|section| section.kind() == SectionKind::Text);
+        let text: Vec<(u64, u64)> =
+            text.map(|section| (section.address(), section.address().saturating_add(section.size()))).collect();
+        let mut functions: Vec<Function> = file
+            .symbols()
+            .filter(|symbol| matches!(symbol.kind(), SymbolKind::Text | SymbolKind::Label | SymbolKind::Unknown))
+            .filter_map(|symbol| {
+                let start = symbol.address();
+                let &(_, section_end) = text.iter().find(|(from, to)| (*from..*to).contains(&start))?;
+                let name = symbol.name().ok().filter(|name| !name.is_empty())?;
+                let end = match symbol.size() {
+                    // Assembly often leaves the size out: up to the next symbol, see below.
+                    0 => section_end,
+                    size => start.saturating_add(size),
+                };
+                Some(Function { start, end, name: demangle(name).into_owned() })
+            })
+            .collect();
+        functions.sort_by_key(|function| (function.start, function.end));
+        functions.dedup_by_key(|function| function.start);
+        let starts: Vec<u64> = functions.iter().skip(1).map(|function| function.start).collect();
+        for (function, next) in functions.iter_mut().zip(starts) {
+            function.end = function.end.min(next);
+        }
+        Self { functions, segments }
+    }
+
+    fn find(&self, address: u64) -> Option<&Function> {
+        let after = self.functions.partition_point(|function| function.start <= address);
+        self.functions.get(after.checked_sub(1)?).filter(|function| address < function.end)
+    }
+
+    /// Where an instruction at `address` is. The address may be a physical one, as it is before the kernel has page
+    /// tables.
+    pub fn locate(&self, address: u64) -> Location {
+        let linked = self.segments.iter().find_map(|segment| {
+            let offset =
+                address.checked_sub(segment.physical.start).filter(|&offset| offset < segment.physical.size)?;
+            segment.virtual_start.checked_add(offset)
+        });
+        let place = |at: u64| self.find(at).map(|function| (at, function));
+        self.location(address, place(address).or_else(|| place(linked?)))
+    }
+
+    /// Where a call that returns to `address` is. The last instruction of a function may be a call that never
+    /// returns; its return address is already the next function's.
+    pub fn locate_return(&self, address: u64) -> Location {
+        self.location(address, self.find(address.wrapping_sub(1)).map(|function| (address, function)))
+    }
+
+    fn location(&self, address: u64, found: Option<(u64, &Function)>) -> Location {
+        let symbol = found.map(|(at, function)| Symbol {
+            name: function.name.clone(),
+            offset: at - function.start,
+            size: function.end - function.start,
+        });
+        Location { address, symbol }
+    }
+}
+
+fn demangle(name: &str) -> Cow<'_, str> {
+    match rustc_demangle::try_demangle(name) {
+        // The alternate form leaves the hash out.
+        Ok(demangled) => format!("{demangled:#}").into(),
+        Err(_) => name.into(),
+    }
+}
+
+/// A place in a function.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Symbol {
+    /// The function's name.
+    pub name: String,
+    /// Bytes from its start.
+    pub offset: u64,
+    /// Bytes of the function.
+    pub size: u64,
+}
+
+/// An address in a guest, with its name if it has one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Location {
+    /// The address.
+    pub address: u64,
+    /// The place in the kernel.
+    pub symbol: Option<Symbol>,
+}
+
+/// `function+0x12/0x34`, as Linux has it, or the address.
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.symbol {
+            Some(symbol) => write!(f, "{}+{:#x}/{:#x}", symbol.name, symbol.offset, symbol.size),
+            None => write!(f, "{:#018x}", self.address),
+        }
+    }
+}
