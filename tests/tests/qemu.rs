@@ -18,27 +18,19 @@ fn boot(machine: &[&str], append: &str) -> String {
     run(&mut qemu).success().replace('\r', "")
 }
 
-/// The part of `text` that is buddyinfo: its lines alone have a comma after the node and counts behind the zone.
-fn tables(text: &str) -> (String, String) {
-    let mut buddyinfo = String::new();
-    let mut zoneinfo = String::new();
-    for line in text.lines() {
-        if line.starts_with("Node ") && line.ends_with(' ') {
-            buddyinfo += &format!("{line}\n");
-        } else if line.starts_with("Node ") || (line.starts_with("  ") && !zoneinfo.is_empty()) {
-            zoneinfo += &format!("{line}\n");
-        }
-    }
-    (buddyinfo, zoneinfo)
+/// The table that the guest printed under this name.
+fn table(output: &str, name: &str) -> String {
+    let start = format!("== {name}\n");
+    let (_, rest) = output.split_once(&start).unwrap_or_else(|| panic!("no table {name} in\n{output}"));
+    let (table, _) = rest.split_once("\n== ").unwrap_or_else(|| panic!("table {name} has no end in\n{output}"));
+    format!("{table}\n")
 }
 
 /// Boots with `dump=buddyinfo,zoneinfo`, compares the two, and checks watermarks and reserves.
 fn zones(machine: &[&str]) -> BTreeMap<ZoneKey, ZoneInfo> {
     let output = boot(machine, "dump=buddyinfo,zoneinfo");
-    let (buddyinfo, zoneinfo) = tables(&output);
-    let (zones, _) = views::zoneinfo(&zoneinfo);
-    assert!(!zones.is_empty(), "{output}");
-    let blocks = views::buddyinfo(&buddyinfo);
+    let (zones, _) = views::zoneinfo(&table(&output, "zoneinfo"));
+    let blocks = views::buddyinfo(&table(&output, "buddyinfo"));
     let all: u64 = zones.values().map(|zone| zone.page("managed")).sum();
     for (key, zone) in &zones {
         let marks = ["min", "low", "high"].map(|field| zone.page(field));

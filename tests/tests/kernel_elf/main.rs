@@ -43,13 +43,20 @@ fn the_kernel_has_only_what_emulated_ring_0_executes() {
     let functions = functions(&file);
     assert!(functions.len() > 50, "only {} functions found in {}", functions.len(), path.display());
     let mut report = String::new();
+    let mut deliberate = 0;
     for (name, address, code) in &functions {
         // The way into long mode is named for what it is.
         let bits = if name.ends_with("32") { 32 } else { 64 };
         for Finding { ip, why, text } in check(code, *address, bits) {
-            report += &format!("{ip:#x} {name}: {text}: {why}\n");
+            // pagevisor.test=bad-instruction executes one that fails, in a place of its own.
+            if text == "emms" {
+                deliberate += 1;
+            } else {
+                report += &format!("{ip:#x} {name}: {text}: {why}\n");
+            }
         }
     }
+    assert!(deliberate <= 1, "{deliberate} emms");
     assert!(report.is_empty(), "{report}");
 }
 
