@@ -33,7 +33,8 @@ pub struct Page {
     pub prev: AtomicU32,
     /// Owner of the content, as a handle; 0 for none.
     pub mapping: AtomicU32,
-    /// Offset within the mapping in pages; on a per-CPU list the migrate type of the page.
+    /// Offset within the mapping in pages; on a per-CPU list the migrate type of the page; on the head of a free
+    /// block the migrate type of the list it is on, XOR 1 (so that zero is `Movable`, where boot puts all memory).
     pub index: AtomicU32,
 }
 

@@ -63,6 +63,13 @@ pub const NR_PAGEFLAGS: usize = 25;
 /// since the machine started, and lets `__GFP_ZERO` skip clearing.
 pub const PG_NOTZERO: u32 = 1 << 31;
 
+/// Own field, above Linux's flags: the order of the block that this page heads while it is allocated or on a per-CPU
+/// list. It is what a page is checked against when it is freed.
+pub const PG_ORDER_SHIFT: u32 = NR_PAGEFLAGS as u32;
+/// Mask of the field at [`PG_ORDER_SHIFT`].
+pub const PG_ORDER_MASK: u32 = 0xf << PG_ORDER_SHIFT;
+const _: () = assert!(PG_ORDER_MASK & PG_NOTZERO == 0);
+
 impl PageFlag {
     /// Linux's names without the `PG_` prefix, by bit.
     pub const NAMES: [&str; NR_PAGEFLAGS] = [

@@ -1,10 +1,54 @@
 //! The memory stack of the Pagevisor guest, built the way Linux builds it.
 //!
-//! Layers, each using only those above it: addresses, page metadata, memblock, nodes and zones and zonelists, buddy,
-//! per-CPU page lists, page allocator. One [`Mm`](crate) instance owns everything; the crate has no mutable global.
-//! All that differs between ring 0 and a hosted test sits behind [`platform::Platform`].
+//! Layers, each using only those above it:
+//!
+//! | layer | what |
+//! |---|---|
+//! | [`platform`], [`sync`], [`raw`] | the machine; words and locks; the rooms where `unsafe` may live |
+//! | [`memblock`] | the allocator of early boot |
+//! | [`page`], [`list`] | page metadata; lists of pages linked by frame number |
+//! | [`zone`] | nodes, zones, zonelists, watermarks, pageset sizes, counters |
+//! | [`buddy`] | free areas, page blocks, fallback between migrate types |
+//! | [`pcp`] | per-CPU page lists |
+//! | [`page_alloc`] | the page allocator: fast path, slow path, freeing, reports |
+//!
+//! One [`Mm`] owns everything; the crate has no mutable global. All that differs between ring 0 and a hosted test
+//! sits behind [`platform::Platform`]. The counters and lists are in the state region and in the page metadata:
+//! they are the allocator's own, and the host reads them while the guest runs.
+//!
+//! # Locks, by rank
+//!
+//! 1. a pageset ([`PcpState::lock`](pagevisor_shared::region::zone::PcpState::lock)): taken by `try` on the hot
+//!    paths, so an interrupt that finds it held goes to the zone instead;
+//! 2. a zone ([`ZoneState::lock`](pagevisor_shared::region::zone::ZoneState::lock)): taken with interrupts off,
+//!    guards free lists, page blocks and their counters.
 #![no_std]
 #![deny(unsafe_code)]
 
+#[cfg(any(test, feature = "hosted"))]
+extern crate std;
+
+mod boot;
+pub mod buddy;
+pub mod check;
+mod cpu;
+mod hooks;
+#[cfg(feature = "hosted")]
+pub mod hosted;
+pub mod list;
 pub mod memblock;
+mod mm;
+pub mod page;
+pub mod page_alloc;
+pub mod pcp;
 pub mod platform;
+pub mod raw;
+mod sparse;
+pub mod sync;
+pub mod zone;
+
+pub use boot::{BootConfig, BootError};
+pub use cpu::{CpuLocal, Route};
+pub use hooks::{Hooks, ReclaimRequest};
+pub use mm::Mm;
+pub use sparse::MemmapChunk;

@@ -4,24 +4,8 @@ use core::fmt;
 use core::ptr::NonNull;
 
 use pagevisor_shared::page::Page;
-use pagevisor_shared::region::records::CpuState;
-use pagevisor_shared::region::zone::PcpState;
-use pagevisor_shared::units::{CpuId, NodeId};
 
-/// What the memory stack keeps ready for each CPU, so that a hot path reaches it with one load.
-#[derive(Debug)]
-pub struct CpuLocal {
-    /// The CPU.
-    pub cpu: CpuId,
-    /// Its node (`numa_node_id`).
-    pub node: NodeId,
-    /// The node its allocations start from (`numa_mem_id`).
-    pub mem_node: NodeId,
-    /// Its pagesets, by zone index.
-    pub pcps: &'static [PcpState],
-    /// Its event counters.
-    pub state: &'static CpuState,
-}
+pub use crate::cpu::CpuLocal;
 
 /// Interrupt state to give back to [`Platform::irq_restore`].
 #[derive(Clone, Copy, Debug)]
@@ -55,9 +39,10 @@ pub enum Level {
 /// # Safety
 /// An implementor promises: [`Self::direct_map`] gives the address of physical address 0 in a mapping where every
 /// frame the stack was told of as RAM is readable and writable (at the latest when first touched), and
-/// [`Self::vmemmap`] the address of the metadata of frame 0 in a mapping that backs the metadata of every section
-/// the stack asked to map, zero at first. Both stay for the life of the program. [`Self::this_cpu`] is the record of
-/// the CPU that executes, and stays so while the caller does not sleep.
+/// [`Self::vmemmap`] the start of a window of 2^32 metadata records (128 GiB of addresses) that holds nothing else:
+/// the sections the stack asked to map are backed, zero at first; the rest is backed likewise or faults. Both stay
+/// for the life of the program. [`Self::this_cpu`] is the record of the CPU that executes, and stays so while the
+/// caller does not sleep.
 #[allow(unsafe_code, reason = "implementing it is a promise about addresses")]
 pub unsafe trait Platform: Sync + 'static {
     /// Virtual address of physical address 0.
@@ -66,7 +51,8 @@ pub unsafe trait Platform: Sync + 'static {
     /// Virtual address of the metadata of frame 0.
     fn vmemmap(&self) -> NonNull<Page>;
 
-    /// The record of the current CPU.
+    /// The record of the current CPU, made by [`crate::Mm::cpu_local`]. Not called before [`crate::Mm::boot`] has
+    /// returned.
     fn this_cpu(&self) -> &'static CpuLocal;
 
     /// Turns interrupts off on this CPU.

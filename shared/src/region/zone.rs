@@ -90,7 +90,8 @@ pub const NR_PCP_LISTS: usize = MIGRATE_PCPTYPES * PCP_LOW_ORDERS + 1;
 /// Per-CPU pages of a zone (`struct per_cpu_pages` and `struct per_cpu_zonestat`).
 ///
 /// Invariants, when `lock` is free: `count` is the number of pages (not blocks) on all lists; list
-/// `order * MIGRATE_PCPTYPES + type` holds blocks of that order, the last list those of order 9.
+/// `order * MIGRATE_PCPTYPES + type` holds blocks of that order, the last list those of order 9. Unlike on a zone's
+/// free lists, the backward link of a list's first page is not kept up.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct PcpState {
@@ -114,4 +115,69 @@ pub struct PcpState {
     pub reserved: AtomicU32,
     /// NUMA events not folded yet.
     pub vm_numa_event: [AtomicU64; NR_VM_NUMA_EVENT_ITEMS],
+}
+
+impl ListHead {
+    /// An empty list.
+    pub const fn new() -> Self {
+        Self { first: AtomicU32::new(0), last: AtomicU32::new(0) }
+    }
+}
+
+impl FreeArea {
+    /// No free block.
+    pub const fn new() -> Self {
+        Self {
+            free_list: [const { ListHead::new() }; MIGRATE_TYPES],
+            nr_free: [const { AtomicU64::new(0) }; MIGRATE_TYPES],
+        }
+    }
+}
+
+impl ZoneState {
+    /// A zone without a page: all zero.
+    pub const fn new() -> Self {
+        const fn zero<const N: usize>() -> [AtomicU64; N] {
+            [const { AtomicU64::new(0) }; N]
+        }
+        Self {
+            seq: AtomicU32::new(0),
+            lock: AtomicU32::new(0),
+            node: AtomicU32::new(0),
+            zone_type: AtomicU32::new(0),
+            free_area: [const { FreeArea::new() }; MAX_ORDER],
+            vm_stat: [const { AtomicI64::new(0) }; NR_VM_ZONE_STAT_ITEMS],
+            watermark: zero(),
+            watermark_boost: AtomicU64::new(0),
+            nr_reserved_highatomic: AtomicU64::new(0),
+            lowmem_reserve: zero(),
+            zone_start_pfn: AtomicU64::new(0),
+            spanned_pages: AtomicU64::new(0),
+            present_pages: AtomicU64::new(0),
+            managed_pages: AtomicU64::new(0),
+            cma_pages: AtomicU64::new(0),
+            pageset_high: AtomicU32::new(0),
+            pageset_batch: AtomicU32::new(0),
+            percpu_drift_mark: AtomicU64::new(0),
+            vm_numa_event: zero(),
+        }
+    }
+}
+
+impl PcpState {
+    /// A pageset without a page: all zero.
+    pub const fn new() -> Self {
+        Self {
+            lock: AtomicU32::new(0),
+            count: AtomicU32::new(0),
+            high: AtomicU32::new(0),
+            batch: AtomicU32::new(0),
+            free_factor: AtomicU32::new(0),
+            stat_threshold: AtomicU32::new(0),
+            lists: [const { ListHead::new() }; NR_PCP_LISTS],
+            vm_stat_diff: [const { AtomicI32::new(0) }; NR_VM_ZONE_STAT_ITEMS],
+            reserved: AtomicU32::new(0),
+            vm_numa_event: [const { AtomicU64::new(0) }; NR_VM_NUMA_EVENT_ITEMS],
+        }
+    }
 }

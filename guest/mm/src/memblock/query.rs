@@ -49,6 +49,12 @@ impl Memblock {
         self.reserved.total()
     }
 
+    /// The hull of all memory that was reserved once and is free again: its content is not known to be zero. Empty
+    /// when there is none.
+    pub fn used_range(&self) -> core::ops::Range<PhysAddr> {
+        PhysAddr::new(self.used.start)..PhysAddr::new(self.used.end)
+    }
+
     /// Lowest address of memory, 0 if there is none (`memblock_start_of_DRAM`).
     pub fn start_of_dram(&self) -> PhysAddr {
         self.memory().first().map_or(PhysAddr::new(0), Region::base)

@@ -1,0 +1,116 @@
+//! Emptying a pageset in one go (`free_pcppages_bulk`).
+
+use pagevisor_shared::migrate::MigrateType;
+use pagevisor_shared::page::encode_next;
+use pagevisor_shared::page_flags::PG_NOTZERO;
+use pagevisor_shared::region::zone::{ListHead, NR_PCP_LISTS, PcpState};
+use pagevisor_shared::units::PAGEBLOCK_ORDER;
+
+use super::free::Placement;
+use super::lock::{Block, LockedZone};
+use crate::list;
+use crate::pcp::pindex_to_order;
+use crate::platform::Platform;
+use crate::sync::Plain;
+
+/// Blocks on a pageset list that are neighbours in memory and would be freed one after the other.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    /// First frame.
+    start: u32,
+    /// The frame behind the last.
+    end: u32,
+    /// Whether the highest is freed first.
+    descending: bool,
+    migratetype: u32,
+}
+
+impl<P: Platform> LockedZone<'_, P> {
+    /// Frees at least `count` pages of a pageset whose lock is held, or all it has, going round its lists from list
+    /// `pindex` on (`free_pcppages_bulk`).
+    pub(crate) fn free_pcppages_bulk(&self, pcp: &PcpState, count: u32, pindex: usize) {
+        let mut left = count.min(pcp.count.get()) as i64;
+        let mut index = pindex % NR_PCP_LISTS;
+        let (mut freed, mut empty) = (0, 0);
+        // The count can only promise more than the lists hold if something else is broken; then the lists decide.
+        while left > 0 && empty < NR_PCP_LISTS {
+            let list = &pcp.lists[index];
+            if list.last.get() == 0 {
+                empty += 1;
+            } else {
+                empty = 0;
+                let pages = self.free_list(list, pindex_to_order(index), left);
+                left -= pages as i64;
+                freed += pages;
+            }
+            index = if index + 1 == NR_PCP_LISTS { 0 } else { index + 1 };
+        }
+        pcp.count.drop_by(freed);
+    }
+
+    /// Frees blocks of one list, oldest first, until `left` pages are freed or it is empty; gives how many pages.
+    ///
+    /// Linux frees each block by itself. A run of neighbours makes up whole aligned blocks, each complete when its
+    /// last part is freed; until then its parts are only joined to each other. So joining them first, and freeing the
+    /// blocks in the order in which they become complete, leaves the same lists.
+    fn free_list(&self, list: &ListHead, order: u32, left: i64) -> u32 {
+        let (size, first) = (1 << order, list.first.get());
+        let mut freed = 0;
+        let mut pfn = list.last.get();
+        while pfn != 0 && (freed as i64) < left {
+            let page = self.memmap.page(pfn);
+            let migratetype = page.index.get();
+            let mut run = Run { start: pfn, end: pfn + size, descending: false, migratetype };
+            freed += size;
+            let mut previous = if pfn == first { 0 } else { list::prev(pfn, page) };
+            run.descending = previous != 0 && previous + size == run.start;
+            while previous != 0 && (freed as i64) < left {
+                let grows = if run.descending { previous + size == run.start } else { previous == run.end };
+                let page = self.memmap.page(previous);
+                if !grows || page.index.get() != migratetype {
+                    break;
+                }
+                if run.descending {
+                    run.start = previous;
+                } else {
+                    run.end += size;
+                }
+                freed += size;
+                previous = if previous == first { 0 } else { list::prev(previous, page) };
+            }
+            self.free_run(run);
+            pfn = previous;
+        }
+        list.last.set(pfn);
+        if pfn == 0 {
+            list.first.set(0);
+        } else {
+            self.memmap.page(pfn).next.set(encode_next(pfn, 0));
+        }
+        freed
+    }
+
+    /// Frees a run, in whole blocks of at most a page block.
+    fn free_run(&self, mut run: Run) {
+        let kind = MigrateType::new(run.migratetype as usize).unwrap_or(MigrateType::Movable);
+        let mut pages = 0;
+        while run.start < run.end {
+            let most = (run.end - run.start).ilog2().min(PAGEBLOCK_ORDER);
+            let order = if run.descending { run.end } else { run.start }.trailing_zeros().min(most);
+            let pfn = if run.descending { run.end - (1 << order) } else { run.start };
+            // The page block could have been isolated meanwhile.
+            let isolated = self.mm.frames.migratetype(pfn as u64) == MigrateType::Isolate;
+            let migratetype = if isolated { MigrateType::Isolate } else { kind };
+            self.free_one_page(Block { pfn, order, notzero: PG_NOTZERO, migratetype }, Placement::Auto);
+            if !isolated {
+                pages += 1i64 << order;
+            }
+            if run.descending {
+                run.end = pfn;
+            } else {
+                run.start += 1 << order;
+            }
+        }
+        self.mod_free_pages(pages);
+    }
+}

@@ -1,0 +1,63 @@
+//! Taking a block (`__rmqueue`, `__rmqueue_smallest`, `expand`).
+
+use pagevisor_shared::migrate::MigrateType;
+use pagevisor_shared::page_flags::PG_NOTZERO;
+use pagevisor_shared::units::MAX_ORDER;
+
+use super::fallback::AllocFlags;
+use super::lock::{Block, LockedZone};
+use crate::platform::Platform;
+use crate::sync::Plain;
+
+impl<P: Platform> LockedZone<'_, P> {
+    /// Takes the smallest block that is large enough off the lists of `migratetype`, whole.
+    #[inline]
+    pub(super) fn take_smallest(&self, order: u32, migratetype: MigrateType) -> Option<Block> {
+        for (current, area) in self.state.free_area.iter().enumerate().skip(order as usize) {
+            let pfn = area.free_list[migratetype.index()].first.get();
+            if pfn != 0 {
+                let page = self.memmap.page(pfn);
+                let notzero = page.flags.get() & PG_NOTZERO;
+                self.del_page_from_free_list(pfn, page, current as u32, migratetype);
+                return Some(Block { pfn, order: current as u32, notzero, migratetype });
+            }
+        }
+        None
+    }
+
+    /// Gives the upper halves of `block` back to its lists until it has `order` (`expand`).
+    #[inline]
+    fn expand(&self, block: Block, order: u32) -> Block {
+        let mut high = block.order.min(MAX_ORDER as u32 - 1);
+        while high > order {
+            high -= 1;
+            self.add_to_free_list(Block { pfn: block.pfn + (1 << high), order: high, ..block }, false);
+        }
+        Block { order, ..block }
+    }
+
+    /// `__rmqueue_smallest`: a block of `order` from the lists of `migratetype`.
+    #[inline]
+    pub(crate) fn rmqueue_smallest(&self, order: u32, migratetype: MigrateType) -> Option<Block> {
+        Some(self.expand(self.take_smallest(order, migratetype)?, order))
+    }
+
+    /// `__rmqueue` without the last step: a block of at least `order`, from other types' lists when its own are empty.
+    #[inline]
+    pub(super) fn take(&self, order: u32, migratetype: MigrateType, flags: AllocFlags) -> Option<Block> {
+        loop {
+            if let Some(block) = self.take_smallest(order, migratetype) {
+                return Some(block);
+            }
+            if !self.rmqueue_fallback(order, migratetype, flags) {
+                return None;
+            }
+        }
+    }
+
+    /// `__rmqueue`: a block of `order` for an allocation of `migratetype`.
+    #[inline]
+    pub(crate) fn rmqueue(&self, order: u32, migratetype: MigrateType, flags: AllocFlags) -> Option<Block> {
+        Some(self.expand(self.take(order, migratetype, flags)?, order))
+    }
+}

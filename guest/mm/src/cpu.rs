@@ -1,0 +1,94 @@
+//! What each CPU keeps ready for the hot paths.
+
+use core::sync::atomic::AtomicU64;
+
+use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::migrate::MigrateType;
+use pagevisor_shared::region::records::{CpuState, ZONELIST_FALLBACK};
+use pagevisor_shared::region::zone::{PcpState, ZoneState};
+use pagevisor_shared::units::{CpuId, NodeId};
+use pagevisor_shared::vmstat::{NumaStat, VmEvent};
+
+use crate::Mm;
+use crate::platform::Platform;
+use crate::sync::Plain;
+
+/// Bits of the GFP flags that decide zone and migrate type.
+const ROUTE_BITS: usize = 5;
+
+/// Where an allocation of this CPU without special wishes goes first: everything the fast path needs, looked up once
+/// per zonelist instead of once per allocation.
+#[derive(Clone, Copy, Debug)]
+pub struct Route {
+    /// The preferred zone; one without a page when the machine has none for these flags.
+    pub(crate) zone: &'static ZoneState,
+    /// This CPU's pageset of the zone.
+    pub(crate) pcp: &'static PcpState,
+    /// This CPU's `pgalloc_*` counter for the zone.
+    pub(crate) pgalloc: &'static AtomicU64,
+    /// `numa_local` or `numa_other` of the pageset, whichever an allocation from here is.
+    pub(crate) locality: &'static AtomicU64,
+    /// The migrate type.
+    pub(crate) migratetype: MigrateType,
+}
+
+/// What the memory stack keeps ready for each CPU, so that a hot path reaches it with one load.
+#[derive(Debug)]
+pub struct CpuLocal {
+    /// The CPU.
+    pub cpu: CpuId,
+    /// Its node (`numa_node_id`).
+    pub node: NodeId,
+    /// The nearest node with memory (`numa_mem_id`).
+    pub mem_node: NodeId,
+    /// Its pagesets, by zone index.
+    pub pcps: &'static [PcpState],
+    /// Its event counters.
+    pub state: &'static CpuState,
+    /// By the low bits of the GFP flags.
+    routes: [Route; 1 << ROUTE_BITS],
+}
+
+impl CpuLocal {
+    /// The route of an allocation with `gfp`.
+    #[inline(always)]
+    pub(crate) fn route(&self, gfp: Gfp) -> &Route {
+        &self.routes[gfp.bits() as usize & ((1 << ROUTE_BITS) - 1)]
+    }
+}
+
+/// A zone without a page, so that a route always has one: its watermark check fails.
+static NO_ZONE: ZoneState = ZoneState::new();
+/// The pageset of [`NO_ZONE`]. Nobody gets as far as using it.
+static NO_PCP: PcpState = PcpState::new();
+
+impl<P: Platform> Mm<P> {
+    /// The record of CPU `cpu`, for the platform to keep where [`Platform::this_cpu`] finds it. `None` for a CPU the
+    /// region has no room for.
+    pub fn cpu_local(&self, cpu: CpuId) -> Option<CpuLocal> {
+        let state = self.cpus.get(cpu.index())?;
+        let node = NodeId::new(state.node.get() as usize)?;
+        let mem_node = NodeId::new(state.mem_node.get() as usize)?;
+        let pcps = self.region.pcps_of(cpu);
+        let mut routes = [Route {
+            zone: &NO_ZONE,
+            pcp: &NO_PCP,
+            pgalloc: &state.vm_events[VmEvent::PgallocDma.index()],
+            locality: &NO_PCP.vm_numa_event[NumaStat::NumaOther.index()],
+            migratetype: MigrateType::Unmovable,
+        }; 1 << ROUTE_BITS];
+        for (bits, route) in routes.iter_mut().enumerate() {
+            let Some(gfp) = Gfp::from_bits(bits as u32) else { continue };
+            route.migratetype = gfp.migratetype();
+            let Some(first) = self.first_zone(node, ZONELIST_FALLBACK, gfp.zone()) else { continue };
+            let (zone, pcp) = (&self.zones[first.index()], &pcps[first.index()]);
+            let local = zone.node.get() as usize == node.index();
+            let locality = if local { NumaStat::NumaLocal } else { NumaStat::NumaOther };
+            route.zone = zone;
+            route.pcp = pcp;
+            route.pgalloc = &state.vm_events[VmEvent::PgallocDma.index() + zone.zone_type.get() as usize % 5];
+            route.locality = &pcp.vm_numa_event[locality.index()];
+        }
+        Some(CpuLocal { cpu, node, mem_node, pcps, state, routes })
+    }
+}

@@ -1,0 +1,89 @@
+//! Lists of pages, linked by frame number through the page metadata.
+//!
+//! A list is a [`ListHead`] (first and last frame) and, in each page, a link forward and one backward. Links are
+//! numbers, so this is safe code, and another address space can follow them. Zone lists keep both ends' outer links
+//! at 0; pageset lists leave the backward link of their first page alone, which saves a cache line per allocation.
+
+use pagevisor_shared::page::{Page, decode_next, decode_prev, encode_next, encode_prev};
+use pagevisor_shared::region::zone::ListHead;
+
+use crate::raw::Memmap;
+use crate::sync::Plain;
+
+/// The frame behind `pfn`, 0 at the end.
+#[inline(always)]
+pub fn next(pfn: u32, page: &Page) -> u32 {
+    decode_next(pfn, page.next.get())
+}
+
+/// The frame before `pfn`, 0 at the start. Not for the first page of a pageset list.
+#[inline(always)]
+pub fn prev(pfn: u32, page: &Page) -> u32 {
+    decode_prev(pfn, page.prev.get())
+}
+
+/// Puts frame `pfn` in front (`list_add`).
+#[inline(always)]
+pub fn push_head(memmap: Memmap, list: &ListHead, pfn: u32, page: &Page) {
+    page.prev.set(encode_prev(pfn, 0));
+    pcp_push_head(memmap, list, pfn, page);
+}
+
+/// As [`push_head`], on a pageset list.
+#[inline(always)]
+pub fn pcp_push_head(memmap: Memmap, list: &ListHead, pfn: u32, page: &Page) {
+    let first = list.first.get();
+    page.next.set(encode_next(pfn, first));
+    if first == 0 {
+        list.last.set(pfn);
+    } else {
+        memmap.page(first).prev.set(encode_prev(first, pfn));
+    }
+    list.first.set(pfn);
+}
+
+/// Puts the chain from `first` to `last`, linked inside, at the end (`list_splice_tail`).
+#[inline]
+pub fn push_tail_chain(memmap: Memmap, list: &ListHead, first: u32, last: u32) {
+    let old = list.last.get();
+    memmap.page(first).prev.set(encode_prev(first, old));
+    if old == 0 {
+        list.first.set(first);
+    } else {
+        memmap.page(old).next.set(encode_next(old, first));
+    }
+    memmap.page(last).next.set(encode_next(last, 0));
+    list.last.set(last);
+}
+
+/// Puts frame `pfn` at the end (`list_add_tail`).
+#[inline]
+pub fn push_tail(memmap: Memmap, list: &ListHead, pfn: u32) {
+    push_tail_chain(memmap, list, pfn, pfn);
+}
+
+/// Takes frame `pfn` out of a zone list (`list_del`).
+#[inline(always)]
+pub fn remove(memmap: Memmap, list: &ListHead, pfn: u32, page: &Page) {
+    let (next, prev) = (next(pfn, page), prev(pfn, page));
+    if prev == 0 {
+        list.first.set(next);
+    } else {
+        memmap.page(prev).next.set(encode_next(prev, next));
+    }
+    if next == 0 {
+        list.last.set(prev);
+    } else {
+        memmap.page(next).prev.set(encode_prev(next, prev));
+    }
+}
+
+/// Takes the first frame `pfn` off a pageset list.
+#[inline(always)]
+pub fn pcp_pop_head(list: &ListHead, pfn: u32, page: &Page) {
+    let next = next(pfn, page);
+    list.first.set(next);
+    if next == 0 {
+        list.last.set(0);
+    }
+}

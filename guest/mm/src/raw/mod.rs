@@ -1,0 +1,12 @@
+//! The rooms where `unsafe` may live: physical memory, page metadata, and the tables that lie in guest memory.
+//!
+//! Everything else in the crate is `deny(unsafe_code)`. Each file states the promise it rests on.
+#![allow(unsafe_code, reason = "guest memory is reached through pointers")]
+
+mod frames;
+mod memmap;
+mod window;
+
+pub use frames::{CHUNK_PAGES, FrameTables};
+pub use memmap::Memmap;
+pub use window::DirectMap;

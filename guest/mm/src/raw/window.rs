@@ -1,0 +1,41 @@
+//! The direct map: the content of physical memory.
+
+use core::ptr::NonNull;
+
+use pagevisor_shared::units::{Order, PAGE_SIZE, Pfn, PhysAddr};
+
+use crate::platform::Platform;
+
+/// The mapping of all RAM.
+#[derive(Clone, Copy, Debug)]
+pub struct DirectMap {
+    base: NonNull<u8>,
+}
+
+// SAFETY: only an address; what is done with it is up to the `unsafe` code that uses it.
+unsafe impl Send for DirectMap {}
+// SAFETY: as above.
+unsafe impl Sync for DirectMap {}
+
+impl DirectMap {
+    /// The direct map of `platform`.
+    #[inline(always)]
+    pub fn new<P: Platform>(platform: &P) -> Self {
+        Self { base: platform.direct_map() }
+    }
+
+    /// The virtual address of `addr` (`__va`). Who uses it answers for owning the memory there.
+    #[inline(always)]
+    pub fn at(self, addr: PhysAddr) -> *mut u8 {
+        self.base.as_ptr().wrapping_add(addr.raw() as usize)
+    }
+
+    /// Clears the block of `order` at `pfn` (`clear_page`).
+    ///
+    /// # Safety
+    /// The caller owns the block: it is RAM that was just taken off the free lists, and nobody else uses it.
+    pub(crate) unsafe fn clear(self, pfn: Pfn, order: Order) {
+        // SAFETY: the caller owns the block, which lies in RAM, which the direct map makes writable.
+        unsafe { self.at(pfn.addr()).write_bytes(0, (PAGE_SIZE as usize) << order.raw()) };
+    }
+}

@@ -1,0 +1,15 @@
+//! Nodes and zones: their sizes, the order allocations try them in, what they keep in reserve, and their counters.
+//!
+//! - `sizes`: spanned and present pages (`free_area_init`);
+//! - [`zonelist`]: the fallback order of nodes and zones;
+//! - [`watermark`]: watermarks, `min_free_kbytes`, `lowmem_reserve`, pageset sizes, counter thresholds, as pure
+//!   functions of sizes, and their application to a machine;
+//! - `vmstat`: the counters.
+
+mod setup;
+mod sizes;
+mod vmstat;
+pub mod watermark;
+pub mod zonelist;
+
+pub(crate) use sizes::{free_area_init, mark_frames, zone_ranges, zone_type_of};
