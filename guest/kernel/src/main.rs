@@ -1,20 +1,167 @@
-//! Kernel.
+//! The guest kernel of Pagevisor: boots by PVH on x86-64 and runs the memory stack.
+//!
+//! ```text
+//! boot::entry    32-bit entry, long mode, the higher half
+//! kernel_main    gates, clock, page tables, monitor device, ACPI, memblock, state region, other CPUs,
+//!                memory stack, ready
+//! idle           until the host says otherwise
+//! ```
+//!
+//! # Rules of ring 0
+//! The kernel also runs where KVM emulates ring 0 instruction by instruction, so it keeps to what the emulator
+//! knows: no SSE, x87, BMI or `popcnt`, and no choice of instructions by CPUID; no `int3` (panics are `ud2`), no
+//! `invpcid`, no 1 GiB pages, no access below the stack pointer. The flags in `rustflags` see to the compiler's
+//! part, and a test disassembles the result. Each instruction costs about a microsecond there, so boot does little:
+//! nothing per page, no clearing of what is zero.
+//!
+//! # Unsafe code
+//! is in [`arch`], [`boot`], [`smp`], [`sync`], [`platform`], [`region`] and, for device registers and deliberate
+//! faults, in [`monitor`], [`power`] and [`selftest`]; nowhere else.
 #![no_std]
 #![no_main]
 
+mod acpi;
 mod arch;
+mod bench;
+mod bench_target;
 mod boot;
+mod clock;
+mod direct_map;
+mod dump;
+mod idle;
+mod log;
+mod memory;
+mod monitor;
+mod oops;
+mod platform;
+mod power;
+mod region;
+mod resources;
+mod selftest;
+mod serial;
+mod smp;
+mod sync;
 
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    arch::cpu::stop()
+use core::sync::atomic::Ordering;
+
+use pagevisor_mm::memblock::Memblock;
+use pagevisor_mm::platform::Level;
+use pagevisor_mm::{BootConfig, Hooks, Mm};
+use pagevisor_shared::device::shutdown;
+use pagevisor_shared::layout::VMEMMAP_START;
+use pagevisor_shared::page::PAGE_STRUCT_SIZE;
+use pagevisor_shared::region::{GuestState, RegionRef};
+use pagevisor_shared::units::{CpuId, VirtAddr};
+
+use acpi::Machine;
+use arch::{apic, cpu, gdt, paging, percpu, stacks, traps};
+use boot::cmdline::{self, Options};
+use boot::start_info::StartInfo;
+use log::pr_info;
+
+/// Messages below this level go to the serial port when no host reads the region.
+const CONSOLE_LOGLEVEL_DEFAULT: u8 = Level::Debug as u8;
+
+/// The first Rust code, on the boot stack, with the early page tables, interrupts off. `tsc` is the time stamp of the
+/// first instruction, `start_info` the address that the loader passed.
+#[unsafe(no_mangle)]
+extern "C" fn kernel_main(tsc: u64, start_info: u64) -> ! {
+    percpu::BOOT.install();
+    percpu::BOOT.assign(CpuId::default(), boot_apic_id(), stacks::boot_ist());
+    gdt::load(&percpu::BOOT);
+    traps::init();
+    clock::init(tsc);
+    cpu::harden();
+    let Some(start_info) = StartInfo::at(start_info) else { panic!("no PVH start info at {start_info:#x}") };
+    let options = cmdline::parse(start_info.command_line());
+    paging::init();
+    let (region, machine) = bring_up(start_info, &options);
+    cpu::irq_enable();
+    smp::wait(&machine);
+    paging::forget_low_memory();
+    ready(region, &options)
 }
 
-#[unsafe(no_mangle)]
-extern "C" fn kernel_main(_tsc: u64, _start_info: u64) -> ! {
-    for byte in *b"hello\r\n" {
-        arch::port::write(0x3f8, byte);
+fn boot_apic_id() -> u32 {
+    cpu::cpuid(1, 0).ebx >> 24
+}
+
+/// From page tables to a memory stack, with the other CPUs on their way.
+fn bring_up(start_info: StartInfo, options: &Options) -> (&'static RegionRef<'static>, Machine) {
+    let monitor = options.monitor.and_then(monitor::probe);
+    let console = if monitor.is_some() { 0 } else { CONSOLE_LOGLEVEL_DEFAULT };
+    log::set_console_level(options.loglevel.unwrap_or(console));
+    pr_info!("Pagevisor {}", env!("CARGO_PKG_VERSION"));
+    pr_info!("Command line: {}", start_info.command_line());
+    let mut machine = Machine::read(start_info.rsdp(), percpu::BOOT.apic_id());
+    power::init(machine.power);
+    let mut memblock = memory::new_memblock(options.zeroed);
+    memory::add_ram(start_info, &mut memblock);
+    memory::reserve_used(start_info, &mut memblock);
+    memory::set_nodes(&mut machine, &mut memblock);
+    direct_map::init_first_gib();
+    let mapped = direct_map::init(&mut memblock);
+    let region = region::init(monitor.map(monitor::Monitor::shm), &machine, &mut memblock);
+    let header = region.header();
+    header.direct_map_4k.store((mapped.small >> 10) as u32, Ordering::Relaxed);
+    header.direct_map_2m.store(mapped.large >> 10, Ordering::Relaxed);
+    resources::publish(region, start_info, options, &machine);
+    apic::init(pagevisor_shared::units::PhysAddr::new(machine.lapic));
+    smp::set_online();
+    monitor::start(&mut memblock);
+    smp::start(&machine, &mut memblock);
+    boot_mm(region, options, &mut memblock);
+    (region, machine)
+}
+
+/// Starts the memory stack and gives every CPU its record of it.
+fn boot_mm(region: &RegionRef<'static>, options: &Options, memblock: &mut Memblock) {
+    memblock.allow_resize();
+    let booted = Mm::boot(BootConfig {
+        platform: &platform::KERNEL,
+        region: region.clone(),
+        memblock,
+        fresh_is_zero: options.zeroed,
+        hooks: Hooks::none(),
+        map_memmap: &mut |memblock, chunk| {
+            let virt = VirtAddr::new(VMEMMAP_START + chunk.first.raw() * PAGE_STRUCT_SIZE);
+            let mapped = paging::map(virt, chunk.backing, chunk.bytes, &mut || Some(direct_map::new_table(memblock)));
+            assert!(mapped.is_ok(), "no memory for page tables");
+            Ok(())
+        },
+    });
+    let mm = match booted {
+        Ok(mm) => platform::set_mm(mm),
+        Err(error) => panic!("{error}"),
+    };
+    for cpu in (0..region.nr_cpus()).filter_map(CpuId::new) {
+        if let (Some(record), Some(local)) = (percpu::of(cpu), mm.cpu_local(cpu)) {
+            record.set_local(local);
+        }
     }
-    arch::port::write(0x604, 0x2000u16);
-    arch::cpu::stop()
+}
+
+/// Everything is up: tells so, does what the command line asks for, idles.
+fn ready(region: &'static RegionRef<'static>, options: &Options) -> ! {
+    let header = region.header();
+    let now = cpu::rdtsc();
+    header.tsc_ready.store(now, Ordering::Relaxed);
+    header.tsc_khz.store(clock::tsc_khz(), Ordering::Relaxed);
+    header.state.store(GuestState::Ready as u32, Ordering::Release);
+    monitor::announce(GuestState::Ready);
+    pr_info!("Ready: {} ticks since entry", now - clock::tsc_entry());
+    if let Some(test) = options.test {
+        selftest::run(test);
+    }
+    let hosted = monitor::get().is_some();
+    if let (Some(names), Some(mm)) = (options.bench, platform::mm()) {
+        bench::run(&bench_target::Target(mm), names);
+    }
+    if let Some(names) = options.dump {
+        dump::print(region, names);
+    }
+    if options.exit || !hosted || options.bench.is_some() || options.dump.is_some() {
+        power::off(shutdown::OK);
+    }
+    idle::run()
 }

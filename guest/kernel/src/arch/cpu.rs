@@ -154,3 +154,17 @@ pub fn stop() -> ! {
         unsafe { asm!("cli", "hlt", options(nomem, nostack)) };
     }
 }
+
+/// Raises #UD, for good.
+pub fn invalid_instruction() -> ! {
+    // SAFETY: control goes to the gate of #UD and does not come back.
+    unsafe { asm!("ud2", options(nomem, nostack, noreturn)) };
+}
+
+/// Resets the machine the hard way: an exception without gates.
+pub fn triple_fault() -> ! {
+    let empty = [0u16; 5];
+    // SAFETY: nothing survives this, which is its purpose.
+    unsafe { asm!("lidt [{}]", in(reg) &raw const empty, options(nostack)) };
+    invalid_instruction()
+}

@@ -1,5 +1,12 @@
 //! The processor: everything that only x86-64 has.
 
+pub mod apic;
 pub mod cpu;
+pub mod gdt;
+pub mod irq;
 pub mod mem;
+pub mod paging;
+pub mod percpu;
 pub mod port;
+pub mod stacks;
+pub mod traps;

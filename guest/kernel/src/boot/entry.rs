@@ -11,9 +11,6 @@ use core::arch::global_asm;
 use crate::arch::cpu::{CR0_BOOT, CR4_BOOT, EFER_BOOT};
 use pagevisor_shared::layout::START_KERNEL_MAP;
 
-/// Bytes of the boot processor's stack.
-pub const BOOT_STACK_SIZE: usize = 32 << 10;
-
 // The ELF note by which loaders find the entry: name "Xen", type 18 (XEN_ELFNOTE_PHYS32_ENTRY).
 global_asm!(
     r#"
@@ -53,37 +50,30 @@ early_pd:
     .set n, n + 1
     .endr
 
+    # 64-bit code, data, 32-bit code.
     .balign 8
 early_gdt:
     .quad 0
     .quad 0x00af9b000000ffff
     .quad 0x00cf93000000ffff
+    .quad 0x00cf9b000000ffff
     .globl early_gdt_ptr
 early_gdt_ptr:
     .word . - early_gdt - 1
     .long early_gdt - {kmap}
 
-    .section .bss.pages, "aw", @nobits
-    .balign 4096
-    .globl boot_stack_guard
-boot_stack_guard:
-    .skip 4096
-boot_stack:
-    .skip {stack}
-    .globl boot_stack_top
-boot_stack_top:
     "#,
     kmap = const START_KERNEL_MAP,
-    stack = const BOOT_STACK_SIZE,
     options(att_syntax)
 );
 
 // ESI and EDI keep the time stamp of the first instruction, EBX the start info; RDMSR and WRMSR use the others.
 global_asm!(
     r#"
-    .section .text.boot, "ax"
+    .section .boot.text, "ax"
     .code32
     .globl pvh_start32
+    .type pvh_start32, @function
 pvh_start32:
     cld
     rdtsc
@@ -103,6 +93,7 @@ pvh_start32:
     ljmpl $0x08, $start64_low - {kmap}
 
     .code64
+    .type start64_low, @function
 start64_low:
     movabsq $start64_high, %rax
     jmpq *%rax

@@ -1,0 +1,34 @@
+//! Segments. Long mode hardly has any; what is left is privilege and the task state with its stacks.
+
+use core::arch::asm;
+
+use x86_64::PrivilegeLevel;
+use x86_64::instructions::tables::load_tss;
+use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector};
+
+use super::percpu::PerCpu;
+
+/// A CPU's descriptor table.
+pub type Gdt = GlobalDescriptorTable<8>;
+
+/// Kernel data, in the early table and in every CPU's own (as is kernel code, the first entry).
+const KERNEL_DATA: SegmentSelector = SegmentSelector::new(2, PrivilegeLevel::Ring0);
+
+/// Loads the segments and the task state of `record` into this CPU, which it belongs to.
+pub fn load(record: &'static PerCpu) {
+    let tables = record.tables.get();
+    // SAFETY: the record is this CPU's own and not loaded yet, so nobody reads the tables; they live for ever. The
+    // selectors loaded name descriptors just written. CS keeps its selector, which means the same in every table.
+    unsafe {
+        let gdt = &mut (*tables).gdt;
+        gdt.append(Descriptor::kernel_code_segment());
+        gdt.append(Descriptor::kernel_data_segment());
+        gdt.append(Descriptor::user_data_segment());
+        gdt.append(Descriptor::user_code_segment());
+        let task = gdt.append(Descriptor::tss_segment_unchecked(&raw const (*tables).tss));
+        (*tables).gdt.load_unsafe();
+        asm!("mov ss, {0:e}", "mov ds, {0:e}", "mov es, {0:e}", in(reg) KERNEL_DATA.0 as u32,
+            options(nostack, preserves_flags));
+        load_tss(task);
+    }
+}

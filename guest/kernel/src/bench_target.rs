@@ -1,0 +1,78 @@
+//! The page allocator as [`crate::bench`] measures it.
+
+use core::hint::black_box;
+use core::ptr::with_exposed_provenance_mut;
+use core::sync::atomic::AtomicU64;
+
+use pagevisor_mm::Mm;
+use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::layout::PAGE_OFFSET;
+use pagevisor_shared::units::{Order, PAGE_SIZE, Pfn};
+
+use crate::bench::Pages;
+use crate::platform::Kernel;
+
+/// The memory stack under test.
+#[derive(Debug)]
+pub struct Target(pub &'static Mm<Kernel>);
+
+/// An order of the benchmarks, which are all below the limit.
+#[inline(always)]
+fn order(raw: u8) -> Order {
+    Order::new(raw as u32).unwrap_or(Order::MAX)
+}
+
+fn virt(pfn: u64) -> *mut u8 {
+    with_exposed_provenance_mut((PAGE_OFFSET + pfn * PAGE_SIZE) as usize)
+}
+
+impl Pages for Target {
+    #[inline(always)]
+    fn alloc(&self, gfp: Gfp, raw: u8) -> u64 {
+        self.0.alloc_pages(gfp, order(raw)).map_or(0, Pfn::raw)
+    }
+
+    #[inline(always)]
+    fn free(&self, pfn: u64, raw: u8) {
+        self.0.free_pages(Pfn::new(pfn), order(raw));
+    }
+
+    fn alloc_bulk(&self, gfp: Gfp, pages: &mut [u64]) -> usize {
+        let mut slots = [None; 256];
+        let slots = &mut slots[..pages.len().min(256)];
+        let mut got = 0;
+        // Each call gives what one look at the free lists gives.
+        while got < slots.len() {
+            let more = self.0.alloc_pages_bulk(gfp, None, None, slots);
+            if more == got {
+                break;
+            }
+            got = more;
+        }
+        for (page, slot) in pages.iter_mut().zip(slots) {
+            *page = slot.map_or(0, Pfn::raw);
+        }
+        got
+    }
+
+    fn clear(&self, pfn: u64) {
+        // The black box keeps the compiler from clearing a page once that is cleared a thousand times.
+        // SAFETY: the benchmark allocated the page; the direct map reaches it.
+        unsafe { black_box(virt(pfn)).write_bytes(0, PAGE_SIZE as usize) };
+    }
+
+    fn copy(&self, to: u64, from: u64) {
+        // SAFETY: the benchmark allocated both pages; the direct map reaches them.
+        unsafe { black_box(virt(to)).copy_from_nonoverlapping(virt(from), PAGE_SIZE as usize) };
+    }
+
+    fn words(&self, pfn: u64, raw: u8) -> &[AtomicU64] {
+        let len = order(raw).bytes() as usize / 8;
+        // SAFETY: the benchmark allocated the block and accesses it as these words only; any bytes are valid.
+        unsafe { core::slice::from_raw_parts(virt(pfn).cast(), len) }
+    }
+
+    fn free_pages(&self) -> u64 {
+        self.0.nr_free_pages(Gfp::KERNEL)
+    }
+}

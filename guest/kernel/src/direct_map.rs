@@ -1,0 +1,211 @@
+//! The direct map: all RAM at [`PAGE_OFFSET`], in 2 MiB pages, 4 KiB ones where RAM starts or ends inside a block.
+//!
+//! Filling it costs a store per 2 MiB, half a million for a terabyte, so boot fills only the first GiB. Every other
+//! GiB gets its page directory's address noted in an entry that is not present; the page-fault handler fills the
+//! directory on the first touch and makes the entry present. Two CPUs may do so at once: both write the same.
+//!
+//! The kernel's text and read-only data may not be written through the direct map either.
+
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::Release};
+
+use pagevisor_mm::memblock::Memblock;
+use pagevisor_shared::layout::START_KERNEL_MAP;
+use pagevisor_shared::units::{PAGE_SIZE, PhysAddr};
+
+use crate::arch::paging::{
+    self, DATA, DIRECT_IMAGE_PT, DIRECT_PD, GIB, LARGE, LARGE_SIZE, PRESENT, Table, WRITABLE, table_at,
+};
+
+/// Most separate ranges of RAM. The firmware's memory map is bounded by it too.
+pub const MAX_RANGES: usize = 256;
+
+/// Ranges of RAM as physical addresses, whole pages, ascending, neighbours merged: start, end, start, end...
+static RAM: [AtomicU64; 2 * MAX_RANGES] = [const { AtomicU64::new(0) }; 2 * MAX_RANGES];
+static RANGES: AtomicUsize = AtomicUsize::new(0);
+
+/// The part of an entry that is no address, as far as it concerns tables.
+const PAGE_MASK: u64 = PAGE_SIZE - 1;
+
+/// Bytes mapped by pages of one size.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    /// In 4 KiB pages.
+    pub small: u64,
+    /// In 2 MiB pages.
+    pub large: u64,
+}
+
+/// Notes a range of RAM; ranges come in ascending order. Those beyond [`MAX_RANGES`] are refused.
+pub fn add_ram(range: Range<u64>) -> bool {
+    let count = RANGES.load(Relaxed);
+    if count > 0 && RAM[2 * count - 1].load(Relaxed) == range.start {
+        RAM[2 * count - 1].store(range.end, Relaxed);
+        return true;
+    }
+    if count == MAX_RANGES {
+        return false;
+    }
+    RAM[2 * count].store(range.start, Relaxed);
+    RAM[2 * count + 1].store(range.end, Relaxed);
+    RANGES.store(count + 1, Relaxed);
+    true
+}
+
+/// The ranges of RAM.
+pub fn ram() -> impl Iterator<Item = Range<u64>> + Clone {
+    RAM[..2 * RANGES.load(Relaxed)].chunks_exact(2).map(|pair| pair[0].load(Relaxed)..pair[1].load(Relaxed))
+}
+
+/// The 2 MiB blocks that lie wholly in `range`, or nothing.
+fn whole_blocks(range: &Range<u64>) -> Range<u64> {
+    let start = range.start.next_multiple_of(LARGE_SIZE);
+    start..(range.end & !(LARGE_SIZE - 1)).max(start)
+}
+
+fn cut(range: Range<u64>, to: &Range<u64>) -> Range<u64> {
+    range.start.max(to.start)..range.end.min(to.end)
+}
+
+/// The block that holds the kernel image, which gets 4 KiB pages.
+fn image_block() -> u64 {
+    (paging::image().text - START_KERNEL_MAP) & !(LARGE_SIZE - 1)
+}
+
+/// Fills the whole blocks of the GiB at `gib` into its directory.
+fn fill_directory(pd: &Table, gib: u64) {
+    let image = image_block();
+    for range in ram() {
+        let blocks = whole_blocks(&cut(range, &(gib..gib + GIB)));
+        for block in blocks.step_by(LARGE_SIZE as usize) {
+            if block != image {
+                pd.entry(block, 1).store(block | DATA | LARGE, Relaxed);
+            }
+        }
+    }
+}
+
+/// The page-fault handler's part: makes physical address `phys` reachable if it is RAM; false when it cannot.
+pub fn fill(phys: u64) -> bool {
+    if !ram().any(|range| range.contains(&phys)) {
+        return false;
+    }
+    let top = paging::direct_pml4_entry(phys).load(Relaxed);
+    if top & PRESENT == 0 {
+        return false;
+    }
+    let slot = table_at(top).entry(phys, 2);
+    let entry = slot.load(Relaxed);
+    if entry == 0 {
+        return false;
+    }
+    let pd = table_at(entry);
+    fill_directory(pd, phys & !(GIB - 1));
+    // Release: who walks through this entry finds the directory filled.
+    slot.store(paging::table_entry(entry & !PAGE_MASK), Release);
+    pd.entry(phys, 1).load(Relaxed) != 0
+}
+
+/// Maps the first GiB, but for blocks that are not wholly RAM. Needs no memory: it is what memory for tables is
+/// reached through.
+pub fn init_first_gib() {
+    fill_directory(&DIRECT_PD, 0);
+    fill_ragged(&DIRECT_IMAGE_PT, image_block());
+    DIRECT_PD.entry(image_block(), 1).store(paging::table_entry(DIRECT_IMAGE_PT.phys()), Relaxed);
+}
+
+/// Prepares the rest, with tables from `memblock`. Gives what is mapped in the end.
+pub fn init(memblock: &mut Memblock) -> Totals {
+    // Upwards from the kernel, where memory is mapped already; the top of the first GiB may be a ragged block.
+    memblock.set_bottom_up(true);
+    prepare_directories(memblock);
+    let mut totals = Totals::default();
+    let mut done = 0;
+    for range in ram() {
+        let blocks = whole_blocks(&range);
+        let large = blocks.end - blocks.start;
+        totals.large += large;
+        totals.small += range.end - range.start - large;
+        if blocks.contains(&image_block()) {
+            totals.large -= LARGE_SIZE;
+            totals.small += LARGE_SIZE;
+        }
+        for edge in [range.start, range.end] {
+            let block = edge & !(LARGE_SIZE - 1);
+            if edge != block && block >= done && block != image_block() {
+                prepare_ragged(memblock, block);
+                done = block + LARGE_SIZE;
+            }
+        }
+    }
+    memblock.set_bottom_up(false);
+    totals
+}
+
+/// `pages` zeroed pages for tables, next to each other.
+fn new_tables(memblock: &mut Memblock, pages: u64) -> u64 {
+    let (low, high) = (PhysAddr::new(image_block()), PhysAddr::new(GIB));
+    match memblock.alloc_try_nid(pages * PAGE_SIZE, PAGE_SIZE, low, high, None) {
+        Ok(table) => table.raw(),
+        Err(error) => panic!("no memory for page tables: {error}"),
+    }
+}
+
+/// A zeroed page for a table.
+pub fn new_table(memblock: &mut Memblock) -> PhysAddr {
+    PhysAddr::new(new_tables(memblock, 1))
+}
+
+/// Calls `each` with every `unit` of address space, from the first beyond `from`, that holds RAM.
+fn units_with_ram(unit: u64, from: u64, mut each: impl FnMut(u64)) {
+    let mut next = from;
+    for range in ram() {
+        let mut at = next.max(range.start & !(unit - 1));
+        while at < range.end {
+            each(at);
+            at += unit;
+        }
+        next = next.max(at);
+    }
+}
+
+/// Notes a directory for every GiB but the first.
+fn prepare_directories(memblock: &mut Memblock) {
+    const TOP: u64 = 512 * GIB;
+    units_with_ram(TOP, TOP, |start| {
+        paging::direct_pml4_entry(start).store(paging::table_entry(new_tables(memblock, 1)), Relaxed);
+    });
+    let mut pages = 0;
+    units_with_ram(GIB, GIB, |_| pages += 1);
+    if pages == 0 {
+        return;
+    }
+    let mut directory = new_tables(memblock, pages);
+    units_with_ram(GIB, GIB, |gib| {
+        table_at(paging::direct_pml4_entry(gib).load(Relaxed)).entry(gib, 2).store(directory, Relaxed);
+        directory += PAGE_SIZE;
+    });
+}
+
+/// Maps the RAM in the block at `block` by 4 KiB pages.
+fn prepare_ragged(memblock: &mut Memblock, block: u64) {
+    let table = new_tables(memblock, 1);
+    fill_ragged(table_at(table), block);
+    let pdpt = table_at(paging::direct_pml4_entry(block).load(Relaxed));
+    let pd = table_at(pdpt.entry(block, 2).load(Relaxed));
+    pd.entry(block, 1).store(paging::table_entry(table), Relaxed);
+}
+
+fn fill_ragged(pt: &Table, block: u64) {
+    let within = block..block + LARGE_SIZE;
+    for range in ram() {
+        for page in cut(range, &within).step_by(PAGE_SIZE as usize) {
+            pt.entry(page, 0).store(page | DATA, Relaxed);
+        }
+    }
+    let image = paging::image();
+    let fixed = image.text - START_KERNEL_MAP..image.data - START_KERNEL_MAP;
+    for page in cut(fixed, &within).step_by(PAGE_SIZE as usize) {
+        pt.entry(page, 0).store(page | (DATA & !WRITABLE), Relaxed);
+    }
+}

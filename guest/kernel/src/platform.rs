@@ -1,0 +1,83 @@
+//! The machine as `mm` sees it.
+
+use core::fmt;
+use core::ptr::{NonNull, without_provenance_mut};
+
+use pagevisor_mm::platform::{IrqFlags, Level, Platform};
+use pagevisor_mm::{CpuLocal, Mm};
+use pagevisor_shared::layout::{PAGE_OFFSET, VMEMMAP_START};
+use pagevisor_shared::page::Page;
+
+use crate::arch::{cpu, percpu};
+use crate::sync::Once;
+use crate::{clock, log, oops};
+
+/// Ring 0 of this machine.
+#[derive(Debug)]
+pub struct Kernel;
+
+/// The machine.
+pub static KERNEL: Kernel = Kernel;
+
+static MM: Once<Mm<Kernel>> = Once::new();
+
+/// The memory stack, once it runs.
+#[inline(always)]
+pub fn mm() -> Option<&'static Mm<Kernel>> {
+    MM.get()
+}
+
+/// Makes `mm` the memory stack.
+pub fn set_mm(mm: Mm<Kernel>) -> &'static Mm<Kernel> {
+    MM.set(mm)
+}
+
+// SAFETY: the direct map covers all RAM (`direct_map`, at the latest by the page-fault handler), the window of page
+// metadata is used for nothing else and holds what `mm` had mapped; neither is ever taken back. GS points to the
+// record of the CPU that executes, and tasks don't change CPUs.
+unsafe impl Platform for Kernel {
+    #[inline(always)]
+    fn direct_map(&self) -> NonNull<u8> {
+        // SAFETY: not zero.
+        unsafe { NonNull::new_unchecked(without_provenance_mut(PAGE_OFFSET as usize)) }
+    }
+
+    #[inline(always)]
+    fn vmemmap(&self) -> NonNull<Page> {
+        // SAFETY: not zero.
+        unsafe { NonNull::new_unchecked(without_provenance_mut(VMEMMAP_START as usize)) }
+    }
+
+    #[inline(always)]
+    fn this_cpu(&self) -> &'static CpuLocal {
+        // SAFETY: set for every CPU before `mm` is used on it, and never changed.
+        unsafe { &*percpu::local() }
+    }
+
+    #[inline(always)]
+    fn irq_save(&self) -> IrqFlags {
+        IrqFlags(cpu::irq_save())
+    }
+
+    #[inline(always)]
+    fn irq_restore(&self, flags: IrqFlags) {
+        cpu::irq_restore(flags.0);
+    }
+
+    #[inline(always)]
+    fn relax(&self) {
+        core::hint::spin_loop();
+    }
+
+    fn now(&self) -> u64 {
+        clock::nanos()
+    }
+
+    fn log(&self, level: Level, line: fmt::Arguments<'_>) {
+        log::write(level, line);
+    }
+
+    fn dump_stack(&self) {
+        oops::dump_stack();
+    }
+}

