@@ -270,7 +270,9 @@ fn fresh_memory_is_cleared_only_once_used() {
     let fresh = machine.memblock.alloc(PAGE, PAGE).unwrap();
     assert_eq!(machine.byte(END - 1), STALE, "it was promised to be zero, so nobody looks");
     machine.scribble(fresh);
+    assert!(machine.memblock.used_range().is_empty());
     machine.memblock.phys_free(fresh, PAGE).unwrap();
+    assert_eq!(machine.memblock.used_range(), fresh..at(END));
     let again = machine.memblock.alloc(PAGE / 2, PAGE).unwrap();
     assert_eq!(again, fresh);
     assert!(machine.all(again, PAGE / 2, 0));
