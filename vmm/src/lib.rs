@@ -9,6 +9,8 @@ pub mod kvm;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod report;
 pub mod runtime;
+pub mod state;
 pub mod symbols;
 pub mod topology;

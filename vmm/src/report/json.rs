@@ -1,0 +1,207 @@
+//! Linux's files as JSON: the same numbers, as numbers, under their names in snake case.
+//!
+//! Amounts in KiB have keys that end in `_kb`, as the files say kB; everything else is in pages or a plain count.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use pagevisor_shared::migrate::{MIGRATE_TYPES, MigrateType};
+use pagevisor_shared::region::RegionRef;
+use pagevisor_shared::region::records::ResourceKind;
+use pagevisor_shared::region::zone::ZoneState;
+use pagevisor_shared::report::counters::{self, FreeCounts};
+use pagevisor_shared::report::meminfo::{self, Amount};
+use pagevisor_shared::report::{distance, vmstat as counted_by};
+use pagevisor_shared::units::{CpuMask, NodeId, PAGE_SIZE, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER};
+use pagevisor_shared::vmstat::ZoneStat;
+use pagevisor_shared::zone::{Watermark, ZoneIndex, ZoneType};
+use serde_json::{Map, Value, json};
+
+use super::view::NodeFile;
+
+/// `MemTotal` as `mem_total`, `NFS_Unstable` as `nfs_unstable`, `Active(anon)` as `active_anon`.
+pub(super) fn snake_case(name: &str) -> String {
+    let mut snake = String::new();
+    let mut before = '_';
+    let letters: Vec<char> = name.chars().collect();
+    for (index, &letter) in letters.iter().enumerate() {
+        let next_is_small = letters.get(index + 1).is_some_and(char::is_ascii_lowercase);
+        let starts_word = match letter {
+            'A'..='Z' => before.is_ascii_lowercase() || before.is_ascii_uppercase() && next_is_small,
+            '0'..='9' => before.is_ascii_lowercase(),
+            _ => false,
+        };
+        if starts_word {
+            snake.push('_');
+        }
+        match letter {
+            '(' => snake.push('_'),
+            ')' => {}
+            _ => snake.push(letter.to_ascii_lowercase()),
+        }
+        before = letter;
+    }
+    snake
+}
+
+fn cpus(mask: CpuMask) -> Vec<usize> {
+    mask.iter().map(|cpu| cpu.index()).collect()
+}
+
+/// Collects named numbers.
+fn counted(list: impl FnOnce(counted_by::Each<'_>) -> std::fmt::Result) -> Value {
+    let mut map = Map::new();
+    // Only the closure could fail, and it does not.
+    let _ = list(&mut |name, value| {
+        map.insert(name.to_owned(), value.into());
+        Ok(())
+    });
+    Value::Object(map)
+}
+
+fn amounts(list: impl FnOnce(meminfo::Each<'_>) -> std::fmt::Result) -> Value {
+    let mut map = Map::new();
+    let _ = list(&mut |name, amount| {
+        let name = snake_case(name);
+        match amount {
+            Amount::KiB(value) => map.insert(name + "_kb", value.into()),
+            Amount::Count(value) => map.insert(name, value.into()),
+        };
+        Ok(())
+    });
+    Value::Object(map)
+}
+
+/// All zones of the online nodes.
+fn zones<'a>(region: &RegionRef<'a>) -> impl Iterator<Item = (NodeId, ZoneType, ZoneIndex, &'a ZoneState)> {
+    let region = region.clone();
+    counters::online_nodes(&region).iter().flat_map(move |node| {
+        counters::zones_of(&region, node).map(move |(kind, index, zone)| (node, kind, index, zone))
+    })
+}
+
+pub(super) fn buddyinfo(region: &RegionRef<'_>) -> Value {
+    let rows = zones(region).filter(|(.., zone)| counters::is_populated(zone)).map(|(node, kind, _, zone)| {
+        json!({ "node": node.index(), "zone": kind.name(), "nr_free": FreeCounts::read(zone).by_order() })
+    });
+    json!({ "zones": rows.collect::<Vec<_>>() })
+}
+
+pub(super) fn pagetypeinfo(region: &RegionRef<'_>, blocks: &[[u64; MIGRATE_TYPES]]) -> Value {
+    let rows = zones(region).filter(|(.., zone)| counters::is_populated(zone)).map(|(node, kind, index, zone)| {
+        let free = FreeCounts::read(zone);
+        let blocks = blocks.get(index.index()).copied().unwrap_or_default();
+        let mut free_by_type = Map::new();
+        let mut blocks_by_type = Map::new();
+        for (migrate, count) in MigrateType::ALL.into_iter().zip(blocks) {
+            let column: Vec<u64> = free.0.iter().map(|row| row[migrate.index()]).collect();
+            free_by_type.insert(snake_case(migrate.name()), column.into());
+            blocks_by_type.insert(snake_case(migrate.name()), count.into());
+        }
+        json!({ "node": node.index(), "zone": kind.name(), "nr_free": free_by_type, "blocks": blocks_by_type })
+    });
+    json!({
+        "page_block_order": PAGEBLOCK_ORDER,
+        "pages_per_block": PAGEBLOCK_NR_PAGES,
+        "zones": rows.collect::<Vec<_>>(),
+    })
+}
+
+pub(super) fn zoneinfo(region: &RegionRef<'_>) -> Value {
+    let nodes = counters::online_nodes(region).iter().map(|node| {
+        json!({
+            "node": node.index(),
+            "stats": counted(|each| counted_by::node_items(region, node, each)),
+            "node_unreclaimable": false,
+        })
+    });
+    let zones = zones(region).map(|(node, kind, index, zone)| zoneinfo_zone(region, node, kind, index, zone));
+    json!({ "nodes": nodes.collect::<Vec<_>>(), "zones": zones.collect::<Vec<_>>() })
+}
+
+fn zoneinfo_zone(region: &RegionRef<'_>, node: NodeId, kind: ZoneType, index: ZoneIndex, zone: &ZoneState) -> Value {
+    let pagesets = counters::online_cpus(region).iter().filter_map(|cpu| {
+        let pcp = counters::pcp(region, cpu, index)?;
+        Some(json!({
+            "cpu": cpu.index(),
+            "count": pcp.count.load(Relaxed),
+            "high": pcp.high.load(Relaxed),
+            "batch": pcp.batch.load(Relaxed),
+            "vm_stats_threshold": pcp.stat_threshold.load(Relaxed),
+        }))
+    });
+    let populated = counters::is_populated(zone);
+    json!({
+        "node": node.index(),
+        "zone": kind.name(),
+        "populated": populated,
+        "free": counters::zone_page_state_snapshot(region, index, ZoneStat::NrFreePages),
+        "boost": zone.watermark_boost.load(Relaxed),
+        "min": counters::wmark_pages(zone, Watermark::Min),
+        "low": counters::wmark_pages(zone, Watermark::Low),
+        "high": counters::wmark_pages(zone, Watermark::High),
+        "spanned": zone.spanned_pages.load(Relaxed),
+        "present": zone.present_pages.load(Relaxed),
+        "managed": zone.managed_pages.load(Relaxed),
+        "cma": zone.cma_pages.load(Relaxed),
+        "protection": zone.lowmem_reserve.iter().map(|reserve| reserve.load(Relaxed)).collect::<Vec<_>>(),
+        "stats": counted(|each| counted_by::zone_items(region, index, each)),
+        "numa": counted(|each| counted_by::numa_items(region, index, each)),
+        "pagesets": if populated { pagesets.collect() } else { Vec::new() },
+        "start_pfn": zone.zone_start_pfn.load(Relaxed),
+    })
+}
+
+pub(super) fn meminfo(region: &RegionRef<'_>) -> Value {
+    amounts(|each| meminfo::items(region, each))
+}
+
+pub(super) fn vmstat(region: &RegionRef<'_>) -> Value {
+    counted(|each| counted_by::vmstat_items(region, each))
+}
+
+pub(super) fn iomem(region: &RegionRef<'_>) -> Value {
+    let rows = region.resources().iter().map(|record| {
+        let name = ResourceKind::ALL.get(record.kind.load(Relaxed) as usize).map(|kind| kind.name());
+        json!({
+            "start": record.start.load(Relaxed),
+            "end": record.end.load(Relaxed),
+            "depth": record.depth.load(Relaxed),
+            "name": name,
+        })
+    });
+    json!({ "resources": rows.collect::<Vec<_>>() })
+}
+
+pub(super) fn node(region: &RegionRef<'_>, node: NodeId, file: NodeFile) -> Value {
+    let mut value = match file {
+        NodeFile::Meminfo => amounts(|each| meminfo::node_items(region, node, each)),
+        NodeFile::Numastat => counted(|each| counted_by::node_numastat_items(region, node, each)),
+        NodeFile::Vmstat => counted(|each| counted_by::node_vmstat_items(region, node, each)),
+        NodeFile::Distance => json!({ "distances": distances(region, node) }),
+        NodeFile::Cpulist | NodeFile::Cpumap => json!({ "cpus": cpus(counters::cpus_of_node(region, node)) }),
+    };
+    value["node"] = node.index().into();
+    value
+}
+
+/// Distances to the online nodes.
+fn distances(region: &RegionRef<'_>, from: NodeId) -> Vec<Value> {
+    let to = counters::online_nodes(region).iter();
+    to.map(|to| json!({ "node": to.index(), "distance": distance(region, from, to) })).collect()
+}
+
+pub(super) fn numa(region: &RegionRef<'_>) -> Value {
+    let nodes = counters::online_nodes(region).iter().map(|node| {
+        let managed: u64 = counters::zones_of(region, node)
+            .fold(0, |sum, (_, _, zone)| sum.wrapping_add(zone.managed_pages.load(Relaxed)));
+        let free = counters::sum_zone_node_page_state(region, node, ZoneStat::NrFreePages);
+        json!({
+            "node": node.index(),
+            "cpus": cpus(counters::cpus_of_node(region, node)),
+            "size_bytes": managed.wrapping_mul(PAGE_SIZE),
+            "free_bytes": free.wrapping_mul(PAGE_SIZE),
+            "distances": distances(region, node),
+        })
+    });
+    json!({ "nodes": nodes.collect::<Vec<_>>() })
+}

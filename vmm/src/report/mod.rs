@@ -1,0 +1,20 @@
+//! Views of a guest: what `--show` and `pagevisor show` print, as text and as JSON.
+//!
+//! - the files of Linux's `/proc` and sysfs, to the byte ([`pagevisor_shared::report`]);
+//! - crash's `kmem`, which looks into guest memory by itself ([`kmem`]);
+//! - `numa`, as `numactl --hardware`;
+//! - the summary of a run, and a tree of files for tools that take another root.
+
+mod error;
+mod json;
+pub mod kmem;
+mod proc_tree;
+mod summary;
+#[cfg(test)]
+mod tests;
+mod view;
+
+pub use error::ReportError;
+pub use proc_tree::proc_tree;
+pub use summary::{summary, summary_json};
+pub use view::{BadView, NodeFile, PageSpec, View};

@@ -1,0 +1,306 @@
+//! The views by name.
+
+use std::fmt;
+use std::io::Write;
+use std::str::FromStr;
+
+use pagevisor_shared::layout::VMEMMAP_START;
+use pagevisor_shared::report as linux;
+use pagevisor_shared::report::counters;
+use pagevisor_shared::units::NodeId;
+use pagevisor_shared::zone::ZoneIndex;
+use serde_json::Value;
+
+use super::error::ReportError;
+use super::{json, kmem};
+use crate::state::StateView;
+
+/// A file of a node's directory in sysfs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NodeFile {
+    /// `meminfo`
+    Meminfo,
+    /// `numastat`
+    Numastat,
+    /// `vmstat`
+    Vmstat,
+    /// `distance`
+    Distance,
+    /// `cpulist`
+    Cpulist,
+    /// `cpumap`
+    Cpumap,
+}
+
+impl NodeFile {
+    /// All files, with their names.
+    pub const ALL: [(Self, &'static str); 6] = [
+        (Self::Meminfo, "meminfo"),
+        (Self::Numastat, "numastat"),
+        (Self::Vmstat, "vmstat"),
+        (Self::Distance, "distance"),
+        (Self::Cpulist, "cpulist"),
+        (Self::Cpumap, "cpumap"),
+    ];
+
+    fn name(self) -> &'static str {
+        Self::ALL.into_iter().find(|(file, _)| *file == self).map_or("", |(_, name)| name)
+    }
+}
+
+/// A page, as `kmem -p` takes it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PageSpec {
+    /// By frame number.
+    Pfn(u64),
+    /// By the address of its metadata.
+    Page(u64),
+}
+
+/// A view.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum View {
+    /// `/proc/buddyinfo`
+    Buddyinfo,
+    /// `/proc/pagetypeinfo`
+    Pagetypeinfo,
+    /// `/proc/zoneinfo`
+    Zoneinfo,
+    /// `/proc/meminfo`
+    Meminfo,
+    /// `/proc/vmstat`
+    Vmstat,
+    /// `/proc/iomem`
+    Iomem,
+    /// `/sys/devices/system/node/nodeN/...`
+    Node(NodeId, NodeFile),
+    /// `numactl --hardware`
+    Numa,
+    /// `kmem -f`: free lists, walked and compared with the counters
+    KmemFree,
+    /// `kmem -n`: nodes, zones and sections
+    KmemNodes,
+    /// `kmem -p`: page metadata
+    KmemPages(Option<PageSpec>),
+    /// `kmem -V`: counters of the machine
+    KmemVmstat,
+    /// `kmem -z`: counters by zone
+    KmemZones,
+    /// `kmem -g`: page flags
+    KmemFlags(Option<u64>),
+}
+
+/// A view that does not exist.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BadView {
+    name: String,
+    reason: &'static str,
+}
+
+impl fmt::Display for BadView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} '{}'; views are {}", self.reason, self.name, View::KNOWN.join(", "))
+    }
+}
+
+impl std::error::Error for BadView {}
+
+impl View {
+    /// What views there are, as a user may write them.
+    pub const KNOWN: [&'static str; 14] = [
+        "buddyinfo",
+        "pagetypeinfo",
+        "zoneinfo",
+        "meminfo",
+        "vmstat",
+        "iomem",
+        "node/N/{meminfo,numastat,vmstat,distance,cpulist,cpumap}",
+        "numa",
+        "kmem -f",
+        "kmem -n",
+        "kmem -p [PFN|PAGE]",
+        "kmem -V",
+        "kmem -z",
+        "kmem -g [FLAGS]",
+    ];
+
+    /// Writes the view.
+    ///
+    /// # Errors
+    /// [`ReportError`]; [`ReportError::Unverified`] comes after the whole view was written.
+    pub fn render(&self, state: &StateView, json: bool, out: &mut dyn Write) -> Result<(), ReportError> {
+        match self {
+            Self::KmemFree => kmem::free(state, json, out),
+            Self::KmemPages(page) => kmem::pages(state, *page, json, out),
+            _ if json => write_json(&self.json(state)?, out),
+            _ => out.write_all(self.text(state)?.as_bytes()).map_err(ReportError::Write),
+        }
+    }
+
+    /// The text of a view that is not streamed.
+    fn text(&self, state: &StateView) -> Result<String, ReportError> {
+        let region = state.region();
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = match self {
+            Self::Buddyinfo => linux::buddyinfo(&region, &mut text),
+            Self::Pagetypeinfo => {
+                let blocks = block_counts(state)?;
+                let counts = |zone: ZoneIndex| blocks.get(zone.index()).copied().unwrap_or_default();
+                linux::pagetypeinfo(&region, &counts, &mut text)
+            }
+            Self::Zoneinfo => linux::zoneinfo(&region, &mut text),
+            Self::Meminfo => linux::meminfo(&region, &mut text),
+            Self::Vmstat => linux::vmstat(&region, &mut text),
+            Self::Iomem => linux::iomem(&region, &mut text),
+            Self::Node(node, file) => {
+                check_node(state, *node)?;
+                match file {
+                    NodeFile::Meminfo => linux::node_meminfo(&region, *node, &mut text),
+                    NodeFile::Numastat => linux::node_numastat(&region, *node, &mut text),
+                    NodeFile::Vmstat => linux::node_vmstat(&region, *node, &mut text),
+                    NodeFile::Distance => linux::node_distance(&region, *node, &mut text),
+                    NodeFile::Cpulist => linux::node_cpulist(&region, *node, &mut text),
+                    NodeFile::Cpumap => linux::node_cpumap(&region, *node, &mut text),
+                }
+            }
+            Self::Numa => linux::numa_hardware(&region, &mut text),
+            Self::KmemNodes => kmem::nodes(state, &mut text)?,
+            Self::KmemVmstat => kmem::vmstat(state, &mut text),
+            Self::KmemZones => kmem::zones(state, &mut text),
+            Self::KmemFlags(flags) => kmem::flags(*flags, &mut text),
+            Self::KmemFree | Self::KmemPages(_) => Ok(()),
+        };
+        Ok(text)
+    }
+
+    /// The JSON of a view that is not streamed.
+    fn json(&self, state: &StateView) -> Result<Value, ReportError> {
+        let region = state.region();
+        Ok(match self {
+            Self::Buddyinfo => json::buddyinfo(&region),
+            Self::Pagetypeinfo => json::pagetypeinfo(&region, &block_counts(state)?),
+            Self::Zoneinfo => json::zoneinfo(&region),
+            Self::Meminfo => json::meminfo(&region),
+            Self::Vmstat => json::vmstat(&region),
+            Self::Iomem => json::iomem(&region),
+            Self::Node(node, file) => {
+                check_node(state, *node)?;
+                json::node(&region, *node, *file)
+            }
+            Self::Numa => json::numa(&region),
+            Self::KmemNodes => kmem::nodes_json(state)?,
+            Self::KmemVmstat => kmem::vmstat_json(state),
+            Self::KmemZones => kmem::zones_json(state),
+            Self::KmemFlags(flags) => kmem::flags_json(*flags),
+            Self::KmemFree | Self::KmemPages(_) => Value::Null,
+        })
+    }
+}
+
+/// Writes `value` with a line end.
+pub(super) fn write_json(value: &Value, out: &mut dyn Write) -> Result<(), ReportError> {
+    serde_json::to_writer_pretty(&mut *out, value).map_err(|error| ReportError::Write(error.into()))?;
+    out.write_all(b"\n").map_err(ReportError::Write)
+}
+
+/// Page blocks of every zone by migrate type.
+fn block_counts(state: &StateView) -> Result<Vec<[u64; 6]>, ReportError> {
+    let sections = state.sections()?;
+    let zones = counters::all_zones(&state.region());
+    Ok(zones.map(|zone| state.block_counts(&sections, zone)).collect::<Result<_, _>>()?)
+}
+
+fn check_node(state: &StateView, node: NodeId) -> Result<(), ReportError> {
+    let online = counters::online_nodes(&state.region());
+    if online.contains(node) {
+        return Ok(());
+    }
+    Err(ReportError::NoNode { node: node.index(), online: online.to_string() })
+}
+
+/// A number as a user writes it: hexadecimal after `0x` or when it has letters, decimal otherwise.
+fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok().or_else(|| u64::from_str_radix(text, 16).ok()),
+    }
+}
+
+fn page_spec(text: &str) -> Option<PageSpec> {
+    let number = number(text)?;
+    Some(if number >= VMEMMAP_START { PageSpec::Page(number) } else { PageSpec::Pfn(number) })
+}
+
+/// Page flags are hexadecimal, as crash takes them.
+fn flags(text: &str) -> Option<u64> {
+    u64::from_str_radix(text.trim_start_matches("0x"), 16).ok()
+}
+
+impl FromStr for View {
+    type Err = BadView;
+
+    fn from_str(text: &str) -> Result<Self, BadView> {
+        let bad = |reason| BadView { name: text.to_owned(), reason };
+        // `kmem -f` and `kmem-f` are the same: the latter needs no quotes in a list.
+        let joined = text.trim().replacen("kmem-", "kmem -", 1);
+        let words: Vec<&str> = joined.split_whitespace().collect();
+        match *words.as_slice() {
+            ["buddyinfo"] => Ok(Self::Buddyinfo),
+            ["pagetypeinfo"] => Ok(Self::Pagetypeinfo),
+            ["zoneinfo"] => Ok(Self::Zoneinfo),
+            ["meminfo"] => Ok(Self::Meminfo),
+            ["vmstat"] => Ok(Self::Vmstat),
+            ["iomem"] => Ok(Self::Iomem),
+            ["numa"] => Ok(Self::Numa),
+            ["kmem", "-f"] => Ok(Self::KmemFree),
+            ["kmem", "-n"] => Ok(Self::KmemNodes),
+            ["kmem", "-V"] => Ok(Self::KmemVmstat),
+            ["kmem", "-z"] => Ok(Self::KmemZones),
+            ["kmem", "-p"] => Ok(Self::KmemPages(None)),
+            ["kmem", "-p", page] => {
+                let page = page_spec(page).ok_or_else(|| bad("not a frame number or page address in"))?;
+                Ok(Self::KmemPages(Some(page)))
+            }
+            ["kmem", "-g"] => Ok(Self::KmemFlags(None)),
+            ["kmem", "-g", bits] => {
+                Ok(Self::KmemFlags(Some(flags(bits).ok_or_else(|| bad("not a hexadecimal number in"))?)))
+            }
+            [path] => node_view(path).ok_or_else(|| bad("unknown view")),
+            _ => Err(bad("unknown view")),
+        }
+    }
+}
+
+/// `node/N/FILE`
+fn node_view(path: &str) -> Option<View> {
+    let (node, name) = path.strip_prefix("node/")?.split_once('/')?;
+    let (file, _) = NodeFile::ALL.into_iter().find(|(_, known)| *known == name)?;
+    let digits = !node.is_empty() && node.bytes().all(|byte| byte.is_ascii_digit());
+    Some(View::Node(NodeId::new(node.parse().ok().filter(|_| digits)?)?, file))
+}
+
+/// The name, as [`FromStr`] takes it.
+impl fmt::Display for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Buddyinfo => f.write_str("buddyinfo"),
+            Self::Pagetypeinfo => f.write_str("pagetypeinfo"),
+            Self::Zoneinfo => f.write_str("zoneinfo"),
+            Self::Meminfo => f.write_str("meminfo"),
+            Self::Vmstat => f.write_str("vmstat"),
+            Self::Iomem => f.write_str("iomem"),
+            Self::Node(node, file) => write!(f, "node/{}/{}", node.index(), file.name()),
+            Self::Numa => f.write_str("numa"),
+            Self::KmemFree => f.write_str("kmem -f"),
+            Self::KmemNodes => f.write_str("kmem -n"),
+            Self::KmemPages(None) => f.write_str("kmem -p"),
+            Self::KmemPages(Some(PageSpec::Pfn(pfn))) => write!(f, "kmem -p {pfn:#x}"),
+            Self::KmemPages(Some(PageSpec::Page(page))) => write!(f, "kmem -p {page:#x}"),
+            Self::KmemVmstat => f.write_str("kmem -V"),
+            Self::KmemZones => f.write_str("kmem -z"),
+            Self::KmemFlags(None) => f.write_str("kmem -g"),
+            Self::KmemFlags(Some(flags)) => write!(f, "kmem -g {flags:x}"),
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! The guest's page tables.
+
+use super::error::{Corrupt, StateError};
+use super::memory::{GuestMemory, read_u64};
+
+const PRESENT: u64 = 1 << 0;
+/// In a directory entry: it maps a page of its own.
+const LARGE: u64 = 1 << 7;
+/// Bits of an entry that are an address.
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// Size of a mapped page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PageSize {
+    /// 4 KiB, from a page table.
+    Small,
+    /// 2 MiB, from a page directory.
+    Large,
+    /// 1 GiB, from a page-directory-pointer table.
+    Huge,
+}
+
+impl PageSize {
+    /// Bytes.
+    pub const fn bytes(self) -> u64 {
+        match self {
+            Self::Small => 1 << 12,
+            Self::Large => 1 << 21,
+            Self::Huge => 1 << 30,
+        }
+    }
+}
+
+/// What a virtual address is mapped to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Translation {
+    /// Guest-physical address of the byte.
+    pub gpa: u64,
+    /// The page it is in.
+    pub size: PageSize,
+    /// The entry that maps the page.
+    pub entry: u64,
+}
+
+impl Translation {
+    /// Bytes from the address to the end of its page.
+    pub const fn rest(&self) -> u64 {
+        self.size.bytes() - (self.gpa & (self.size.bytes() - 1))
+    }
+}
+
+/// Translates `address` by the four levels of tables under `pgd`; `None` when nothing is mapped there.
+///
+/// # Errors
+/// [`Corrupt`] when an entry points outside memory.
+pub(super) fn walk(memory: &dyn GuestMemory, pgd: u64, address: u64) -> Result<Option<Translation>, StateError> {
+    // Not canonical: the bits above 47 must all equal bit 47.
+    if !matches!(address >> 47, 0 | 0x1_ffff) {
+        return Ok(None);
+    }
+    let mut table = pgd & ADDRESS;
+    for (shift, leaf) in
+        [(39, None), (30, Some(PageSize::Huge)), (21, Some(PageSize::Large)), (12, Some(PageSize::Small))]
+    {
+        let at = table + (address >> shift & 0x1ff) * 8;
+        let entry = read_u64(memory, at).map_err(|error| match error {
+            StateError::Corrupt(_) => Corrupt { what: "page table", at, found: table }.into(),
+            other => other,
+        })?;
+        if entry & PRESENT == 0 {
+            return Ok(None);
+        }
+        match leaf {
+            Some(size) if size == PageSize::Small || entry & LARGE != 0 => {
+                let offset = address & (size.bytes() - 1);
+                let base = entry & ADDRESS & !(size.bytes() - 1);
+                return Ok(Some(Translation { gpa: base | offset, size, entry }));
+            }
+            _ => table = entry & ADDRESS,
+        }
+    }
+    Ok(None)
+}
+
+impl super::StateView {
+    /// What the kernel's page tables map `address` to; `None` when nothing.
+    ///
+    /// # Errors
+    /// [`Corrupt`] when a table lies outside memory.
+    pub fn translate(&self, address: u64) -> Result<Option<Translation>, StateError> {
+        walk(self.memory(), self.roots().pgd, address)
+    }
+
+    /// Copies the bytes at a guest-virtual address; `false` when some of them are not mapped.
+    ///
+    /// # Errors
+    /// [`Corrupt`] when a table or a page lies outside memory.
+    pub fn read_virtual(&self, address: u64, buf: &mut [u8]) -> Result<bool, StateError> {
+        let mut rest = buf;
+        let mut at = address;
+        while !rest.is_empty() {
+            let Some(page) = self.translate(at)? else { return Ok(false) };
+            let here = page.rest().min(rest.len() as u64) as usize;
+            let (now, later) = rest.split_at_mut(here);
+            self.memory().read(page.gpa, now)?;
+            at = at.wrapping_add(here as u64);
+            rest = later;
+        }
+        Ok(true)
+    }
+}
