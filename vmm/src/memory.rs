@@ -252,3 +252,75 @@ fn map(range: &BackedRange, file: Arc<File>) -> Result<GuestRegionMmap, MemoryEr
     GuestRegionMmap::new(region, GuestAddress(range.start))
         .ok_or_else(|| error(vm_memory::mmap::MmapRegionError::InvalidOffsetLength))
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+    use crate::topology::{Memory, Node, Topology, ZoneAmounts, uniform_distances};
+
+    fn memory(amounts: &[[u64; 3]]) -> (Layout, GuestMemory) {
+        let node = |(id, &[dma, dma32, normal]): (u32, &[u64; 3])| Node {
+            memory: Memory::Zones(ZoneAmounts { dma: dma << 20, dma32: dma32 << 20, normal: normal << 20 }),
+            cpus: vec![id],
+        };
+        let nodes = (0..).zip(amounts).map(node).collect();
+        let topology = Topology::new(nodes, uniform_distances(amounts.len())).unwrap();
+        let layout = Layout::place(&topology).unwrap();
+        let memory = GuestMemory::new(&layout).unwrap();
+        (layout, memory)
+    }
+
+    #[test]
+    fn each_address_is_in_its_nodes_file_at_the_place_told() {
+        use std::os::unix::fs::FileExt;
+        let (layout, memory) = memory(&[[16, 16, 0], [0, 32, 64]]);
+        assert_eq!(memory.ranges().iter().filter(|range| range.node.is_some()).count(), layout.ram.len());
+        let files = memory.read_only_nodes().unwrap();
+        assert_eq!(files.iter().map(|(node, _)| *node).collect::<Vec<_>>(), [0, 1]);
+        for range in memory.ranges() {
+            let last = range.start + range.size - 8;
+            for address in [range.start, last] {
+                memory.ram().write_obj(address, GuestAddress(address)).unwrap();
+                let Some(node) = range.node else { continue };
+                let mut bytes = [0; 8];
+                files[node].1.read_exact_at(&mut bytes, range.offset + (address - range.start)).unwrap();
+                assert_eq!(u64::from_le_bytes(bytes), address);
+            }
+        }
+    }
+
+    #[test]
+    fn boot_data_and_tables_have_memory_even_without_zone_dma() {
+        for amounts in [&[[16, 16, 0]][..], &[[0, 64, 0]]] {
+            let (_, memory) = memory(amounts);
+            for address in [0, 0x6000, 0x8000, 0x9_fff8, 0xe_0000, 0xf_fff8] {
+                memory.ram().write_obj(1u64, GuestAddress(address)).unwrap();
+            }
+            assert!(memory.ram().write_obj(1u64, GuestAddress(0xa_0000)).is_err());
+        }
+    }
+
+    #[test]
+    fn slots_cover_all_memory_once_and_the_state_region_apart() {
+        let (layout, memory) = memory(&[[16, 64, 0], [0, 0, 64]]);
+        let mut slots: Vec<Slot> = memory.slots().collect();
+        slots.sort_by_key(|slot| slot.guest_addr);
+        assert!(slots.windows(2).all(|pair| pair[0].guest_addr + pair[0].size <= pair[1].guest_addr));
+        let firmware: u64 = layout.firmware.iter().map(|area| area.size).sum();
+        let total: u64 = slots.iter().map(|slot| slot.size).sum();
+        assert_eq!(total, layout.ram_bytes() + firmware + layout.state.size);
+        assert!(memory.ram().write_obj(1u64, GuestAddress(layout.state.start)).is_err(), "the state region is no RAM");
+    }
+
+    #[test]
+    fn shared_files_can_neither_shrink_nor_be_written() {
+        use std::os::unix::fs::FileExt;
+        let (_, memory) = memory(&[[16, 64, 0]]);
+        assert!(memory.state().read_only().unwrap().write_at(b"x", 0).is_err());
+        assert!(memory.read_only_nodes().unwrap()[0].1.write_at(b"x", 0).is_err());
+        assert!(memory.nodes[0].1.set_len(0).is_err());
+        assert!(memory.state().open().is_err(), "an empty region is no region");
+    }
+}

@@ -124,3 +124,48 @@ impl fmt::Display for Location {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::kernel_elf;
+
+    fn function(start: u64, end: u64) -> Function {
+        Function { start, end, name: format!("f{start}") }
+    }
+
+    #[test]
+    fn an_address_is_in_the_function_that_holds_it() {
+        let symbols =
+            Symbols { functions: vec![function(10, 20), function(20, 24), function(30, 40)], segments: vec![] };
+        let name = |location: Location| location.to_string();
+        assert_eq!(name(symbols.locate(10)), "f10+0x0/0xa");
+        assert_eq!(name(symbols.locate(19)), "f10+0x9/0xa");
+        assert_eq!(name(symbols.locate(20)), "f20+0x0/0x4");
+        for outside in [0, 9, 24, 29, 40, u64::MAX] {
+            assert_eq!(symbols.locate(outside).symbol, None);
+        }
+        // A call at the very end of f20 returns to an address that is in nothing.
+        assert_eq!(name(symbols.locate_return(24)), "f20+0x4/0x4");
+        assert_eq!(name(symbols.locate_return(0)), "0x0000000000000000");
+    }
+
+    #[test]
+    fn the_kernel_that_comes_along_has_names_for_its_code() {
+        let symbols = Symbols::parse(kernel_elf());
+        let main = symbols.functions.iter().find(|function| function.name == "kernel_main").unwrap();
+        assert_eq!(symbols.locate(main.start + 1).symbol.unwrap().name, "kernel_main");
+        // Before there are page tables, its addresses are physical ones.
+        let segment = symbols.segments.iter().find(|segment| segment.virtual_start <= main.start).unwrap();
+        let physical = main.start - segment.virtual_start + segment.physical.start;
+        assert_eq!(symbols.locate(physical + 1).symbol.unwrap().name, "kernel_main");
+        assert!(symbols.functions.iter().all(|function| !function.name.starts_with("_R")), "names are mangled");
+    }
+
+    #[test]
+    fn no_elf_has_no_symbols() {
+        for bytes in [&b""[..], b"\x7fELF", &kernel_elf()[..1000]] {
+            assert_eq!(Symbols::parse(bytes).locate(0x100_0000).symbol, None);
+        }
+    }
+}

@@ -49,12 +49,14 @@ pub struct CpuState {
     pub bitness: u32,
     /// The instruction it was at and what follows, as far as that is known.
     pub code: Vec<u8>,
+    /// Return addresses, innermost first, if it keeps frame pointers.
+    pub returns: Vec<u64>,
 }
 
 impl CpuState {
     /// Reads the state of a vCPU that is not running.
     pub(super) fn read(cpu: u32, vcpu: &VcpuFd, memory: &GuestMemory) -> Self {
-        let unknown = Self { cpu, registers: None, bitness: 64, code: Vec::new() };
+        let unknown = Self { cpu, registers: None, bitness: 64, code: Vec::new(), returns: Vec::new() };
         let (Ok(regs), Ok(sregs)) = (vcpu.get_regs(), vcpu.get_sregs()) else { return unknown };
         let registers = Registers::new(&regs, &sregs);
         if registers.are_of_reset() {
@@ -64,7 +66,8 @@ impl CpuState {
         let bitness = bitness(&sregs);
         let base = if bitness == 64 { 0 } else { sregs.cs.base };
         let code = read_code(vcpu, memory, base.wrapping_add(regs.rip));
-        Self { cpu, registers: Some(registers), bitness, code }
+        let returns = if bitness == 64 { walk_frames(vcpu, memory, regs.rsp, regs.rbp) } else { Vec::new() };
+        Self { cpu, registers: Some(registers), bitness, code, returns }
     }
 }
 
@@ -76,14 +79,43 @@ fn bitness(sregs: &kvm_sregs) -> u32 {
     }
 }
 
+/// Most frames that are walked.
+const MAX_FRAMES: usize = 32;
+/// Largest distance between two frames that is believed: what a kernel has for a stack.
+const MAX_FRAME_SIZE: u64 = 64 << 10;
+
+/// Follows saved frame pointers. Each must lie above the one before, so this ends whatever the guest wrote.
+fn walk_frames(vcpu: &VcpuFd, memory: &GuestMemory, rsp: u64, rbp: u64) -> Vec<u64> {
+    let word = |linear: u64| {
+        let physical = physical(vcpu, linear).filter(|_| linear.is_multiple_of(8))?;
+        memory.ram().read_obj::<u64>(GuestAddress(physical)).ok()
+    };
+    let (mut below, mut frame) = (rsp, rbp);
+    let mut returns = Vec::new();
+    while returns.len() < MAX_FRAMES && frame >= below && frame - below < MAX_FRAME_SIZE {
+        let (Some(next), Some(address)) = (word(frame), frame.checked_add(8).and_then(word)) else { break };
+        if address == 0 {
+            break;
+        }
+        returns.push(address);
+        (below, frame) = (frame + 8, next);
+    }
+    returns
+}
+
+fn physical(vcpu: &VcpuFd, linear: u64) -> Option<u64> {
+    match vcpu.translate_gva(linear) {
+        Ok(kvm_translation { physical_address, valid: 1.., .. }) => Some(physical_address),
+        _ => None,
+    }
+}
+
 /// The bytes at a linear address, up to the end of its page.
 fn read_code(vcpu: &VcpuFd, memory: &GuestMemory, linear: u64) -> Vec<u8> {
-    let Ok(kvm_translation { physical_address, valid: 1.., .. }) = vcpu.translate_gva(linear) else {
-        return Vec::new();
-    };
-    let in_page = (PAGE_MASK + 1 - (physical_address & PAGE_MASK)) as usize;
+    let Some(start) = physical(vcpu, linear) else { return Vec::new() };
+    let in_page = (PAGE_MASK + 1 - (start & PAGE_MASK)) as usize;
     let mut code = vec![0; MAX_INSTRUCTION.min(in_page)];
-    match memory.ram().read_slice(&mut code, GuestAddress(physical_address)) {
+    match memory.ram().read_slice(&mut code, GuestAddress(start)) {
         Ok(()) => code,
         Err(_) => Vec::new(),
     }

@@ -139,14 +139,18 @@ impl fmt::Display for PanicReport {
         if let (Some(registers), Some(rip)) = (&self.registers, &self.rip) {
             write_registers(f, registers, rip)?;
         }
-        if !self.backtrace.is_empty() {
-            write!(f, "\nCall Trace:")?;
-            for location in &self.backtrace {
-                write!(f, "\n [<{:016x}>] {location}", location.address)?;
-            }
-        }
-        Ok(())
+        write_backtrace(f, &self.backtrace)
     }
+}
+
+fn write_backtrace(f: &mut fmt::Formatter<'_>, backtrace: &[Location]) -> fmt::Result {
+    if !backtrace.is_empty() {
+        write!(f, "\nCall Trace:")?;
+    }
+    for location in backtrace {
+        write!(f, "\n [<{:016x}>] {location}", location.address)?;
+    }
+    Ok(())
 }
 
 /// A vCPU that cannot go on.
@@ -162,6 +166,8 @@ pub struct CpuReport {
     pub instruction: Vec<u8>,
     /// The instruction in words.
     pub disassembly: Option<String>,
+    /// Who had called, innermost first, if the guest keeps frame pointers.
+    pub backtrace: Vec<Location>,
 }
 
 impl CpuReport {
@@ -178,6 +184,7 @@ impl CpuReport {
             rip: rip.map(|rip| symbols.locate(rip)),
             instruction,
             disassembly,
+            backtrace: state.returns.iter().map(|&address| symbols.locate_return(address)).collect(),
         }
     }
 }
@@ -204,9 +211,10 @@ impl fmt::Display for CpuReport {
             write!(f, "    {text}")?;
         }
         match (&self.registers, &self.rip) {
-            (Some(registers), Some(rip)) => write_registers(f, registers, rip),
-            _ => write!(f, "\nRIP: lost, like all registers (AMD-V keeps nothing of a CPU that shut down)"),
+            (Some(registers), Some(rip)) => write_registers(f, registers, rip)?,
+            _ => write!(f, "\nRIP: lost, like all registers (AMD-V keeps nothing of a CPU that shut down)")?,
         }
+        write_backtrace(f, &self.backtrace)
     }
 }
 
@@ -239,5 +247,97 @@ impl fmt::Display for InternalErrorReport {
         };
         let Self { suberror, cpu } = self;
         write!(f, "KVM met {reason} (internal error, suberror {suberror}) on CPU {}\n{cpu}", cpu.cpu)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    /// A header as a guest may leave it.
+    fn header() -> Box<Header> {
+        // SAFETY: the header is made of atomics, for which zero is a value.
+        unsafe { Box::new_zeroed().assume_init() }
+    }
+
+    fn set_message(record: &PanicRecord, text: &[u8]) {
+        for (word, bytes) in record.message.iter().zip(text.chunks(8)) {
+            let mut padded = [0; 8];
+            padded[..bytes.len()].copy_from_slice(bytes);
+            word.store(u64::from_le_bytes(padded), Ordering::Relaxed);
+        }
+        record.message_len.store(text.len() as u32, Ordering::Relaxed);
+    }
+
+    #[test]
+    fn a_panic_is_reported_as_it_was_recorded() {
+        let header = header();
+        let record = &header.panic;
+        header.magic.store(Header::MAGIC, Ordering::Relaxed);
+        header.state.store(GuestState::Panicked as u32, Ordering::Relaxed);
+        set_message(record, b"unable to handle it");
+        record.cpu.store(3, Ordering::Relaxed);
+        record.vector.store(14, Ordering::Relaxed);
+        record.error_code.store(2, Ordering::Relaxed);
+        for (register, value) in record.registers.iter().zip(0x10..) {
+            register.store(value, Ordering::Relaxed);
+        }
+        record.backtrace[0].store(0xabc, Ordering::Relaxed);
+        record.backtrace[1].store(0xdef, Ordering::Relaxed);
+        let text = PanicReport::read(Some(&header), &Symbols::default()).to_string();
+        let expected = "the guest panicked on CPU 3: unable to handle it
+exception 14 (page fault), error code 0x0002
+RIP: 0013:0x0000000000000010
+RSP: 0014:0000000000000011 EFLAGS: 00000012
+RAX: 0000000000000019 RBX: 000000000000001a RCX: 000000000000001b
+RDX: 000000000000001c RSI: 000000000000001d RDI: 000000000000001e
+RBP: 000000000000001f  R8: 0000000000000020  R9: 0000000000000021
+R10: 0000000000000022 R11: 0000000000000023 R12: 0000000000000024
+R13: 0000000000000025 R14: 0000000000000026 R15: 0000000000000027
+CR0: 0000000000000015 CR2: 0000000000000016
+CR3: 0000000000000017 CR4: 0000000000000018
+Call Trace:
+ [<0000000000000abc>] 0x0000000000000abc
+ [<0000000000000def>] 0x0000000000000def";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_hostile_record_is_cut_down_to_harmless_text() {
+        let header = header();
+        header.magic.store(Header::MAGIC, Ordering::Relaxed);
+        header.state.store(GuestState::Panicked as u32, Ordering::Relaxed);
+        set_message(&header.panic, b"\x1b[2J\xff\x07 end");
+        header.panic.message_len.store(u32::MAX, Ordering::Relaxed);
+        header.panic.vector.store(77, Ordering::Relaxed);
+        header.panic.backtrace.iter().for_each(|entry| entry.store(1, Ordering::Relaxed));
+        let report = PanicReport::read(Some(&header), &Symbols::default());
+        assert!(report.message.starts_with("\\u{1b}[2J\u{fffd}\\u{7} end"), "{}", report.message);
+        assert!(report.message.chars().all(|c| !c.is_control()));
+        assert_eq!(report.backtrace.len(), header.panic.backtrace.len());
+        assert!(report.to_string().contains("exception 77 (no exception of a CPU)"), "{report}");
+    }
+
+    #[test]
+    fn without_a_record_there_is_none() {
+        let header = header();
+        set_message(&header.panic, b"from an earlier life");
+        for header in [None, Some(&*header)] {
+            assert!(PanicReport::read(header, &Symbols::default()).message.contains("no record"));
+        }
+    }
+
+    #[test]
+    fn an_instruction_is_shown_alone() {
+        let code = [0x0f, 0x0b, 0x90, 0x90];
+        let state = CpuState { cpu: 1, registers: None, bitness: 64, code: code.into(), returns: Vec::new() };
+        let text = CpuReport::new(&state, &Symbols::default()).to_string();
+        assert!(text.starts_with("Code: 0f 0b    ud2\nRIP: lost"), "{text}");
+        let cut = CpuState { code: vec![0x0f], ..state.clone() };
+        assert!(CpuReport::new(&cut, &Symbols::default()).to_string().starts_with("Code: 0f\n"));
+        let unknown = CpuState { code: Vec::new(), ..state };
+        assert!(CpuReport::new(&unknown, &Symbols::default()).to_string().starts_with("Code: unknown\n"));
     }
 }
