@@ -71,17 +71,20 @@ pub const fn decode_next(this: u32, stored: u32) -> u32 {
     stored.wrapping_add(this.wrapping_add(LINK_STRIDE))
 }
 
-/// The word to store in [`Page::prev`] of frame `this` for a link to frame `target` (0: start of the list).
+/// The word to store in [`Page::prev`] of frame `this` for a link to frame `target` (0: start of the list). Two
+/// neighbours on a list hold the same word in `next` of the first and `prev` of the second.
 #[inline(always)]
 pub const fn encode_prev(this: u32, target: u32) -> u32 {
-    target.wrapping_sub(this.wrapping_sub(LINK_STRIDE))
+    this.wrapping_sub(LINK_STRIDE).wrapping_sub(target)
 }
 
 /// The frame that `stored` in [`Page::prev`] of frame `this` links to (0: start of the list).
 #[inline(always)]
 pub const fn decode_prev(this: u32, stored: u32) -> u32 {
-    stored.wrapping_add(this.wrapping_sub(LINK_STRIDE))
+    this.wrapping_sub(LINK_STRIDE).wrapping_sub(stored)
 }
+
+const _: () = assert!(encode_next(7, 4099) == encode_prev(4099, 7) && decode_prev(4099, encode_prev(4099, 7)) == 7);
 
 impl Page {
     /// Whether the page is marked as the head of a free block. Heads inside an untouched run of order-10 blocks are

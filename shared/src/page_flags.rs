@@ -68,7 +68,10 @@ pub const PG_NOTZERO: u32 = 1 << 31;
 pub const PG_ORDER_SHIFT: u32 = NR_PAGEFLAGS as u32;
 /// Mask of the field at [`PG_ORDER_SHIFT`].
 pub const PG_ORDER_MASK: u32 = 0xf << PG_ORDER_SHIFT;
-const _: () = assert!(PG_ORDER_MASK & PG_NOTZERO == 0);
+/// Own flag, above Linux's: the owner has written `mapping`, `private` or `_mapcount` since the page was allocated, so
+/// they must be looked at when it is freed.
+pub const PG_OWNED: u32 = 1 << 30;
+const _: () = assert!(PG_ORDER_MASK & (PG_NOTZERO | PG_OWNED) == 0);
 
 impl PageFlag {
     /// Linux's names without the `PG_` prefix, by bit.

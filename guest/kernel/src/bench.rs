@@ -12,6 +12,7 @@ use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::units::Order;
 
 use crate::serial::Serial;
 
@@ -20,17 +21,25 @@ const RUNS: usize = 21;
 /// Blocks that the bursts and the mixed workload can hold at a time.
 const SLOTS: usize = 1 << 16;
 /// Order of the block that holds [`SLOTS`] words.
-const SLOTS_ORDER: u8 = 7;
+const SLOTS_ORDER: Order = order_of(7);
 /// Steps of a run of the mixed workload.
 const MIXED_STEPS: u64 = 5000;
+
+/// An order of the benchmarks, which are all below the limit.
+const fn order_of(raw: u8) -> Order {
+    match Order::new(raw as u32) {
+        Ok(order) => order,
+        Err(_) => Order::MAX,
+    }
+}
 
 /// What is measured: the page allocator, with blocks named by their first frame's number. Frame 0 is never allocated,
 /// so it says that nothing was.
 pub trait Pages {
     /// `alloc_pages`.
-    fn alloc(&self, gfp: Gfp, order: u8) -> u64;
+    fn alloc(&self, gfp: Gfp, order: Order) -> u64;
     /// `__free_pages`.
-    fn free(&self, pfn: u64, order: u8);
+    fn free(&self, pfn: u64, order: Order);
     /// `alloc_pages_bulk_array`: fills the slots that hold 0 and returns how many hold a page.
     fn alloc_bulk(&self, gfp: Gfp, pages: &mut [u64]) -> usize;
     /// `clear_page`.
@@ -38,7 +47,7 @@ pub trait Pages {
     /// `copy_page`.
     fn copy(&self, to: u64, from: u64);
     /// The block's memory, as words.
-    fn words(&self, pfn: u64, order: u8) -> &[AtomicU64];
+    fn words(&self, pfn: u64, order: Order) -> &[AtomicU64];
     /// Pages free in all zones.
     fn free_pages(&self) -> u64;
 }
@@ -100,11 +109,11 @@ impl<P: Pages> Bench<'_, P> {
         self.each("empty_loop", 1000, || {
             black_box(());
         });
-        let (a, b) = (self.alloc(Gfp::KERNEL, 0), self.alloc(Gfp::KERNEL, 0));
+        let (a, b) = (self.alloc(Gfp::KERNEL, Order::ZERO), self.alloc(Gfp::KERNEL, Order::ZERO));
         self.each("clear_page", 1000, || self.pages.clear(a));
         self.each("copy_page", 1000, || self.pages.copy(b, a));
-        self.free(a, 0);
-        self.free(b, 0);
+        self.free(a, Order::ZERO);
+        self.free(b, Order::ZERO);
     }
 
     fn order0(&self) {
@@ -112,8 +121,8 @@ impl<P: Pages> Bench<'_, P> {
         self.hot("pages_o0_atomic_hot", Gfp::ATOMIC_ALLOC, 0, 1000);
         self.hot("pages_o0_movable_hot", Gfp::HIGHUSER_MOVABLE, 0, 1000);
         self.each("get_zeroed_page_hot", 1000, || {
-            let page = self.alloc(Gfp::KERNEL.with(Gfp::ZERO), 0);
-            self.free(page, 0);
+            let page = self.alloc(Gfp::KERNEL.with(Gfp::ZERO), Order::ZERO);
+            self.free(page, Order::ZERO);
         });
         self.burst("pages_o0_burst512", 0, 512, false);
         self.burst("pages_o0_burst4096", 0, 4096, false);
@@ -123,6 +132,7 @@ impl<P: Pages> Bench<'_, P> {
 
     /// Alloc and free in turn: together in one loop, and each half timed call by call.
     fn hot(&self, name: &str, gfp: Gfp, order: u8, ops: u64) {
+        let order = order_of(order);
         self.each(name, ops, || {
             let page = self.alloc(gfp, order);
             self.free(page, order);
@@ -138,6 +148,7 @@ impl<P: Pages> Bench<'_, P> {
 
     /// All allocated, then all freed, first first or last first.
     fn burst(&self, name: &str, order: u8, count: usize, lifo: bool) {
+        let order = order_of(order);
         let slots = &self.slots[..count];
         let give = |slot: &AtomicU64| self.free(slot.load(Relaxed), order);
         let mut sums = [0; RUNS];
@@ -146,7 +157,11 @@ impl<P: Pages> Bench<'_, P> {
             let start = now();
             slots.iter().for_each(|slot| slot.store(self.alloc(Gfp::KERNEL, order), Relaxed));
             let middle = now();
-            if lifo { slots.iter().rev().for_each(give) } else { slots.iter().for_each(give) }
+            if lifo {
+                slots.iter().rev().for_each(give)
+            } else {
+                slots.iter().for_each(give)
+            }
             let end = now();
             alloc.add(middle - start, count as u64);
             free.add(end - middle, count as u64);
@@ -166,7 +181,7 @@ impl<P: Pages> Bench<'_, P> {
             let got = self.alloc_bulk(Gfp::KERNEL, &mut pages);
             alloc.add(now() - start, got as u64);
             let start = now();
-            pages[..got].iter().for_each(|page| self.free(*page, 0));
+            pages[..got].iter().for_each(|page| self.free(*page, Order::ZERO));
             free.add(now() - start, got as u64);
         });
     }
@@ -243,12 +258,12 @@ impl<P: Pages> Bench<'_, P> {
     }
 
     #[inline(never)]
-    fn alloc(&self, gfp: Gfp, order: u8) -> u64 {
+    fn alloc(&self, gfp: Gfp, order: Order) -> u64 {
         self.pages.alloc(gfp, order)
     }
 
     #[inline(never)]
-    fn free(&self, pfn: u64, order: u8) {
+    fn free(&self, pfn: u64, order: Order) {
         self.pages.free(pfn, order);
     }
 
@@ -270,13 +285,13 @@ struct Mixed<'a, P> {
 impl<P: Pages> Mixed<'_, P> {
     /// Allocates a block of a random order.
     fn take(&mut self, time: &mut Time) {
-        let order = (self.order)(self.random.next());
+        let order = order_of((self.order)(self.random.next()));
         let mut page = 0;
         time.time(|| page = self.bench.alloc(Gfp::KERNEL, order));
         if page != 0 {
-            self.bench.slots[self.held].store(page << 4 | u64::from(order), Relaxed);
+            self.bench.slots[self.held].store(page << 4 | u64::from(order.raw()), Relaxed);
             self.held += 1;
-            self.used += 1 << order;
+            self.used += order.pages();
         }
     }
 
@@ -287,8 +302,8 @@ impl<P: Pages> Mixed<'_, P> {
         let block = slots[victim].load(Relaxed);
         self.held -= 1;
         slots[victim].store(slots[self.held].load(Relaxed), Relaxed);
-        let order = (block & 15) as u8;
-        self.used -= 1 << order;
+        let order = order_of((block & 15) as u8);
+        self.used -= order.pages();
         time.time(|| self.bench.free(block >> 4, order));
     }
 }

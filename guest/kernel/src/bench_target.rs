@@ -16,25 +16,19 @@ use crate::platform::Kernel;
 #[derive(Debug)]
 pub struct Target(pub &'static Mm<Kernel>);
 
-/// An order of the benchmarks, which are all below the limit.
-#[inline(always)]
-fn order(raw: u8) -> Order {
-    Order::new(raw as u32).unwrap_or(Order::MAX)
-}
-
 fn virt(pfn: u64) -> *mut u8 {
     with_exposed_provenance_mut((PAGE_OFFSET + pfn * PAGE_SIZE) as usize)
 }
 
 impl Pages for Target {
     #[inline(always)]
-    fn alloc(&self, gfp: Gfp, raw: u8) -> u64 {
-        self.0.alloc_pages(gfp, order(raw)).map_or(0, Pfn::raw)
+    fn alloc(&self, gfp: Gfp, order: Order) -> u64 {
+        self.0.alloc_pages(gfp, order).map_or(0, Pfn::raw)
     }
 
     #[inline(always)]
-    fn free(&self, pfn: u64, raw: u8) {
-        self.0.free_pages(Pfn::new(pfn), order(raw));
+    fn free(&self, pfn: u64, order: Order) {
+        self.0.free_pages(Pfn::new(pfn), order);
     }
 
     fn alloc_bulk(&self, gfp: Gfp, pages: &mut [u64]) -> usize {
@@ -66,8 +60,8 @@ impl Pages for Target {
         unsafe { black_box(virt(to)).copy_from_nonoverlapping(virt(from), PAGE_SIZE as usize) };
     }
 
-    fn words(&self, pfn: u64, raw: u8) -> &[AtomicU64] {
-        let len = order(raw).bytes() as usize / 8;
+    fn words(&self, pfn: u64, order: Order) -> &[AtomicU64] {
+        let len = order.bytes() as usize / 8;
         // SAFETY: the benchmark allocated the block and accesses it as these words only; any bytes are valid.
         unsafe { core::slice::from_raw_parts(virt(pfn).cast(), len) }
     }

@@ -5,7 +5,7 @@ use core::sync::atomic::AtomicU64;
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::region::records::{CpuState, ZONELIST_FALLBACK};
-use pagevisor_shared::region::zone::{PcpState, ZoneState};
+use pagevisor_shared::region::zone::{ListHead, PcpState, ZoneState};
 use pagevisor_shared::units::{CpuId, NodeId};
 use pagevisor_shared::vmstat::{NumaStat, VmEvent};
 
@@ -19,11 +19,14 @@ const ROUTE_BITS: usize = 5;
 /// Where an allocation of this CPU without special wishes goes first: everything the fast path needs, looked up once
 /// per zonelist instead of once per allocation.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
 pub struct Route {
     /// The preferred zone; one without a page when the machine has none for these flags.
     pub(crate) zone: &'static ZoneState,
     /// This CPU's pageset of the zone.
     pub(crate) pcp: &'static PcpState,
+    /// The pageset's list of single pages of the migrate type.
+    pub(crate) list: &'static ListHead,
     /// This CPU's `pgalloc_*` counter for the zone.
     pub(crate) pgalloc: &'static AtomicU64,
     /// `numa_local` or `numa_other` of the pageset, whichever an allocation from here is.
@@ -73,6 +76,7 @@ impl<P: Platform> Mm<P> {
         let mut routes = [Route {
             zone: &NO_ZONE,
             pcp: &NO_PCP,
+            list: &NO_PCP.lists[0],
             pgalloc: &state.vm_events[VmEvent::PgallocDma.index()],
             locality: &NO_PCP.vm_numa_event[NumaStat::NumaOther.index()],
             migratetype: MigrateType::Unmovable,
@@ -86,6 +90,7 @@ impl<P: Platform> Mm<P> {
             let locality = if local { NumaStat::NumaLocal } else { NumaStat::NumaOther };
             route.zone = zone;
             route.pcp = pcp;
+            route.list = &pcp.lists[route.migratetype.index()];
             route.pgalloc = &state.vm_events[VmEvent::PgallocDma.index() + zone.zone_type.get() as usize % 5];
             route.locality = &pcp.vm_numa_event[locality.index()];
         }

@@ -2,7 +2,8 @@
 //!
 //! A list is a [`ListHead`] (first and last frame) and, in each page, a link forward and one backward. Links are
 //! numbers, so this is safe code, and another address space can follow them. Zone lists keep both ends' outer links
-//! at 0; pageset lists leave the backward link of their first page alone, which saves a cache line per allocation.
+//! at 0; pageset lists leave the backward link of their first page and the end of an empty list alone, which saves a
+//! cache line and two instructions per allocation.
 
 use pagevisor_shared::page::{Page, decode_next, decode_prev, encode_next, encode_prev};
 use pagevisor_shared::region::zone::ListHead;
@@ -22,6 +23,11 @@ pub fn prev(pfn: u32, page: &Page) -> u32 {
     decode_prev(pfn, page.prev.get())
 }
 
+/// Marks the branch it is called in as unlikely.
+#[cold]
+#[inline(always)]
+fn cold() {}
+
 /// Puts frame `pfn` in front (`list_add`).
 #[inline(always)]
 pub fn push_head(memmap: Memmap, list: &ListHead, pfn: u32, page: &Page) {
@@ -33,11 +39,14 @@ pub fn push_head(memmap: Memmap, list: &ListHead, pfn: u32, page: &Page) {
 #[inline(always)]
 pub fn pcp_push_head(memmap: Memmap, list: &ListHead, pfn: u32, page: &Page) {
     let first = list.first.get();
-    page.next.set(encode_next(pfn, first));
+    // The same word links both ways.
+    let link = encode_next(pfn, first);
+    page.next.set(link);
     if first == 0 {
+        cold();
         list.last.set(pfn);
     } else {
-        memmap.page(first).prev.set(encode_prev(first, pfn));
+        memmap.page(first).prev.set(link);
     }
     list.first.set(pfn);
 }
@@ -81,9 +90,14 @@ pub fn remove(memmap: Memmap, list: &ListHead, pfn: u32, page: &Page) {
 /// Takes the first frame `pfn` off a pageset list.
 #[inline(always)]
 pub fn pcp_pop_head(list: &ListHead, pfn: u32, page: &Page) {
-    let next = next(pfn, page);
-    list.first.set(next);
-    if next == 0 {
+    list.first.set(next(pfn, page));
+}
+
+/// Puts a chain, as [`push_tail_chain`], on a pageset list.
+#[inline]
+pub fn pcp_push_tail_chain(memmap: Memmap, list: &ListHead, first: u32, last: u32) {
+    if list.first.get() == 0 {
         list.last.set(0);
     }
+    push_tail_chain(memmap, list, first, last);
 }

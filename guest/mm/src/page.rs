@@ -6,7 +6,7 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use pagevisor_shared::page::{PAGE_TYPE_BASE, Page};
-use pagevisor_shared::page_flags::{NR_PAGEFLAGS, PageFlag};
+use pagevisor_shared::page_flags::{NR_PAGEFLAGS, PG_OWNED, PageFlag};
 use pagevisor_shared::units::{MAX_ORDER, Order, Pfn};
 
 use crate::Mm;
@@ -65,9 +65,16 @@ impl PageRef {
         if word & PAGE_TYPE_BASE == 0 { word } else { 0 }
     }
 
+    /// Notes that the owner has written what must be clean when the page is freed.
+    #[inline]
+    fn own(self) {
+        self.page.flags.fetch_or(PG_OWNED, Relaxed);
+    }
+
     /// Counts one more mapping.
     #[inline]
     pub fn inc_mapcount(self) {
+        self.own();
         self.page._mapcount.fetch_add(1, AcqRel);
     }
 
@@ -92,6 +99,7 @@ impl PageRef {
     /// Sets the owner of the content.
     #[inline]
     pub fn set_mapping(self, mapping: u32) {
+        self.own();
         self.page.mapping.set(mapping);
     }
 
@@ -119,6 +127,7 @@ impl PageRef {
     #[inline]
     pub fn set_private(self, private: u32) {
         if self.refcount() != 0 && !self.test_flag(PageFlag::Head) {
+            self.own();
             self.page.private.set(private);
         }
     }

@@ -60,6 +60,9 @@ pub struct ZoneState {
     pub watermark_boost: AtomicU64,
     /// Pages set aside for high-order atomic allocations.
     pub nr_reserved_highatomic: AtomicU64,
+    /// Low watermark, boost and [`Self::nr_reserved_highatomic`] together: with more free pages than this, an ordinary
+    /// allocation that prefers the zone need not look further.
+    pub alloc_mark: AtomicI64,
     /// Pages kept from allocations that could have used a higher zone, by that zone's type.
     pub lowmem_reserve: [AtomicU64; MAX_NR_ZONES],
     /// First frame.
@@ -91,7 +94,7 @@ pub const NR_PCP_LISTS: usize = MIGRATE_PCPTYPES * PCP_LOW_ORDERS + 1;
 ///
 /// Invariants, when `lock` is free: `count` is the number of pages (not blocks) on all lists; list
 /// `order * MIGRATE_PCPTYPES + type` holds blocks of that order, the last list those of order 9. Unlike on a zone's
-/// free lists, the backward link of a list's first page is not kept up.
+/// free lists, the backward link of a list's first page is not kept up, nor the last page of an empty list.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct PcpState {
@@ -150,6 +153,7 @@ impl ZoneState {
             watermark: zero(),
             watermark_boost: AtomicU64::new(0),
             nr_reserved_highatomic: AtomicU64::new(0),
+            alloc_mark: AtomicI64::new(0),
             lowmem_reserve: zero(),
             zone_start_pfn: AtomicU64::new(0),
             spanned_pages: AtomicU64::new(0),

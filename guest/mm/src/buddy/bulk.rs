@@ -35,7 +35,7 @@ impl<P: Platform> LockedZone<'_, P> {
         // The count can only promise more than the lists hold if something else is broken; then the lists decide.
         while left > 0 && empty < NR_PCP_LISTS {
             let list = &pcp.lists[index];
-            if list.last.get() == 0 {
+            if list.first.get() == 0 {
                 empty += 1;
             } else {
                 empty = 0;

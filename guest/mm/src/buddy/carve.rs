@@ -55,7 +55,7 @@ impl<P: Platform> LockedZone<'_, P> {
             page.index.set(migratetype);
             pfn += step;
         }
-        list::push_tail_chain(self.memmap, list, block.pfn, pfn - step);
+        list::pcp_push_tail_chain(self.memmap, list, block.pfn, pfn - step);
     }
 
     /// Puts frames from `start` to the end of `block` back on the lists its parts came from. `start` is inside the

@@ -12,6 +12,7 @@ use pagevisor_shared::zone::Watermark;
 use super::lock::LockedZone;
 use crate::platform::Platform;
 use crate::sync::Plain;
+use crate::zone::update_alloc_mark;
 use crate::zone::watermark::boost_watermark;
 
 /// How an allocation may go about it (`ALLOC_*`), with Linux's names.
@@ -175,6 +176,7 @@ impl<P: Platform> LockedZone<'_, P> {
         );
         if let Some(boost) = boosted {
             self.state.watermark_boost.set(boost);
+            update_alloc_mark(self.state);
         }
         boosted.is_some()
     }
@@ -229,6 +231,7 @@ impl<P: Platform> LockedZone<'_, P> {
         }
         if self.mm.frames.migratetype(pfn as u64).index() < MIGRATE_PCPTYPES {
             reserved.bump(PAGEBLOCK_NR_PAGES);
+            update_alloc_mark(self.state);
             self.convert_pageblock(pfn, MigrateType::HighAtomic);
         }
     }
@@ -244,6 +247,7 @@ impl<P: Platform> LockedZone<'_, P> {
             if self.mm.frames.migratetype(pfn as u64) == MigrateType::HighAtomic {
                 let reserved = &self.state.nr_reserved_highatomic;
                 reserved.set(reserved.get().saturating_sub(PAGEBLOCK_NR_PAGES));
+                update_alloc_mark(self.state);
             }
             if self.convert_pageblock(pfn, to) != 0 {
                 return true;

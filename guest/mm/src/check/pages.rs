@@ -4,6 +4,7 @@ use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::region::zone::ZoneState;
 use pagevisor_shared::units::{PAGE_SHIFT, Pfn};
 use pagevisor_shared::vmstat::ZoneStat;
+use pagevisor_shared::zone::Watermark;
 
 use super::Checker;
 use crate::Mm;
@@ -21,6 +22,9 @@ impl Checker<'_, '_> {
         self.equal("nr_free_pages", 0, free, expected);
         self.equal("room for managed pages", 0, (zone.managed_pages.get() > zone.present_pages.get()) as u64, 0);
         self.equal("room for present pages", 0, (zone.present_pages.get() > zone.spanned_pages.get()) as u64, 0);
+        let low = zone.watermark[Watermark::Low as usize].get() + zone.watermark_boost.get();
+        let mark = low + zone.nr_reserved_highatomic.get();
+        self.equal("alloc_mark", 0, zone.alloc_mark.get() as u64, mark);
         let reserved = zone.nr_reserved_highatomic.get();
         self.equal("highatomic reserve in page blocks", 0, reserved % 512, 0);
     }

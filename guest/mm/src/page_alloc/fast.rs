@@ -4,74 +4,100 @@
 //! conditions are those of `get_page_from_freelist` and `free_unref_page` for the common case, so taking the short way
 //! makes no difference but speed.
 
-use core::sync::atomic::Ordering::{AcqRel, Relaxed};
+use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 
 use pagevisor_shared::gfp::Gfp;
-use pagevisor_shared::migrate::{MIGRATE_PCPTYPES, MigrateType};
-use pagevisor_shared::region::zone::{PCP_LOW_ORDERS, ZoneState};
-use pagevisor_shared::units::{Order, PAGEBLOCK_ORDER, Pfn};
+use pagevisor_shared::migrate::MIGRATE_PCPTYPES;
+use pagevisor_shared::region::zone::{ListHead, NR_PCP_LISTS, PCP_LOW_ORDERS, PcpState, ZoneState};
+use pagevisor_shared::units::{Order, Pfn};
 use pagevisor_shared::vmstat::{NumaStat, VmEvent, ZoneStat};
-use pagevisor_shared::zone::{Watermark, ZoneIndex};
+use pagevisor_shared::zone::ZoneIndex;
 
 use super::watermark::has_free_block;
 use crate::Mm;
+use crate::cpu::Route;
 use crate::list;
-use crate::pcp::{order_to_pindex, pcp_allowed_order};
+use crate::pcp::{keeps_none, order_to_pindex, pcp_allowed_order};
 use crate::platform::Platform;
 use crate::sync::{self, Plain};
 
-/// Flags that give an allocation another zonelist than its CPU's own.
-const OTHER_ROUTE: Gfp = Gfp::THISNODE;
-/// Flags that ask for more than a block as it comes off the list.
-const MORE_PREP: Gfp = Gfp::ZERO.with(Gfp::COMP);
+/// Flags that want another zonelist than the CPU's own, or more than a block as it comes off the list.
+const SPECIAL: Gfp = Gfp::THISNODE.with(Gfp::ZERO).with(Gfp::COMP);
+
+/// A frame number, of which 0 stands for none.
+#[inline(always)]
+const fn frame(raw: u64) -> Option<Pfn> {
+    if raw == 0 { None } else { Some(Pfn::new(raw)) }
+}
 
 /// Whether `zone` is above its low watermark for an allocation that prefers it. The preferred zone is the highest
 /// populated one of its node that the allocation may use, so it keeps nothing from it (`lowmem_reserve` is 0).
 #[inline(always)]
 fn above_low_watermark(zone: &ZoneState, order: u32) -> bool {
-    let free = zone.vm_stat[ZoneStat::NrFreePages.index()].get();
-    let usable = free - zone.nr_reserved_highatomic.get() as i64 - ((1i64 << order) - 1);
-    let mark = zone.watermark[Watermark::Low as usize].get() + zone.watermark_boost.get();
-    usable > mark as i64 && (order == 0 || has_free_block(zone, order))
+    let free = zone.vm_stat[ZoneStat::NrFreePages.index()].get() - ((1i64 << order) - 1);
+    free > zone.alloc_mark.get() && (order == 0 || has_free_block(zone, order))
 }
 
 impl<P: Platform> Mm<P> {
     /// Allocates one page (`alloc_page`).
     #[inline]
     pub fn alloc_page(&self, gfp: Gfp) -> Option<Pfn> {
-        match self.alloc_fast(gfp, 0) {
-            0 => self.alloc_local(gfp, Order::ZERO),
-            pfn => Some(Pfn::new(pfn as u64)),
-        }
+        frame(self.alloc_page_fast(gfp))
     }
 
     /// Allocates a block of `order`, which is not 0.
-    #[inline]
+    #[inline(always)]
     pub(super) fn alloc_block(&self, gfp: Gfp, order: Order) -> Option<Pfn> {
-        if pcp_allowed_order(order.raw()) {
-            let pfn = self.alloc_fast(gfp, order.raw());
-            if pfn != 0 {
-                return Some(Pfn::new(pfn as u64));
-            }
+        frame(self.alloc_block_fast(gfp, order))
+    }
+
+    /// One page; 0 for none.
+    #[inline(always)]
+    fn alloc_page_fast(&self, gfp: Gfp) -> u64 {
+        let route = self.platform.this_cpu().route(gfp);
+        let pcp = route.pcp;
+        if gfp.intersects(SPECIAL) || !above_low_watermark(route.zone, 0) || !sync::try_lock(&pcp.lock) {
+            return self.alloc_local(gfp, Order::ZERO);
         }
+        let pfn = route.list.first.get();
+        if pfn == 0 {
+            return self.refill(gfp, Order::ZERO, pcp);
+        }
+        self.pop(route, route.list, pfn, 0)
+    }
+
+    /// A block of `order`, which is not 0; 0 for none.
+    #[inline(never)]
+    fn alloc_block_fast(&self, gfp: Gfp, order: Order) -> u64 {
+        let route = self.platform.this_cpu().route(gfp);
+        let pcp = route.pcp;
+        if gfp.intersects(SPECIAL)
+            || !pcp_allowed_order(order.raw())
+            || !above_low_watermark(route.zone, order.raw())
+            || !sync::try_lock(&pcp.lock)
+        {
+            return self.alloc_local(gfp, order);
+        }
+        let list = &pcp.lists[order_to_pindex(route.migratetype, order.raw()).min(NR_PCP_LISTS - 1)];
+        let pfn = list.first.get();
+        if pfn == 0 {
+            return self.refill(gfp, order, pcp);
+        }
+        self.pop(route, list, pfn, order.raw())
+    }
+
+    /// The end of an allocation that found its list empty.
+    #[cold]
+    #[inline(never)]
+    fn refill(&self, gfp: Gfp, order: Order, pcp: &PcpState) -> u64 {
+        sync::unlock(&pcp.lock);
         self.alloc_local(gfp, order)
     }
 
-    /// A block from the pageset of the preferred zone; 0 when that is not possible at once.
+    /// Takes the first block, `pfn`, off a list of the pageset, whose lock is held and given back.
     #[inline(always)]
-    fn alloc_fast(&self, gfp: Gfp, order: u32) -> u32 {
-        let cpu = self.platform.this_cpu();
-        let route = cpu.route(gfp);
+    fn pop(&self, route: &Route, list: &ListHead, pfn: u32, order: u32) -> u64 {
         let pcp = route.pcp;
-        if gfp.intersects(OTHER_ROUTE) || !above_low_watermark(route.zone, order) || !sync::try_lock(&pcp.lock) {
-            return 0;
-        }
-        let Some(list) = pcp.lists.get(order_to_pindex(route.migratetype, order)) else { return 0 };
-        let pfn = list.first.get();
-        if pfn == 0 {
-            sync::unlock(&pcp.lock);
-            return 0;
-        }
         let page = self.memmap().page(pfn);
         list::pcp_pop_head(list, pfn, page);
         pcp.count.drop_by(1 << order);
@@ -83,58 +109,78 @@ impl<P: Platform> Mm<P> {
         route.pgalloc.fetch_add(1 << order, Relaxed);
         pcp.vm_numa_event[NumaStat::NumaHit.index()].fetch_add(1, Relaxed);
         route.locality.fetch_add(1, Relaxed);
-        page.private.set(0);
-        if page.flags.get() != Self::pcp_flags(order) || gfp.intersects(MORE_PREP) {
-            self.prep_flags(pfn, order, gfp);
+        // From here on the content is its owner's. Pages that were in use before have this flag already.
+        if page.flags.get() != Self::pcp_flags(order) {
+            page.flags.set(Self::pcp_flags(order));
         }
         // Release: whoever gets a reference by `get_page` sees the page prepared.
-        page._refcount.store(1, core::sync::atomic::Ordering::Release);
-        pfn
+        page._refcount.store(1, Release);
+        pfn as u64
     }
 
     /// Drops a reference to the page at `pfn` and frees it if that was the last (`__free_page`).
     #[inline]
     pub fn free_page(&self, pfn: Pfn) {
-        if !self.free_fast(pfn.raw(), 0) {
-            self.free_pages_slow(pfn, Order::ZERO);
-        }
+        self.free_fast(pfn, Order::ZERO);
     }
 
     /// As [`Self::free_page`], for a block of `order`, which is not 0.
-    #[inline]
+    #[inline(never)]
     pub(super) fn free_block(&self, pfn: Pfn, order: Order) {
-        if !pcp_allowed_order(order.raw()) || !self.free_fast(pfn.raw(), order.raw()) {
+        if pcp_allowed_order(order.raw()) {
+            self.free_fast(pfn, order);
+        } else {
             self.free_pages_slow(pfn, order);
         }
     }
 
-    /// Puts a block back on this CPU's pageset; false when that is not possible at once.
+    /// Puts a block back on this CPU's pageset, or takes the general way if that is not possible at once.
     #[inline(always)]
-    fn free_fast(&self, pfn: u64, order: u32) -> bool {
+    fn free_fast(&self, pfn: Pfn, order: Order) {
         let cpu = self.platform.this_cpu();
-        let zone = self.frames.zone_of(pfn);
-        let Some(pcp) = cpu.pcps.get(zone as usize) else { return false };
-        let page = self.memmap().page(pfn as u32);
-        // The allocation's order is kept in the flags: a wrong one does not match, nor does a flag that says the page
-        // is in use.
-        if page.flags.get() != Self::pcp_flags(order) || page._mapcount.get() | page.mapping.get() != 0 {
-            return false;
-        }
-        let block_type = self.frames.migratetype(pfn);
-        if block_type.index() >= MIGRATE_PCPTYPES || !sync::try_lock(&pcp.lock) {
-            return false;
+        let Some(home) = self.frames.home(pfn.raw()) else { return self.free_pages_slow(pfn, order) };
+        let page = self.memmap().page(pfn.raw() as u32);
+        let Some(pcp) = cpu.pcps.get(home.zone()) else { return self.free_pages_slow(pfn, order) };
+        // The allocation's order is in the flags: a wrong one does not match, nor does a flag that says that the page is
+        // in use or that its owner may have left something behind.
+        if page.flags.get() != Self::pcp_flags(order.raw()) || !sync::try_lock(&pcp.lock) {
+            return self.free_pages_slow(pfn, order);
         }
         // AcqRel: what others did with the page before they dropped their references comes before its next use.
         if page._refcount.fetch_sub(1, AcqRel) != 1 {
-            page._refcount.fetch_add(1, Relaxed);
-            sync::unlock(&pcp.lock);
-            return false;
+            return self.undo_free(pcp, pfn, order);
         }
-        self.free_unref_page_commit(ZoneIndex(zone), pcp, pfn as u32, order, block_type);
+        let pindex = match order.raw() {
+            0 => home.migratetype(),
+            low if low < PCP_LOW_ORDERS as u32 => MIGRATE_PCPTYPES * low as usize + home.migratetype(),
+            _ => NR_PCP_LISTS - 1,
+        };
+        page.index.set(home.migratetype() as u32);
+        list::pcp_push_head(self.memmap(), &pcp.lists[pindex.min(NR_PCP_LISTS - 1)], pfn.raw() as u32, page);
+        let count = pcp.count.get() + (1 << order.raw());
+        pcp.count.set(count);
+        if count >= pcp.high.get() || keeps_none(pcp, order.raw()) {
+            return self.shrink_and_unlock(home.zone(), pcp, pindex, order);
+        }
         sync::unlock(&pcp.lock);
-        cpu.state.vm_events[VmEvent::Pgfree.index()].fetch_add(1 << order, Relaxed);
-        true
+        cpu.state.vm_events[VmEvent::Pgfree.index()].fetch_add(1 << order.raw(), Relaxed);
+    }
+
+    /// Gives back a reference that was dropped too early, and frees the general way.
+    #[cold]
+    #[inline(never)]
+    fn undo_free(&self, pcp: &PcpState, pfn: Pfn, order: Order) {
+        self.memmap().page(pfn.raw() as u32)._refcount.fetch_add(1, Relaxed);
+        sync::unlock(&pcp.lock);
+        self.free_pages_slow(pfn, order);
+    }
+
+    /// The end of a free that filled the pageset.
+    #[cold]
+    #[inline(never)]
+    fn shrink_and_unlock(&self, zone: usize, pcp: &PcpState, pindex: usize, order: Order) {
+        self.shrink_pageset(ZoneIndex(zone as u16), pcp, pindex, keeps_none(pcp, order.raw()));
+        sync::unlock(&pcp.lock);
+        self.count_vm_events(VmEvent::Pgfree, 1 << order.raw());
     }
 }
-
-const _: () = assert!(PCP_LOW_ORDERS == 4 && PAGEBLOCK_ORDER == 9 && MigrateType::Reclaimable.index() == 2);

@@ -51,7 +51,6 @@ fn bad_reason(page: &Page) -> Option<&'static str> {
 
 impl<P: Platform> Mm<P> {
     /// `__free_pages`, with nothing taken for granted.
-    #[cold]
     #[inline(never)]
     pub(super) fn free_pages_slow(&self, pfn: Pfn, order: Order) {
         let Some(index) = self.page_zone(pfn) else { return self.report_no_page(pfn, "no such page") };
@@ -66,7 +65,10 @@ impl<P: Platform> Mm<P> {
         }
         match self.drop_reference(page) {
             None => self.bad_page(pfn, "freeing a page not in use"),
-            Some(1) => self.free_the_page(index, pfn.raw() as u32, order.raw()),
+            Some(1) => {
+                self.settle(index, pfn.raw() as u32);
+                self.free_the_page(index, pfn.raw() as u32, order.raw());
+            }
             Some(_) if flags & PageFlag::Head.mask() == 0 => self.free_all_but_first(index, pfn.raw() as u32, order),
             Some(_) => {}
         }
@@ -150,6 +152,14 @@ impl<P: Platform> Mm<P> {
             return;
         }
         self.free_one_page(index, pfn, order, Placement::Auto);
+    }
+
+    /// Lets later frees of pages in this page block take the short way.
+    fn settle(&self, index: ZoneIndex, pfn: u32) {
+        if self.frames.home(pfn as u64).is_some_and(|home| home.zone() >= self.zones.len()) {
+            let _zone = self.lock_zone(index);
+            self.frames.settle(pfn as u64);
+        }
     }
 
     /// Frees a block to its zone's lists (`free_one_page`).

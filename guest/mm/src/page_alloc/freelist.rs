@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::page_flags::PG_ORDER_SHIFT;
-use pagevisor_shared::units::{NodeId, NodeMask, Order, Pfn};
+use pagevisor_shared::units::{NodeId, NodeMask, Order};
 use pagevisor_shared::vmstat::VmEvent;
 use pagevisor_shared::zone::ZoneIndex;
 
@@ -18,11 +18,10 @@ use crate::platform::Platform;
 use crate::sync::{self, Plain};
 
 impl<P: Platform> Mm<P> {
-    /// Allocates from this CPU's node first, the general way.
+    /// Allocates from this CPU's node first, the general way; 0 for none.
     #[inline(never)]
-    pub(super) fn alloc_local(&self, gfp: Gfp, order: Order) -> Option<Pfn> {
-        let pfn = self.alloc_pages_general(gfp, order, self.platform.this_cpu().node, None)?;
-        Some(Pfn::new(pfn as u64))
+    pub(super) fn alloc_local(&self, gfp: Gfp, order: Order) -> u64 {
+        self.alloc_pages_general(gfp, order, self.platform.this_cpu().node, None).unwrap_or(0) as u64
     }
 
     /// `__alloc_pages`.

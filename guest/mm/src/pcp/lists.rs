@@ -15,6 +15,13 @@ use crate::sync::Plain;
 /// How often `free_factor` may double a batch (`CONFIG_PCP_BATCH_SCALE_MAX`).
 const PCP_BATCH_SCALE_MAX: u32 = 5;
 
+/// Whether blocks of `order` do not stay on the pageset now (`free_high`): those of order 1 to 3 fragment, so none are
+/// kept while frees come without allocations.
+#[inline(always)]
+pub(crate) fn keeps_none(pcp: &PcpState, order: u32) -> bool {
+    order != 0 && order < PCP_LOW_ORDERS as u32 && pcp.free_factor.get() != 0
+}
+
 /// `nr_pcp_free`: how many pages to free from a pageset that reached `high`. Frees double, up to all but a batch, as
 /// long as nothing is allocated in between.
 pub(super) fn nr_pcp_free(pcp: &PcpState, high: u32, free_high: bool) -> u32 {
@@ -84,8 +91,7 @@ impl<P: Platform> Mm<P> {
         list::pcp_push_head(self.memmap(), &pcp.lists[pindex], pfn, page);
         let count = pcp.count.get() + (1 << order);
         pcp.count.set(count);
-        // Blocks of order 1 to 3 fragment: none are kept while frees come without allocations.
-        let free_high = order != 0 && order < PCP_LOW_ORDERS as u32 && pcp.free_factor.get() != 0;
+        let free_high = keeps_none(pcp, order);
         if free_high || count >= pcp.high.get() {
             self.shrink_pageset(index, pcp, pindex, free_high);
         }

@@ -8,6 +8,7 @@
 mod drain;
 mod lists;
 
+pub(crate) use lists::keeps_none;
 use pagevisor_shared::migrate::{MIGRATE_PCPTYPES, MigrateType};
 use pagevisor_shared::region::zone::{NR_PCP_LISTS, PCP_LOW_ORDERS};
 use pagevisor_shared::units::PAGEBLOCK_ORDER;

@@ -1,14 +1,16 @@
 //! The tables by frame: which zone a frame lies in, and the migrate type of its page block.
 //!
-//! Two of them are the host's too (`sections` and `pageblocks` of the region's roots); the third is the allocator's
-//! own: a `u16` for each 16 MiB chunk, the zone's index plus one, so that one load tells the zone of a page. Zone
-//! limits (16 MiB, 4 GiB) are chunk limits; only where two nodes meet inside a chunk is the entry [`MIXED`], and the
-//! memory ranges must be asked.
+//! Two of them are the host's too (`sections` and `pageblocks` of the region's roots). Two are the allocator's own:
+//!
+//! - a `u16` for each 16 MiB chunk, the zone's index plus one. Zone limits (16 MiB, 4 GiB) are chunk limits; only where
+//!   two nodes meet inside a chunk is the entry [`MIXED`], and the memory ranges must be asked;
+//! - a `u16` for each page block, its *home*: zone and migrate type in one word, so that one load tells a free on which
+//!   pageset list the page goes. It is filled in when a page of the block is first freed, so boot need not.
 
 use core::slice;
 use core::sync::atomic::{AtomicU8, AtomicU16};
 
-use pagevisor_shared::migrate::MigrateType;
+use pagevisor_shared::migrate::{MIGRATE_PCPTYPES, MigrateType};
 use pagevisor_shared::region::zone::SECTION_MIXED;
 use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE, PAGEBLOCK_ORDER, PFN_SECTION_SHIFT, PhysAddr};
 use pagevisor_shared::zone::ZoneIndex;
@@ -19,8 +21,6 @@ use crate::sync::Plain;
 
 /// log2 of the pages in a chunk.
 const CHUNK_SHIFT: u32 = 24 - PAGE_SHIFT;
-/// Pages in a chunk, 16 MiB.
-pub const CHUNK_PAGES: u64 = 1 << CHUNK_SHIFT;
 /// Entry of a chunk in which zones meet.
 const MIXED: u16 = u16::MAX;
 
@@ -33,16 +33,38 @@ pub struct FrameTables {
     sections: &'static [AtomicU16],
     /// [`MigrateType::block_byte`] by page block; at least one for every frame of `chunks`.
     blocks: &'static [AtomicU8],
+    /// [`Home`] by page block.
+    homes: &'static [AtomicU16],
+}
+
+/// Zone index plus one and, in the low two bits, the migrate type of a page block; 0 when not known, or when frees to
+/// it take the general way.
+#[derive(Clone, Copy, Debug)]
+pub struct Home(u16);
+
+impl Home {
+    /// The zone's index; not that of a zone when the home is not known.
+    #[inline(always)]
+    pub const fn zone(self) -> usize {
+        ((self.0 >> 2) as usize).wrapping_sub(1)
+    }
+
+    /// The number of the migrate type, one of those with lists of their own.
+    #[inline(always)]
+    pub const fn migratetype(self) -> usize {
+        (self.0 & 3) as usize
+    }
 }
 
 impl FrameTables {
-    /// Bytes of the chunk, section and page-block tables for frames below `max_pfn`.
-    const fn sizes(max_pfn: u64) -> [u64; 3] {
+    /// Bytes of the chunk, section and page-block tables and of the homes, for frames below `max_pfn`.
+    const fn sizes(max_pfn: u64) -> [u64; 4] {
         let sections = max_pfn.div_ceil(1 << PFN_SECTION_SHIFT);
         [
             (sections << (PFN_SECTION_SHIFT - CHUNK_SHIFT)) * 2,
             sections * 2,
             sections << (PFN_SECTION_SHIFT - PAGEBLOCK_ORDER),
+            (sections << (PFN_SECTION_SHIFT - PAGEBLOCK_ORDER)) * 2,
         ]
     }
 
@@ -51,12 +73,14 @@ impl FrameTables {
     /// # Errors
     /// [`AllocError`] when there is no room for them.
     pub(crate) fn allocate<P: Platform>(platform: &P, memblock: &mut Memblock) -> Result<Self, AllocError> {
-        let [chunks, sections, blocks] = Self::sizes(memblock.end_of_dram().raw().div_ceil(1 << PAGE_SHIFT));
-        let (at_sections, at_blocks) = (chunks.next_multiple_of(64), (chunks + sections).next_multiple_of(64) + 64);
+        let [chunks, sections, blocks, homes] = Self::sizes(memblock.end_of_dram().raw().div_ceil(1 << PAGE_SHIFT));
+        let at_sections = chunks.next_multiple_of(64);
+        let at_blocks = (at_sections + sections).next_multiple_of(64);
+        let at_homes = (at_blocks + blocks).next_multiple_of(64);
         let bottom_up = memblock.bottom_up();
         memblock.set_bottom_up(true);
         // Out of ZONE_DMA, beside the page metadata.
-        let base = memblock.alloc_from(at_blocks + blocks, PAGE_SIZE, PhysAddr::new(16 << 20));
+        let base = memblock.alloc_from(at_homes + homes, PAGE_SIZE, PhysAddr::new(16 << 20));
         memblock.set_bottom_up(bottom_up);
         let base = base?;
         // SAFETY: memblock has just reserved and cleared that much RAM at `base`, nobody frees it, and RAM lies
@@ -68,6 +92,7 @@ impl FrameTables {
                 chunks: slice::from_raw_parts(base.cast().as_ptr(), chunks as usize / 2),
                 sections: slice::from_raw_parts(base.add(at_sections as usize).cast().as_ptr(), sections as usize / 2),
                 blocks: slice::from_raw_parts(base.add(at_blocks as usize).cast().as_ptr(), blocks as usize),
+                homes: slice::from_raw_parts(base.add(at_homes as usize).cast().as_ptr(), homes as usize / 2),
             })
         }
     }
@@ -135,6 +160,28 @@ impl FrameTables {
     pub(crate) fn set_migratetype(&self, pfn: u64, kind: MigrateType) {
         if let Some(byte) = self.blocks.get((pfn >> PAGEBLOCK_ORDER) as usize) {
             byte.set(kind.block_byte());
+        }
+        // The home is worked out anew by the next free.
+        if let Some(home) = self.homes.get((pfn >> PAGEBLOCK_ORDER) as usize) {
+            home.set(0);
+        }
+    }
+
+    /// The home of the page block of `pfn`; `None` beyond all memory.
+    #[inline(always)]
+    pub(crate) fn home(&self, pfn: u64) -> Option<Home> {
+        Some(Home(self.homes.get((pfn >> PAGEBLOCK_ORDER) as usize)?.get()))
+    }
+
+    /// Fills in the home of the page block of `pfn`, if the block is in one zone and of an ordinary type. The holder of
+    /// the zone's lock calls it.
+    pub(crate) fn settle(&self, pfn: u64) {
+        let (zone, kind) = (self.zone_of(pfn), self.migratetype(pfn));
+        if zone < MIXED - 1
+            && kind.index() < MIGRATE_PCPTYPES
+            && let Some(home) = self.homes.get((pfn >> PAGEBLOCK_ORDER) as usize)
+        {
+            home.set((zone + 1) << 2 | kind.index() as u16);
         }
     }
 }

@@ -7,6 +7,6 @@ mod frames;
 mod memmap;
 mod window;
 
-pub use frames::{CHUNK_PAGES, FrameTables};
+pub use frames::{FrameTables, Home};
 pub use memmap::Memmap;
 pub use window::DirectMap;

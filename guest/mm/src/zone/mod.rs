@@ -12,4 +12,5 @@ mod vmstat;
 pub mod watermark;
 pub mod zonelist;
 
+pub(crate) use setup::update_alloc_mark;
 pub(crate) use sizes::{free_area_init, mark_frames, zone_ranges, zone_type_of};

@@ -25,6 +25,12 @@ impl fmt::Display for Fallback<'_> {
     }
 }
 
+/// Recomputes [`ZoneState::alloc_mark`]. The holder of the zone's lock calls it after a change of what it sums up.
+pub(crate) fn update_alloc_mark(zone: &ZoneState) {
+    let low = zone.watermark[Watermark::Low as usize].get() + zone.watermark_boost.get();
+    zone.alloc_mark.set((low + zone.nr_reserved_highatomic.get()) as i64);
+}
+
 impl<P: Platform> Mm<P> {
     /// Builds the zonelists of all nodes (`build_all_zonelists`). `memory` are the nodes with memory, `cpus` those
     /// with CPUs.
@@ -146,6 +152,7 @@ impl<P: Platform> Mm<P> {
                 zone.watermark[Watermark::Low as usize].set(marks.low);
                 zone.watermark[Watermark::High as usize].set(marks.high);
                 zone.watermark[Watermark::Promo as usize].set(marks.promo);
+                update_alloc_mark(zone);
             }
             self.zone_set_pageset_high_and_batch(zone, index);
         }
