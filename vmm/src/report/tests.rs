@@ -133,7 +133,7 @@ fn kmem_f_tells_lists_from_counters() {
 #[test]
 fn kmem_p_is_crash_s() {
     let guest = FakeGuest::used();
-    guest.set_meta(0x3300, 0, 1 << 16 | 1 << 9);
+    guest.set_meta(0x3300, 0, 1 << 31 | 1 << 16 | 1 << 9);
     guest.set_meta(0x3300, 1, 2);
     guest.set_meta(0x3300, 6, 0xabc);
     guest.set_meta(0x3300, 7, 0x13b67);
@@ -153,6 +153,7 @@ fn kmem_p_is_crash_s() {
 
     let rows = json_of(&state, "kmem -p 0x3300");
     assert_eq!(rows["pages"][0]["flag_names"], json!(["slab", "head"]));
+    assert_eq!((&rows["pages"][0]["flags"], &rows["pages"][0]["raw_flags"]), (&json!(0x10200), &json!(0x8001_0200u32)));
     assert_eq!(rows["pages"][0]["physical"], 0x330_0000);
     assert_eq!(json_of(&state, "kmem -p")["pages"].as_array().unwrap().len(), 3 * 32768);
     for page in ["0x8000", "0xffffea0000000010", "0xfffffffff"] {

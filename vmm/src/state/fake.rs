@@ -284,11 +284,15 @@ impl FakeGuest {
         record.vm_stat[ZoneStat::NrFreePages.index()].fetch_add((blocks << order) as i64, Relaxed);
     }
 
-    /// Puts a block on list `list` of a pageset.
+    /// Puts a block on list `list` of a pageset. As the guest does, it leaves the first page's backward link alone.
     pub fn pcp_block(&self, cpu: usize, zone: usize, pfn: u32, list: usize, order: u32) {
         let region = self.region();
         let pcp = &region.pcps_of(CpuId::new(cpu).unwrap())[zone];
+        let first = pcp.lists[list].first.load(Relaxed) == 0;
         self.append(&pcp.lists[list], pfn);
+        if first {
+            self.set_meta(pfn, 5, 0x1234);
+        }
         pcp.count.fetch_add(1 << order, Relaxed);
     }
 
@@ -306,6 +310,8 @@ impl FakeGuest {
         guest.pcp_block(0, DMA32, 0x3010, 0, 0);
         guest.pcp_block(0, DMA32, 0x3011, 0, 0);
         guest.pcp_block(0, DMA32, 0x3020, 3 * 3 + 1, 3);
+        // An empty list that once had a page.
+        guest.region().pcps()[DMA32].lists[5].last.store(0x3040, Relaxed);
         guest
     }
 }

@@ -154,7 +154,7 @@ impl StateView {
         let mut faults = Vec::new();
         for ((row, area), order) in found.iter_mut().zip(&place.record.free_area).zip(0..) {
             let Ok(order) = Order::new(order) else { continue };
-            let rule = ListRule { order, zone: frames.clone(), accept: &|page| page.is_free_head(order) };
+            let rule = ListRule { order, zone: frames.clone(), accept: &|page| page.is_free_head(order), closed: true };
             for ((count, list), kind) in row.iter_mut().zip(&area.free_list).zip(MigrateType::ALL) {
                 let (first, last) = ends(list);
                 let walk = walk_list(memmap, first, last, &rule, &mut budget)?;

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use pagevisor_shared::migrate::MIGRATE_PCPTYPES;
 use pagevisor_shared::region::zone::{ListHead, NR_PCP_LISTS, PCP_LOW_ORDERS};
 use pagevisor_shared::report::counters;
-use pagevisor_shared::units::{CpuId, Order};
+use pagevisor_shared::units::{CpuId, Order, PAGE_SHIFT};
 use pagevisor_shared::zone::ZoneIndex;
 
 use super::StateView;
@@ -33,7 +33,7 @@ pub enum ListFaultKind {
     },
     /// The frame is not what belongs on the list.
     NotFree,
-    /// There are more pages on lists than the machine has.
+    /// There are more pages on lists than the machine has, or than the pageset counts.
     TooLong,
     /// The list ends elsewhere than its head says.
     End {
@@ -65,7 +65,7 @@ impl fmt::Display for ListFault {
                 write!(f, "frame {pfn:#x} links back to {found:#x}, reached from {from:#x}")
             }
             ListFaultKind::NotFree => write!(f, "frame {pfn:#x} is not a free block of the list's order"),
-            ListFaultKind::TooLong => write!(f, "more pages than there is memory, at frame {pfn:#x}"),
+            ListFaultKind::TooLong => write!(f, "more pages than there can be, at frame {pfn:#x}"),
             ListFaultKind::End { expected } => write!(f, "the last frame is {pfn:#x}, by the head {expected:#x}"),
         }
     }
@@ -88,6 +88,9 @@ pub(super) struct ListRule<'r> {
     pub zone: Range<u64>,
     /// Whether a page may be on the list.
     pub accept: &'r dyn Fn(&PageMeta) -> bool,
+    /// Whether the guest keeps the outer links of the ends: the backward link of the first page, and the last page of
+    /// an empty list. On the lists of pagesets it does not.
+    pub closed: bool,
 }
 
 /// Walks from `first` along the forward links. Each step takes the block's pages off `budget`, so that all walks
@@ -104,7 +107,7 @@ pub(super) fn walk_list(
     let (mut from, mut pfn) = (0, first);
     let kind = loop {
         if pfn == 0 {
-            if from == last {
+            if from == last || from == 0 && !rule.closed {
                 return Ok(walk);
             }
             pfn = from;
@@ -120,7 +123,7 @@ pub(super) fn walk_list(
         let Some(left) = budget.checked_sub(rule.order.pages()) else { break ListFaultKind::TooLong };
         *budget = left;
         let Some(page) = memmap.get(block.start)? else { break ListFaultKind::Hole };
-        if page.prev_of(pfn) != from {
+        if page.prev_of(pfn) != from && (from != 0 || rule.closed) {
             break ListFaultKind::BackLink { found: page.prev_of(pfn) };
         }
         if !(rule.accept)(&page) {
@@ -186,10 +189,15 @@ impl StateView {
         let mut memmap = self.memmap();
         let mut attempt = || {
             let mut walk = PcpWalk { count: pcp.count.load(Acquire).into(), ..PcpWalk::default() };
-            let mut budget = self.memory().size() >> pagevisor_shared::units::PAGE_SHIFT;
+            // Without the first backward link a cycle through the first page shows only by its length.
+            let mut budget = walk.count.min(self.memory().size() >> PAGE_SHIFT);
             for ((found, head), number) in walk.lists.iter_mut().zip(&pcp.lists).zip(0..) {
-                let rule =
-                    ListRule { order: list_order(number), zone: frames.clone(), accept: &|page| page.refcount == 0 };
+                let rule = ListRule {
+                    order: list_order(number),
+                    zone: frames.clone(),
+                    accept: &|page| page.refcount == 0,
+                    closed: false,
+                };
                 let (first, last) = ends(head);
                 *found = walk_list(&mut memmap, first, last, &rule, &mut budget)?;
             }

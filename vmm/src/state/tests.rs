@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use pagevisor_shared::layout::VMEMMAP_START;
 use pagevisor_shared::migrate::MigrateType;
-use pagevisor_shared::page::encode_next;
+use pagevisor_shared::page::{encode_next, encode_prev};
 use pagevisor_shared::region::GuestState;
 use pagevisor_shared::units::CpuId;
 use pagevisor_shared::zone::ZoneIndex;
@@ -247,6 +247,11 @@ fn pagesets_are_walked() {
     assert_eq!(walk(5, DMA32), None);
     guest.region().pcps()[DMA32].count.store(11, Relaxed);
     assert!(!walk(0, DMA32).unwrap().is_sound());
+    // Nothing but the count shows a cycle through the first page.
+    guest.set_meta(0x3010, 5, encode_prev(0x3010, 0x3011));
+    guest.set_meta(0x3011, 4, encode_next(0x3011, 0x3010));
+    let fault = walk(0, DMA32).unwrap().lists[0].fault.clone().unwrap();
+    assert_eq!((fault.kind, fault.seen.len()), (ListFaultKind::TooLong, 11));
 }
 
 #[test]
@@ -335,7 +340,7 @@ fn a_run_of_262144_blocks_is_walked_in_a_moment() {
         write(directory + (address >> 21 & 0x1ff) * 8, &((memmap + number * 2 * MIB) | 0x83).to_le_bytes());
     }
     let meta = |pfn: u32| memmap + (start & (2 * MIB - 1)) + u64::from(pfn - first) * 32;
-    write(meta(first) + 20, &pagevisor_shared::page::encode_prev(first, 0).to_le_bytes());
+    write(meta(first) + 20, &encode_prev(first, 0).to_le_bytes());
     write(meta(last) + 16, &encode_next(last, 0).to_le_bytes());
     region.header().roots.pgd.store(pgd, Relaxed);
 

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::Write;
 
-use pagevisor_shared::page_flags::PageFlag;
+use pagevisor_shared::page_flags::{NR_PAGEFLAGS, PageFlag};
 use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE, PAGES_PER_SECTION};
 use serde_json::json;
 
@@ -16,6 +16,11 @@ use crate::state::{PageMeta, PageOwner, Sections, StateView};
 
 /// Text is written in pieces of about this size.
 const CHUNK: usize = 64 << 10;
+
+/// The flags that Linux has. Above them the guest keeps words of its own, where Linux keeps zone and node.
+const fn linux_flags(meta: &PageMeta) -> u32 {
+    meta.flags & ((1 << NR_PAGEFLAGS) - 1)
+}
 
 /// What is being written.
 struct Printer<'a> {
@@ -148,7 +153,7 @@ impl Printer<'_> {
             return writeln!(self.text, "{:16} {:8}  {:2} ", "", "", "");
         };
         let count = meta.refcount as i32;
-        write!(self.text, "{:>16x} {:>8x} {count:>2} {:x}", meta.mapping, meta.index, meta.flags)?;
+        write!(self.text, "{:>16x} {:>8x} {count:>2} {:x}", meta.mapping, meta.index, linux_flags(&meta))?;
         for (position, name) in names(meta.flags).enumerate() {
             write!(self.text, "{}{name}", if position == 0 { ' ' } else { ',' })?;
         }
@@ -165,7 +170,8 @@ impl Printer<'_> {
             row["mapping"] = meta.mapping.into();
             row["index"] = meta.index.into();
             row["count"] = (meta.refcount as i32).into();
-            row["flags"] = meta.flags.into();
+            row["flags"] = linux_flags(&meta).into();
+            row["raw_flags"] = meta.flags.into();
             row["flag_names"] = names(meta.flags).collect();
         }
         self.text += if self.rows == 0 { "\n" } else { ",\n" };
