@@ -14,6 +14,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::units::Order;
 
+use crate::platform;
 use crate::serial::Serial;
 
 /// Runs whose median is reported.
@@ -52,8 +53,10 @@ pub trait Pages {
     fn free_pages(&self) -> u64;
 }
 
-/// Runs the benchmarks whose names begin with one of the comma-separated `names`; `all` stands for every one.
+/// Runs the benchmarks whose names begin with one of the comma-separated `names`; `all` stands for every one. The cost
+/// of booting is known already and always told.
 pub fn run<P: Pages>(pages: &P, names: &str) {
+    report_boot();
     let block = pages.alloc(Gfp::KERNEL, SLOTS_ORDER);
     if block == 0 {
         print(format_args!("bench: no memory to work with"));
@@ -72,6 +75,14 @@ pub fn run<P: Pages>(pages: &P, names: &str) {
     // Each order half as likely as the one below.
     bench.mixed("mixed_o0-9_geometric", |random| (random | 1 << 9).trailing_zeros() as u8);
     pages.free(block, SLOTS_ORDER);
+}
+
+/// Instructions from the kernel's entry to ready.
+fn report_boot() {
+    if let Some(mm) = platform::mm() {
+        let header = mm.region().header();
+        report("boot", "", 100 * (header.tsc_ready.load(Relaxed) - header.tsc_entry.load(Relaxed)));
+    }
 }
 
 /// Hot pairs: name, order, pairs of a run.

@@ -69,18 +69,9 @@ const STATE_CODES: &[Mnemonic] =
 pub fn check(code: &[u8], ip: u64, bits: u32) -> Vec<Finding> {
     let mut findings = Vec::new();
     let instructions = decode(code, ip, bits);
-    let mut falls_through = true;
-    for instruction in instructions.values() {
-        // Fill between functions: nothing runs into it.
-        let filler = instruction.mnemonic() == Mnemonic::Int3 && !falls_through;
-        falls_through = !matches!(
-            instruction.flow_control(),
-            FlowControl::Return
-                | FlowControl::UnconditionalBranch
-                | FlowControl::IndirectBranch
-                | FlowControl::Exception
-        ) && !filler;
-        if !filler && let Some(why) = refusal(instruction) {
+    let fill = fill(&instructions);
+    for instruction in instructions.values().filter(|i| fill.is_none_or(|start| i.ip() < start)) {
+        if let Some(why) = refusal(instruction) {
             findings.push(finding(instruction, why));
         }
     }
@@ -91,8 +82,25 @@ pub fn check(code: &[u8], ip: u64, bits: u32) -> Vec<Finding> {
     findings
 }
 
+/// Where the fill behind the function starts: `int3` to the end, which nothing runs into, since what is before it
+/// leaves for good: a jump, a return, a trap, or a call of what does not return.
+fn fill(instructions: &BTreeMap<u64, Instruction>) -> Option<u64> {
+    let mut start = None;
+    for instruction in instructions.values().rev() {
+        if instruction.mnemonic() != Mnemonic::Int3 {
+            let falls_through =
+                matches!(instruction.flow_control(), FlowControl::Next | FlowControl::ConditionalBranch);
+            return start.filter(|_| !falls_through);
+        }
+        start = Some(instruction.ip());
+    }
+    None
+}
+
+/// LLVM writes `bsf` with a REP prefix wherever it makes no difference that a processor with BMI1 then reads `tzcnt`.
+/// Without BMI1 in its flags it never means `tzcnt`, so the bytes are decoded as what was meant.
 fn decode(code: &[u8], ip: u64, bits: u32) -> BTreeMap<u64, Instruction> {
-    Decoder::with_ip(bits, code, ip, DecoderOptions::NONE).iter().map(|i| (i.ip(), i)).collect()
+    Decoder::with_ip(bits, code, ip, DecoderOptions::NO_MPFX_0FBC).iter().map(|i| (i.ip(), i)).collect()
 }
 
 fn finding(instruction: &Instruction, why: &'static str) -> Finding {
