@@ -2,6 +2,7 @@
 
 pub mod acpi;
 pub mod boot;
+pub mod cli;
 pub mod config;
 pub mod devices;
 pub mod error;
@@ -9,6 +10,7 @@ pub mod kvm;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod procdir;
 pub mod report;
 pub mod runtime;
 pub mod state;

@@ -1,2 +1,7 @@
-//! The pagevisor command.
-fn main() {}
+//! The `pagevisor` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    pagevisor::cli::main()
+}

@@ -18,6 +18,7 @@ mod client;
 mod dir;
 mod name;
 mod protocol;
+mod region;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -25,5 +26,6 @@ mod tests;
 pub use client::{Attached, ClientError, Connection};
 pub use dir::{Claim, RuntimeDir, RuntimeDirError};
 pub use name::{BadName, GuestName};
-pub use protocol::{Guest, PROTOCOL_VERSION, Status};
+pub use protocol::{Guest, GuestNode, GuestRange, PROTOCOL_VERSION, Phase, Status};
+pub use region::RegionMap;
 pub use server::{ControlServer, Endpoint};

@@ -4,6 +4,8 @@
 //! wait for. A request and its reply are one JSON object each; the reply to `attach` carries descriptors
 //! (`SCM_RIGHTS`): first the state region's, then one for each node that has memory, in order of node, all read-only.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol; a client and a guest of different versions do not talk.
@@ -51,13 +53,41 @@ pub(super) enum Reply {
     Error(String),
 }
 
+/// How far a guest has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// It is not ready yet.
+    Booting,
+    /// Its memory can be looked at.
+    Ready,
+    /// It has powered off.
+    Off,
+    /// It has panicked.
+    Panicked,
+    /// It says something that is no phase.
+    Corrupt,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Booting => "booting",
+            Self::Ready => "ready",
+            Self::Off => "off",
+            Self::Panicked => "panicked",
+            Self::Corrupt => "corrupt",
+        })
+    }
+}
+
 /// How a guest is.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Status {
     /// The process that runs it.
     pub pid: u32,
-    /// How far the guest has come: `booting`, `ready`, `off`, `panicked`.
-    pub state: String,
+    /// How far the guest has come.
+    pub state: Phase,
     /// Milliseconds since the machine was started.
     pub uptime_ms: u64,
     /// Number of NUMA nodes.
@@ -81,10 +111,12 @@ pub struct Guest {
     pub started_unix_ms: u64,
     /// The kernel: its file, or `embedded`.
     pub kernel: String,
-    /// SHA-256 of the kernel's ELF, in hexadecimal.
-    pub kernel_sha256: String,
-    /// The kernel's command line.
-    pub cmdline: String,
+    /// Version of the program that runs it.
+    pub version: String,
+    /// What was appended to the kernel's command line.
+    pub append: String,
+    /// How far it has come.
+    pub state: Phase,
     /// Bytes of the state region's descriptor.
     pub region_bytes: u64,
     /// Number of vCPUs.

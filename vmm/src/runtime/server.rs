@@ -14,7 +14,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, SockFlag, accept4, getsockopt, 
 use nix::unistd::geteuid;
 
 use super::dir::Claim;
-use super::protocol::{Guest, MAX_REPLY, MAX_REQUEST, PROTOCOL_VERSION, Reply, Request, Status, Verb};
+use super::protocol::{Guest, MAX_REPLY, MAX_REQUEST, PROTOCOL_VERSION, Phase, Reply, Request, Status, Verb};
 
 /// How long a client may stay silent before its first request.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -23,12 +23,12 @@ const MAX_CLIENTS: usize = 128;
 
 /// What the socket gives access to.
 pub struct Endpoint {
-    /// The machine's description.
+    /// The machine's description; what `phase` gives overrides its state.
     pub guest: Guest,
     /// Read-only descriptors of the state region and of each node that has memory.
     pub memory: Vec<OwnedFd>,
-    /// How the guest is now.
-    pub status: Box<dyn Fn() -> Status + Send>,
+    /// How far the guest has come now.
+    pub phase: Box<dyn Fn() -> Phase + Send>,
     /// Asks for the guest's end, and returns at once.
     pub stop: Box<dyn Fn() + Send>,
 }
@@ -48,7 +48,7 @@ impl ControlServer {
     /// When the thread cannot be started.
     pub fn start(claim: Claim, endpoint: Endpoint) -> io::Result<Self> {
         let quit = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
-        let server = Server { claim, endpoint, quit: quit.clone(), clients: Vec::new() };
+        let server = Server { claim, endpoint, started: Instant::now(), quit: quit.clone(), clients: Vec::new() };
         let thread = thread::Builder::new().name("control".into()).spawn(move || server.serve())?;
         Ok(Self { thread: Some(thread), quit })
     }
@@ -76,6 +76,7 @@ struct Server {
     // Fields are dropped in this order: the name is given back before connections close.
     claim: Claim,
     endpoint: Endpoint,
+    started: Instant,
     quit: Arc<EventFd>,
     clients: Vec<Client>,
 }
@@ -171,14 +172,27 @@ impl Server {
         match request.request {
             Verb::Attach => {
                 let fds: Vec<RawFd> = self.endpoint.memory.iter().map(AsRawFd::as_raw_fd).collect();
-                send(&client.fd, &Reply::Guest(self.endpoint.guest.clone()), &fds)
+                let guest = Guest { state: (self.endpoint.phase)(), ..self.endpoint.guest.clone() };
+                send(&client.fd, &Reply::Guest(guest), &fds)
             }
-            Verb::Status => send(&client.fd, &Reply::Status((self.endpoint.status)()), &[]),
+            Verb::Status => send(&client.fd, &Reply::Status(status(&self.endpoint, self.started)), &[]),
             Verb::Stop => {
                 (self.endpoint.stop)();
                 send(&client.fd, &Reply::Stopping, &[])
             }
         }
+    }
+}
+
+fn status(endpoint: &Endpoint, started: Instant) -> Status {
+    let guest = &endpoint.guest;
+    Status {
+        pid: guest.pid,
+        state: (endpoint.phase)(),
+        uptime_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        nodes: guest.nodes.len(),
+        cpus: guest.cpus,
+        memory: guest.nodes.iter().flat_map(|node| &node.ranges).map(|range| range.size).sum(),
     }
 }
 

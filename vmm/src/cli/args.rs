@@ -1,0 +1,182 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::failure::STATUS_HELP;
+use crate::config::TopologyArgs;
+use crate::report::View;
+use crate::runtime::GuestName;
+
+/// Boots a small NUMA guest on KVM and shows what its Linux-like memory management does.
+///
+/// Without a command it does what `pagevisor run` does: boot a machine of two nodes, print its summary, end.
+#[derive(Parser, Debug)]
+#[command(name = "pagevisor", version, after_help = STATUS_HELP, max_term_width = 120)]
+#[command(disable_help_subcommand = true)]
+pub struct Cli {
+    /// The command; `run` when there is none.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Boot a guest and show its memory
+    Run(Box<RunArgs>),
+    /// List the running guests
+    List(ListArgs),
+    /// Show a view of a running guest
+    Show(ShowArgs),
+    /// End a running guest
+    Stop(NameArgs),
+    /// Print the kernel log of a running guest, as dmesg does
+    Log(LogArgs),
+    /// Tell where the built-in guest kernel is, for use with another VMM
+    Kernel(KernelArgs),
+}
+
+/// `pagevisor run`
+#[derive(Args, Debug, Default)]
+#[command(after_help = STATUS_HELP)]
+pub struct RunArgs {
+    /// The machine.
+    #[command(flatten)]
+    pub topology: TopologyArgs,
+
+    /// Name of the guest, for `pagevisor show NAME` and its like [default with --keep or --detach: pv-PID]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<GuestName>,
+
+    /// Keep the guest up until Ctrl-C (exit status 130) or `pagevisor stop NAME` (exit status 0)
+    #[arg(long)]
+    pub keep: bool,
+
+    /// Keep the guest up in the background: return when it is ready, having printed its name
+    #[arg(long)]
+    pub detach: bool,
+
+    /// Views to print when the guest is ready, such as buddyinfo,zoneinfo,kmem-f
+    #[arg(long, value_name = "VIEW,...", value_delimiter = ',')]
+    pub show: Vec<View>,
+
+    /// Print the summary and the views as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Keep DIR/proc and DIR/sys like the guest's /proc and /sys
+    ///
+    /// Files are renewed each second while they change. What was made in DIR goes away when the guest ends; only a
+    /// run without --keep and --detach leaves the files as they were in the end.
+    #[arg(long, value_name = "DIR")]
+    pub proc_dir: Option<PathBuf>,
+
+    /// Print the guest's kernel log and serial output on stderr as they come
+    #[arg(long)]
+    pub console: bool,
+
+    /// End the run after so many seconds (exit status 7)
+    #[arg(long, value_name = "SECS", value_parser = seconds)]
+    pub timeout: Option<Duration>,
+
+    /// Boot this PVH kernel (an ELF file) instead of the built-in one
+    #[arg(long, value_name = "ELF")]
+    pub kernel: Option<PathBuf>,
+
+    /// Give the kernel this file as its initrd
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+
+    /// Append to the kernel's command line
+    #[arg(long, value_name = "STRING", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
+    pub append: String,
+}
+
+impl RunArgs {
+    /// Whether the guest is to stay up once it is ready.
+    pub fn stays(&self) -> bool {
+        self.keep || self.detach
+    }
+
+    /// The guest's name; a guest that does not stay needs none.
+    pub fn guest_name(&self) -> Option<GuestName> {
+        self.name.clone().or_else(|| self.stays().then(|| GuestName::of_process(std::process::id())))
+    }
+}
+
+/// `pagevisor list`
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pagevisor show`
+#[derive(Args, Debug)]
+#[command(override_usage = "pagevisor show <NAME> <VIEW> [VIEW'S OPTIONS] [--json]")]
+pub struct ShowArgs {
+    /// The guest
+    pub name: GuestName,
+
+    /// The view and its options: buddyinfo, zoneinfo, node/0/meminfo, numa, kmem -f, kmem -p 0x1000, ...
+    #[arg(required = true, num_args = 1.., allow_hyphen_values = true, trailing_var_arg = true, value_name = "VIEW")]
+    pub view: Vec<String>,
+}
+
+/// A command that needs nothing but a guest's name.
+#[derive(Args, Debug)]
+pub struct NameArgs {
+    /// The guest
+    pub name: GuestName,
+}
+
+/// `pagevisor log`
+#[derive(Args, Debug)]
+pub struct LogArgs {
+    /// The guest
+    pub name: GuestName,
+
+    /// Go on printing new messages until the guest ends
+    #[arg(long, short)]
+    pub follow: bool,
+}
+
+/// `pagevisor kernel`
+#[derive(Args, Debug)]
+pub struct KernelArgs {
+    /// Print only the path of the kernel's ELF file
+    #[arg(long)]
+    pub path: bool,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err("must be more than 0 seconds".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_positive_seconds() {
+        assert_eq!(seconds("2.5"), Ok(Duration::from_millis(2500)));
+        for bad in ["0", "-1", "nan", "1e300", "", "5s"] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! A guest that this process runs, and all that goes with it.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use pagevisor_shared::region::GuestState;
+
+use super::args::RunArgs;
+use super::failure::Failure;
+use super::log::{LogError, LogReader};
+use super::run::host;
+use super::serial::SerialLog;
+use super::signals::Signals;
+use super::{look, notice};
+use crate::config::ConfigError;
+use crate::layout::Layout;
+use crate::machine::{End, KernelImage, Machine, MachineConfig, StopEvent, StopReason};
+use crate::procdir::ProcDir;
+use crate::runtime::{ControlServer, Endpoint, Guest, GuestName, GuestNode, GuestRange, Phase, RegionMap, RuntimeDir};
+use crate::topology::{Node, Topology};
+
+/// How often the log is looked at for `--console`.
+const CONSOLE_INTERVAL: Duration = Duration::from_millis(50);
+/// How often the files of `--proc-dir` are renewed.
+const PROC_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a session waits for.
+#[derive(Debug)]
+pub(super) enum Happening {
+    /// The guest is ready; told once.
+    Ready,
+    /// The guest has ended.
+    Ended(End),
+    /// Someone asked for the end over the control socket.
+    StopRequest,
+    /// A signal asked for it.
+    Signal(Signal),
+    /// `--timeout` is over.
+    Timeout,
+}
+
+/// The guest and what belongs to it. Dropping it ends all of that, in the order of the fields: when the last one,
+/// the control socket, is gone, nothing else is left.
+pub(super) struct Session<'a> {
+    pub machine: Machine,
+    pub serial: SerialLog,
+    console: Option<LogReader>,
+    region: Arc<RegionMap>,
+    proc_dir: Option<ProcDir>,
+    next_proc: Instant,
+    proc_warned: bool,
+    stop: StopEvent,
+    signals: &'a Signals,
+    deadline: Option<Instant>,
+    ready: bool,
+    /// What clients are told; after the files of `--proc-dir` are there.
+    announced: Arc<AtomicBool>,
+    name: Option<GuestName>,
+    _server: Option<ControlServer>,
+}
+
+impl<'a> Session<'a> {
+    /// Starts the guest that `args` ask for.
+    pub fn start(args: &RunArgs, topology: Topology, signals: &'a Signals) -> Result<Self, Failure> {
+        let started = Instant::now();
+        let layout = Layout::place(&topology).map_err(ConfigError::from)?;
+        let name = args.guest_name();
+        // Before the machine: a name or directory in use must cost nothing.
+        let claim = name.as_ref().map(|name| RuntimeDir::create(&RuntimeDir::locate())?.claim(name)).transpose()?;
+        let proc_dir = args.proc_dir.as_deref().map(ProcDir::open).transpose()?;
+        let serial = SerialLog::new(args.console);
+        let stop = StopEvent::new().map_err(host("cannot make an eventfd"))?;
+        let machine = Machine::start(MachineConfig {
+            kernel: args.kernel.clone().map_or(KernelImage::Embedded, KernelImage::File),
+            initrd: args.initrd.clone(),
+            append: args.append.clone(),
+            exit_when_ready: !args.stays(),
+            console: Box::new(serial.clone()),
+            notice: Arc::new(|line| notice(format_args!("warning: {line}"))),
+            layout: layout.clone(),
+            ..MachineConfig::new(topology.clone()).map_err(ConfigError::from)?
+        })?;
+        let region = machine.memory().state().read_only().and_then(|file| RegionMap::new(file.into()));
+        let region = Arc::new(region.map_err(host("cannot map the state region"))?);
+        let announced = Arc::new(AtomicBool::new(false));
+        let server = claim.map(|claim| {
+            let (region, announced, stop) = (region.clone(), announced.clone(), stop.clone());
+            let endpoint = Endpoint {
+                guest: describe(args, &topology, &layout, claim.name()),
+                memory: read_only_memory(&machine)?,
+                phase: Box::new(move || phase(&region, &announced)),
+                stop: Box::new(move || stop.stop(StopReason::Request)),
+            };
+            ControlServer::start(claim, endpoint)
+        });
+        let server = server.transpose().map_err(host("cannot serve the control socket"))?;
+        Ok(Self {
+            machine,
+            serial,
+            console: args.console.then(LogReader::default),
+            region,
+            proc_dir,
+            next_proc: started,
+            proc_warned: false,
+            stop,
+            signals,
+            deadline: args.timeout.and_then(|timeout| started.checked_add(timeout)),
+            ready: false,
+            announced,
+            name,
+            _server: server,
+        })
+    }
+
+    /// The guest's name, if it has one.
+    pub fn name(&self) -> Option<&GuestName> {
+        self.name.as_ref()
+    }
+
+    /// Whether the guest has become ready.
+    pub fn was_ready(&self) -> bool {
+        self.machine.times().start_to_ready.is_some()
+    }
+
+    /// Waits for the next thing to happen, and meanwhile keeps console and files up to date.
+    pub fn next(&mut self) -> Happening {
+        loop {
+            self.print_console();
+            self.update_files();
+            let (signalled, ended) = self.wait();
+            // A guest that powers off as soon as it is ready was ready, and one that has ended by itself was not
+            // ended by what came after.
+            if !self.ready && self.was_ready() {
+                self.ready = true;
+                self.update_files();
+                // Release pairs with the acquire loads of the control socket's thread.
+                self.announced.store(true, Ordering::Release);
+                return Happening::Ready;
+            }
+            if ended && let Some(end) = self.machine.end() {
+                return Happening::Ended(end);
+            }
+            if signalled && let Some(signal) = self.signals.take() {
+                return Happening::Signal(signal);
+            }
+            if self.stop.reason().is_some() {
+                return Happening::StopRequest;
+            }
+            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Happening::Timeout;
+            }
+        }
+    }
+
+    /// Sleeps until there is something to look at; whether a signal and the end are among it.
+    fn wait(&self) -> (bool, bool) {
+        let mut fds = vec![self.signals.as_fd(), self.machine.ended_fd(), self.stop.as_fd()];
+        if !self.ready {
+            fds.push(self.machine.ready_fd());
+        }
+        let mut fds: Vec<_> = fds.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let now = Instant::now();
+        let console = self.console.as_ref().map(|_| now + CONSOLE_INTERVAL);
+        let files = self.proc_dir.as_ref().filter(|_| self.ready).map(|_| self.next_proc);
+        let wake = [self.deadline, console, files].into_iter().flatten().min();
+        let timeout = wake.map_or(PollTimeout::NONE, |wake| {
+            let millis = wake.saturating_duration_since(now).as_millis() + 1;
+            PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            // ENOMEM, perhaps for a moment: try again, but not at full speed.
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+        let readable = |index: usize| fds.get(index).is_some_and(|fd: &PollFd<'_>| fd.any() == Some(true));
+        (readable(0), readable(1))
+    }
+
+    /// Prints what is new in the guest's log, if that was asked for.
+    pub fn print_console(&mut self) {
+        let Some(reader) = &mut self.console else { return };
+        match reader.drain(&self.region.log(), &mut io::stderr().lock()) {
+            Ok(()) => return,
+            Err(LogError::Io(_)) => {}
+            Err(error) => notice(format_args!("warning: {error}")),
+        }
+        self.console = None;
+    }
+
+    /// Renews the files of `--proc-dir`, if it is time. What goes wrong there is said once and does no other harm.
+    fn update_files(&mut self) {
+        let Some(dir) = self.proc_dir.as_mut().filter(|_| self.ready && Instant::now() >= self.next_proc) else {
+            return;
+        };
+        self.next_proc = Instant::now() + PROC_INTERVAL;
+        let result = look::proc_files(&self.machine).and_then(|files| Ok(dir.update(files)?));
+        match result {
+            Err(failure) if !self.proc_warned => {
+                self.proc_warned = true;
+                notice(format_args!(
+                    "warning: --proc-dir is not up to date: {}",
+                    failure.message().unwrap_or_default()
+                ));
+            }
+            _ => {}
+        }
+    }
+
+    /// Brings the files of `--proc-dir` up to date a last time and leaves them there.
+    pub fn leave_files(&mut self) {
+        self.next_proc = Instant::now();
+        self.update_files();
+        if let Some(dir) = self.proc_dir.take() {
+            dir.leave();
+        }
+    }
+}
+
+/// The guest's description, for who attaches to it.
+fn describe(args: &RunArgs, topology: &Topology, layout: &Layout, name: &GuestName) -> Guest {
+    let node = |(number, node): (usize, &Node)| {
+        let ranges = layout.ram_of(number);
+        let ranges = ranges.map(|ram| GuestRange { base: ram.start, size: ram.size, offset: ram.backing_offset });
+        GuestNode { cpus: node.cpus.clone(), ranges: ranges.collect() }
+    };
+    Guest {
+        abi: pagevisor_shared::ABI_VERSION,
+        name: name.to_string(),
+        pid: std::process::id(),
+        started_unix_ms: SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_millis() as u64),
+        kernel: args.kernel.as_ref().map_or("embedded".to_owned(), |path| path.display().to_string()),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        append: args.append.clone(),
+        state: Phase::Booting,
+        region_bytes: layout.state.size,
+        cpus: topology.nr_cpus(),
+        nodes: topology.nodes.iter().enumerate().map(node).collect(),
+        distances: topology.distances.clone(),
+    }
+}
+
+/// Descriptors of the guest's memory that cannot be written through, in the order of the protocol.
+fn read_only_memory(machine: &Machine) -> io::Result<Vec<OwnedFd>> {
+    let memory = machine.memory();
+    let mut fds = vec![memory.state().read_only()?.into()];
+    fds.extend(memory.read_only_nodes()?.into_iter().map(|(_, file)| OwnedFd::from(file)));
+    Ok(fds)
+}
+
+/// What clients are told. `announced` is set when the guest is ready and all is there that goes with it.
+fn phase(region: &RegionMap, announced: &AtomicBool) -> Phase {
+    match region.state() {
+        Some(GuestState::Ready) if announced.load(Ordering::Acquire) => Phase::Ready,
+        Some(GuestState::Empty | GuestState::Early | GuestState::Tables | GuestState::Ready) => Phase::Booting,
+        Some(GuestState::Off) => Phase::Off,
+        Some(GuestState::Panicked) => Phase::Panicked,
+        None => Phase::Corrupt,
+    }
+}
