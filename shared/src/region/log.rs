@@ -119,15 +119,21 @@ impl<'a, W: Word<u64>> LogRing<'a, W> {
         self.header.tail.load(Ordering::Acquire)
     }
 
+    /// Positions of the oldest record and behind the newest, if they can be true. A hostile writer may put anything
+    /// there; with this every record that is read ends at or before `head`, so a reader always moves forward and
+    /// never beyond what was there when it looked.
+    fn bounds(&self) -> Option<(u64, u64)> {
+        // An honest writer can lap the ring between two loads, but not each time.
+        (0..4).find_map(|_| {
+            let head = self.header.head.load(Ordering::Acquire);
+            let tail = self.header.tail.load(Ordering::Acquire);
+            (tail <= head && head - tail <= self.words.len() as u64).then_some((tail, head))
+        })
+    }
+
     /// Reads the record at `position` into `text`.
     pub fn read<'t>(&self, position: u64, text: &'t mut [u8; LOG_LINE_MAX]) -> LogRead<'t> {
-        let head = self.header.head.load(Ordering::Acquire);
-        let tail = self.header.tail.load(Ordering::Acquire);
-        // A hostile writer may put anything here; with these two checks every record ends at or before `head`, so
-        // a reader always moves forward and never beyond what was there when it looked.
-        if tail > head || head - tail > self.words.len() as u64 {
-            return LogRead::Corrupt;
-        }
+        let Some((tail, head)) = self.bounds() else { return LogRead::Corrupt };
         if position < tail {
             return LogRead::Lost(tail);
         }
