@@ -63,7 +63,9 @@ impl<'a> Machine<'a> {
             let bytes = layout.zone_bytes(node);
             for (name, bytes) in ZONE_NAMES.iter().zip(bytes.into_iter().chain([0, 0])) {
                 let zone = &zones[&key(node, name)];
-                assert_eq!(zone.page("present"), bytes >> 12, "present pages of node {node} zone {name}");
+                // Linux gives page 0 up before it counts.
+                let first = u64::from(*name == "DMA" && layout.ram_of(node).any(|ram| ram.start == 0));
+                assert_eq!(zone.page("present"), (bytes >> 12) - first, "present pages of node {node} zone {name}");
             }
             let with_memory = bytes != [0; 3];
             let id = u32::try_from(node).expect("node");
@@ -229,10 +231,10 @@ impl<'a> Machine<'a> {
             expected += &format!("node {node} cpus:{cpus}\nnode {node} size: {size} MB\nnode {node} free: {free} MB\n");
         }
         expected += "node distances:\nnode ";
-        expected += &(0..nodes).map(|node| format!(" {node:3} ")).collect::<String>();
+        expected += &(0..nodes).map(|node| format!("{node:3} ")).collect::<String>();
         for (node, distances) in self.topology.distances.iter().enumerate() {
             expected += &format!("\n{node:3}: ");
-            expected += &distances.iter().map(|d| format!(" {d:3} ")).collect::<String>();
+            expected += &distances.iter().map(|d| format!("{d:3} ")).collect::<String>();
         }
         // Blanks at line ends are a matter of numactl's version.
         let trimmed = |text: &str| text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
