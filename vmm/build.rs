@@ -22,10 +22,13 @@ const SOURCES: [&str; 6] =
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-env-changed=PAGEVISOR_KERNEL");
     let elf = match env::var_os("PAGEVISOR_KERNEL") {
-        Some(path) => PathBuf::from(path).canonicalize()?,
+        Some(path) => {
+            let elf = PathBuf::from(path).canonicalize()?;
+            println!("cargo:rerun-if-changed={}", elf.display());
+            elf
+        }
         None => build_kernel()?,
     };
-    println!("cargo:rerun-if-changed={}", elf.display());
     println!("cargo:rustc-env=PAGEVISOR_KERNEL_ELF={}", elf.display());
     Ok(())
 }

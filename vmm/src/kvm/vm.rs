@@ -19,18 +19,35 @@ use crate::memory::GuestMemory;
 /// Three pages that Intel's KVM needs for real mode, in the device hole where nothing else is.
 const TSS: usize = 0xfffb_d000;
 
-/// A step that KVM refused.
+/// Why KVM does not make a machine.
 #[derive(Debug, thiserror::Error)]
-#[error("KVM cannot {what}")]
-pub struct VmError {
-    /// What was asked of it.
-    pub what: &'static str,
-    /// What it says.
-    pub source: std::io::Error,
+pub enum VmError {
+    /// It refused a step.
+    #[error("KVM cannot {what}")]
+    Refused {
+        /// What was asked of it.
+        what: &'static str,
+        /// What it says.
+        source: std::io::Error,
+    },
+    /// The guest's addresses are too large for the host.
+    #[error("this machine has memory up to {end:#x}, but physical addresses have only {bits} bits on this host")]
+    BeyondHost {
+        /// First address above the guest's memory.
+        end: u64,
+        /// Bits of a physical address.
+        bits: u32,
+    },
 }
 
 fn refused(what: &'static str) -> impl Fn(errno::Error) -> VmError {
-    move |error| VmError { what, source: error.into() }
+    move |error| VmError::Refused { what, source: error.into() }
+}
+
+/// Bits of a guest-physical address on this host, by leaf 0x80000008; 36 where a CPU is too old to say.
+fn address_bits(cpuid: &CpuId) -> u32 {
+    let leaf = cpuid.as_slice().iter().find(|entry| entry.function == 0x8000_0008);
+    leaf.map_or(36, |entry| entry.eax & 0xff)
 }
 
 /// A virtual machine without its CPUs.
@@ -47,6 +64,8 @@ impl Vm {
         let fd = system.kvm().create_vm().map_err(refused("create a virtual machine"))?;
         fd.set_tss_address(TSS).map_err(refused("place the TSS"))?;
         fd.create_irq_chip().map_err(refused("create interrupt controllers"))?;
+        let cpuid =
+            system.kvm().get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(refused("tell what CPUs it has"))?;
         for (number, slot) in (0..).zip(memory.slots()) {
             let region = kvm_userspace_memory_region {
                 slot: number,
@@ -57,10 +76,12 @@ impl Vm {
             };
             // SAFETY: the slot is a whole mapping of `memory`, which this structure and every `Vcpu` keep alive; the
             // guest may do with it as it likes, which all of this process's accesses to it allow for.
-            unsafe { fd.set_user_memory_region(region) }.map_err(refused("take the guest's memory"))?;
+            unsafe { fd.set_user_memory_region(region) }.map_err(|error| {
+                let (end, bits) = (slot.guest_addr + slot.size, address_bits(&cpuid));
+                let beyond = end.checked_shr(bits).is_some_and(|above| above > 0);
+                if beyond { VmError::BeyondHost { end, bits } } else { refused("take the guest's memory")(error) }
+            })?;
         }
-        let cpuid =
-            system.kvm().get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(refused("tell what CPUs it has"))?;
         Ok(Self { fd: Arc::new(fd), memory, cpuid })
     }
 

@@ -161,7 +161,10 @@ pub fn config(code: Code) -> MachineConfig {
 }
 
 pub fn start(config: MachineConfig) -> Machine {
-    Machine::start(config).unwrap_or_else(|error| panic!("cannot start a machine: {error}"))
+    Machine::start(config).unwrap_or_else(|error| {
+        let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
+        panic!("cannot start a machine: {error}{}", source.unwrap_or_default())
+    })
 }
 
 pub fn stop_event() -> StopEvent {

@@ -124,6 +124,7 @@ impl Monitor {
                     self.notice(inner, &format!("monitor device: no interrupt by {address:#x}/{data:#x}: {error}"));
                 }
             }
+            Effect::Failed => self.notice(inner, "monitor device: the driver has given up on the device"),
             Effect::FeaturesRefused(features) => {
                 let line = format!("monitor device: the driver does not take VIRTIO_F_VERSION_1 (only {features:#x})");
                 self.notice(inner, &line);

@@ -54,6 +54,8 @@ pub enum Effect {
     },
     /// The driver did not get the features it asked for; nothing is wrong, it may ask again.
     FeaturesRefused(u64),
+    /// The driver has given up on the device.
+    Failed,
 }
 
 /// How a driver broke the rules. The text completes "the driver ...".
@@ -282,7 +284,7 @@ impl Registers {
             }
         }
         self.status = to;
-        Ok(Effect::None)
+        Ok(if added & FAILED != 0 { Effect::Failed } else { Effect::None })
     }
 
     fn write_features(&mut self, value: u32) -> Result<(), Violation> {
