@@ -70,7 +70,7 @@ impl<P: Platform> LockedZone<'_, P> {
 
     /// Whether frame `pfn` is in this zone (`page_zone_id` compared).
     #[cold]
-    fn owns(&self, pfn: u32) -> bool {
+    pub(super) fn owns(&self, pfn: u32) -> bool {
         self.mm.page_zone(Pfn::new(pfn as u64)) == Some(self.index)
     }
 }

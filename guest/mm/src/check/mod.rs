@@ -4,8 +4,13 @@
 //! are bounded by what the counters promise.
 
 mod free_lists;
+#[cfg(feature = "hosted")]
+mod lists;
 mod pages;
 mod pagesets;
+
+#[cfg(feature = "hosted")]
+pub use lists::{free_list, pageset_list, violations};
 
 use core::fmt;
 
@@ -82,12 +87,4 @@ pub fn verify<P: Platform>(mm: &Mm<P>, sink: Sink<'_>) {
         checker.counters(mm, zone);
         checker.all_pages(mm, zone);
     }
-}
-
-/// As [`verify`], all at once.
-#[cfg(feature = "hosted")]
-pub fn violations<P: Platform>(mm: &Mm<P>) -> std::vec::Vec<Violation> {
-    let mut found = std::vec::Vec::new();
-    verify(mm, &mut |violation| found.push(violation));
-    found
 }
