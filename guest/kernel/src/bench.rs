@@ -14,8 +14,8 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::units::Order;
 
-use crate::platform;
 use crate::serial::Serial;
+use crate::{platform, smp};
 
 /// Runs whose median is reported.
 const RUNS: usize = 21;
@@ -77,11 +77,12 @@ pub fn run<P: Pages>(pages: &P, names: &str) {
     pages.free(block, SLOTS_ORDER);
 }
 
-/// Instructions from the kernel's entry to ready.
+/// Instructions from the kernel's entry to ready, of all CPUs together.
 fn report_boot() {
     if let Some(mm) = platform::mm() {
         let header = mm.region().header();
-        report("boot", "", 100 * (header.tsc_ready.load(Relaxed) - header.tsc_entry.load(Relaxed)));
+        let ticks = header.tsc_ready.load(Relaxed) - header.tsc_entry.load(Relaxed);
+        report("boot", "", 100 * smp::boot_work(ticks));
     }
 }
 

@@ -11,11 +11,13 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::Re
 
 use pagevisor_mm::memblock::Memblock;
 use pagevisor_shared::layout::START_KERNEL_MAP;
-use pagevisor_shared::units::{PAGE_SIZE, PhysAddr};
+use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE, PhysAddr};
 
 use crate::arch::paging::{
-    self, DATA, DIRECT_IMAGE_PT, DIRECT_PD, GIB, LARGE, LARGE_SIZE, PRESENT, Table, WRITABLE, table_at,
+    self, DATA, DIRECT_IMAGE_PT, DIRECT_PD, GIB, GIB_SHIFT, LARGE, LARGE_SHIFT, LARGE_SIZE, PRESENT, Table, WRITABLE,
+    table_at,
 };
+use crate::memory::LOWEST;
 
 /// Most separate ranges of RAM. The firmware's memory map is bounded by it too.
 pub const MAX_RANGES: usize = 256;
@@ -77,10 +79,14 @@ fn fill_directory(pd: &Table, gib: u64) {
     let image = image_block();
     for range in ram() {
         let blocks = whole_blocks(&cut(range, &(gib..gib + GIB)));
-        for block in blocks.step_by(LARGE_SIZE as usize) {
-            if block != image {
-                pd.entry(block, 1).store(block | DATA | LARGE, Relaxed);
-            }
+        // The image's block has a table of its own, in front of which and behind which all is alike.
+        let (before, behind) = if blocks.contains(&image) {
+            (blocks.start..image, image + LARGE_SIZE..blocks.end)
+        } else {
+            (0..0, blocks)
+        };
+        for part in [before, behind] {
+            pd.fill(part.start, part.end - part.start, LARGE_SHIFT, part.start | DATA | LARGE, LARGE_SIZE);
         }
     }
 }
@@ -116,8 +122,6 @@ pub fn init_first_gib() {
 
 /// Prepares the rest, with tables from `memblock`. Gives what is mapped in the end.
 pub fn init(memblock: &mut Memblock) -> Totals {
-    // Upwards from the kernel, where memory is mapped already; the top of the first GiB may be a ragged block.
-    memblock.set_bottom_up(true);
     prepare_directories(memblock);
     let mut totals = Totals::default();
     let mut done = 0;
@@ -138,14 +142,12 @@ pub fn init(memblock: &mut Memblock) -> Totals {
             }
         }
     }
-    memblock.set_bottom_up(false);
     totals
 }
 
 /// `pages` zeroed pages for tables, next to each other.
 fn new_tables(memblock: &mut Memblock, pages: u64) -> u64 {
-    let (low, high) = (PhysAddr::new(image_block()), PhysAddr::new(GIB));
-    match memblock.alloc_try_nid(pages * PAGE_SIZE, PAGE_SIZE, low, high, None) {
+    match memblock.alloc_try_nid(pages * PAGE_SIZE, PAGE_SIZE, LOWEST, PhysAddr::new(GIB), None) {
         Ok(table) => table.raw(),
         Err(error) => panic!("no memory for page tables: {error}"),
     }
@@ -156,34 +158,45 @@ pub fn new_table(memblock: &mut Memblock) -> PhysAddr {
     PhysAddr::new(new_tables(memblock, 1))
 }
 
-/// Calls `each` with every `unit` of address space, from the first beyond `from`, that holds RAM.
-fn units_with_ram(unit: u64, from: u64, mut each: impl FnMut(u64)) {
+/// Calls `each` with the runs of `unit`s of address space, from address `from` up, that hold RAM: first address, and
+/// number of units.
+fn runs_with_ram(unit: u64, from: u64, mut each: impl FnMut(u64, u64)) {
     let mut next = from;
     for range in ram() {
-        let mut at = next.max(range.start & !(unit - 1));
-        while at < range.end {
-            each(at);
-            at += unit;
+        let start = next.max(range.start & !(unit - 1));
+        if start < range.end {
+            let count = (range.end - start).div_ceil(unit);
+            each(start, count);
+            next = start + count * unit;
         }
-        next = next.max(at);
     }
 }
 
 /// Notes a directory for every GiB but the first.
 fn prepare_directories(memblock: &mut Memblock) {
-    const TOP: u64 = 512 * GIB;
-    units_with_ram(TOP, TOP, |start| {
-        paging::direct_pml4_entry(start).store(paging::table_entry(new_tables(memblock, 1)), Relaxed);
+    const TOP_SHIFT: u32 = 39;
+    runs_with_ram(1 << TOP_SHIFT, 1 << TOP_SHIFT, |start, count| {
+        for top in (0..count).map(|index| start + (index << TOP_SHIFT)) {
+            paging::direct_pml4_entry(top).store(paging::table_entry(new_tables(memblock, 1)), Relaxed);
+        }
     });
     let mut pages = 0;
-    units_with_ram(GIB, GIB, |_| pages += 1);
+    runs_with_ram(GIB, GIB, |_, count| pages += count);
     if pages == 0 {
         return;
     }
     let mut directory = new_tables(memblock, pages);
-    units_with_ram(GIB, GIB, |gib| {
-        table_at(paging::direct_pml4_entry(gib).load(Relaxed)).entry(gib, 2).store(directory, Relaxed);
-        directory += PAGE_SIZE;
+    runs_with_ram(GIB, GIB, |start, count| {
+        let end = start + count * GIB;
+        let mut gib = start;
+        while gib < end {
+            // One table of the level above at a time.
+            let stop = end.min((gib | ((1 << TOP_SHIFT) - 1)) + 1);
+            let pdpt = table_at(paging::direct_pml4_entry(gib).load(Relaxed));
+            pdpt.fill(gib, stop - gib, GIB_SHIFT, directory, PAGE_SIZE);
+            directory += (stop - gib) / GIB * PAGE_SIZE;
+            gib = stop;
+        }
     });
 }
 
@@ -199,13 +212,15 @@ fn prepare_ragged(memblock: &mut Memblock, block: u64) {
 fn fill_ragged(pt: &Table, block: u64) {
     let within = block..block + LARGE_SIZE;
     for range in ram() {
-        for page in cut(range, &within).step_by(PAGE_SIZE as usize) {
-            pt.entry(page, 0).store(page | DATA, Relaxed);
+        let part = cut(range, &within);
+        if !part.is_empty() {
+            pt.fill(part.start, part.end - part.start, PAGE_SHIFT, part.start | DATA, PAGE_SIZE);
         }
     }
     let image = paging::image();
     let fixed = image.text - START_KERNEL_MAP..image.data - START_KERNEL_MAP;
-    for page in cut(fixed, &within).step_by(PAGE_SIZE as usize) {
-        pt.entry(page, 0).store(page | (DATA & !WRITABLE), Relaxed);
+    let part = cut(fixed, &within);
+    if !part.is_empty() {
+        pt.fill(part.start, part.end - part.start, PAGE_SHIFT, part.start | (DATA & !WRITABLE), PAGE_SIZE);
     }
 }

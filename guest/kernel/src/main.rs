@@ -77,7 +77,8 @@ extern "C" fn kernel_main(tsc: u64, start_info: u64) -> ! {
     paging::init();
     let (region, machine) = bring_up(start_info, &options);
     cpu::irq_enable();
-    smp::wait(&machine);
+    cpu::irq_enable();
+    smp::start(&machine);
     paging::forget_low_memory();
     ready(region, &options)
 }
@@ -109,7 +110,7 @@ fn bring_up(start_info: StartInfo, options: &Options) -> (&'static RegionRef<'st
     apic::init(pagevisor_shared::units::PhysAddr::new(machine.lapic));
     smp::set_online();
     monitor::start(&mut memblock);
-    smp::start(&machine, &mut memblock);
+    smp::prepare(&machine, &mut memblock);
     boot_mm(region, options, &mut memblock);
     (region, machine)
 }

@@ -4,7 +4,7 @@ use core::ops::Range;
 use core::ptr::{NonNull, without_provenance_mut};
 
 use pagevisor_mm::memblock::{Kind, Memblock, PhysWindow};
-use pagevisor_shared::layout::{PAGE_OFFSET, START_KERNEL_MAP};
+use pagevisor_shared::layout::{KERNEL_PHYS, PAGE_OFFSET, START_KERNEL_MAP};
 use pagevisor_shared::units::{MAX_PHYSMEM_BITS, NodeId, PAGE_SIZE, PhysAddr};
 
 use crate::acpi::Machine;
@@ -23,12 +23,19 @@ const MAX_PHYS: u64 = 1 << MAX_PHYSMEM_BITS;
 /// This much RAM may be in no node; more makes the NUMA description worthless (`numa_meminfo_cover_memory`).
 const UNCOVERED: u64 = 1 << 20;
 
+/// Where boot takes memory from, unless it has reasons: above the kernel, which keeps it out of ZONE_DMA.
+pub const LOWEST: PhysAddr = PhysAddr::new(KERNEL_PHYS);
+
 /// A memblock that reaches memory through the direct map. `zeroed` says that fresh RAM is zero.
 pub fn new_memblock(zeroed: bool) -> Memblock {
     const BASE: NonNull<u8> = NonNull::new(without_provenance_mut(PAGE_OFFSET as usize)).unwrap();
     // SAFETY: the direct map covers all RAM that memblock is told of, at the latest when it is touched; the kernel
     // uses free memory only through memblock; `zeroed` is the host's word.
-    Memblock::new(unsafe { PhysWindow::new(BASE, PhysAddr::new(MAX_PHYS), zeroed) })
+    let mut memblock = Memblock::new(unsafe { PhysWindow::new(BASE, PhysAddr::new(MAX_PHYS), zeroed) });
+    // Upwards from the kernel: what boot takes lies together, so that what is left has few ragged ends. And that
+    // memory is mapped first, while the top of the first GiB may be a ragged block.
+    memblock.set_bottom_up(true);
+    memblock
 }
 
 /// Tells memblock and the direct map what RAM there is: whole pages, without page 0 and the legacy hole.

@@ -11,6 +11,7 @@ use pagevisor_shared::units::{PAGE_SIZE, PhysAddr, VirtAddr};
 use crate::acpi::Machine;
 use crate::arch::paging::{self, LARGE_SIZE};
 use crate::log::pr_err;
+use crate::memory::LOWEST;
 use crate::sync::Once;
 use crate::{clock, direct_map, log};
 
@@ -61,7 +62,7 @@ pub fn init(
 fn own_memory(layout: &RegionLayout, memblock: &mut Memblock) -> PhysAddr {
     let align = if layout.size >= LARGE_SIZE { LARGE_SIZE } else { PAGE_SIZE };
     let size = layout.size.next_multiple_of(align);
-    match memblock.alloc(size, align) {
+    match memblock.alloc_from(size, align, LOWEST) {
         Ok(phys) => phys,
         Err(error) => panic!("no memory for the state region: {error}"),
     }

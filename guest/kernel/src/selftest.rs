@@ -30,7 +30,8 @@ use crate::{clock, power, smp};
 /// The word on the command line.
 pub const OPTION: &str = "pagevisor.test";
 
-/// Runs the test `name`.
+/// Runs the test `name`. Nothing here is inlined, so that backtraces name it.
+#[inline(never)]
 pub fn run(name: &str) {
     match name {
         "panic" => panic!("requested on the command line"),
@@ -48,6 +49,7 @@ pub fn run(name: &str) {
     }
 }
 
+#[inline(never)]
 fn bad_instruction() {
     // SAFETY: it changes nothing but the MMX state, which belongs to nobody in ring 0.
     unsafe { emms() };
@@ -61,6 +63,7 @@ unsafe extern "C" fn emms() {
     naked_asm!("jmp 2f + 1", "2:", "mov eax, 0x90c3770f", "ret")
 }
 
+#[inline(never)]
 fn write_to(address: u64) {
     // SAFETY: nothing is mapped there, or not writable: the processor refuses, which is the test.
     unsafe { with_exposed_provenance_mut::<u64>(address as usize).write_volatile(1) };
@@ -72,11 +75,13 @@ fn overflow(depth: u64) -> u64 {
     if depth == 0 { 0 } else { overflow(depth + 1) + frame[(depth & 63) as usize] }
 }
 
+#[inline(never)]
 fn divide() {
     // SAFETY: raises #DE.
     unsafe { asm!("xor edx, edx", "div {0}", in(reg) 0u64, inout("rax") 1u64 => _, out("rdx") _, options(nostack)) };
 }
 
+#[inline(never)]
 fn hang() -> ! {
     cpu::irq_disable();
     loop {
@@ -84,6 +89,7 @@ fn hang() -> ! {
     }
 }
 
+#[inline(never)]
 fn timer() {
     const TIME: u64 = 5_000_000;
     clock::calibrate(power::timer_port());
@@ -99,6 +105,7 @@ fn timer() {
     }
 }
 
+#[inline(never)]
 fn ipi() {
     static SEEN: AtomicU64 = AtomicU64::new(0);
     let others = smp::online().0 & !(1 << percpu::cpu_number());

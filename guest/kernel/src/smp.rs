@@ -1,8 +1,8 @@
 //! Bringing up the application processors, and asking other CPUs to do things.
 //!
-//! Every CPU gets its record and stacks from memory of its own node. Then all are started at once (INIT, then
-//! STARTUP, to each) and come up side by side while the boot processor goes on; each finds its record by its APIC id
-//! and reports. [`wait`] halts until all have.
+//! Every CPU gets its record and stacks from memory of its own node and an INIT ([`prepare`]). While they take that in
+//! the boot processor goes on; then all get their STARTUP and come up side by side, each finding its record by its APIC
+//! id and reporting. [`start`] halts until all have.
 
 use core::arch::global_asm;
 use core::hint::spin_loop;
@@ -10,7 +10,7 @@ use core::mem::size_of;
 use core::ptr::with_exposed_provenance_mut;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use pagevisor_mm::memblock::Memblock;
+use pagevisor_mm::memblock::{MEMBLOCK_ALLOC_ACCESSIBLE, Memblock};
 use pagevisor_shared::NR_CPUS;
 use pagevisor_shared::layout::{PAGE_OFFSET, START_KERNEL_MAP};
 use pagevisor_shared::units::{CpuId, CpuMask, PAGE_SIZE, PhysAddr};
@@ -21,6 +21,7 @@ use crate::arch::irq::Irq;
 use crate::arch::percpu::{self, PerCpu};
 use crate::arch::{apic, cpu, gdt, stacks, traps};
 use crate::log::{pr_err, pr_info};
+use crate::memory::LOWEST;
 use crate::sync::SpinLock;
 use crate::{clock, idle, region};
 
@@ -28,8 +29,12 @@ use crate::{clock, idle, region};
 const TRAMPOLINE: u64 = 0x8000;
 /// How long a CPU may take to come up. Emulated CPUs share the host's few, so it may take a while.
 const PATIENCE: u64 = 10_000_000_000;
-/// After this time CPUs that are missing get a second STARTUP, as the specification has it.
-const SECOND_STARTUP: u64 = 200_000_000;
+/// Every so often CPUs that are missing get another STARTUP, which one that was slow to take in its INIT needs, and
+/// one that has started ignores.
+const REPEAT_STARTUP: u64 = 20_000_000;
+/// Ticks of the local APIC's timer that the boot processor first waits in one go; doubled each time, up to the last.
+const FIRST_PAUSE: u32 = 1 << 13;
+const LAST_PAUSE: u32 = 1 << 22;
 
 // Real mode at a page boundary: everything relative to CS. 32-bit code with flat segments goes on in the image.
 global_asm!(
@@ -141,8 +146,8 @@ unsafe extern "C" {
     static trampoline_end: u8;
 }
 
-/// Gives the application processors records and stacks, and starts them.
-pub fn start(machine: &Machine, memblock: &mut Memblock) {
+/// Gives the application processors records and stacks, and resets them.
+pub fn prepare(machine: &Machine, memblock: &mut Memblock) {
     let others = || machine.cpus().iter().enumerate().skip(1).filter_map(|(cpu, it)| Some((CpuId::new(cpu)?, it)));
     if others().next().is_none() {
         return;
@@ -150,7 +155,8 @@ pub fn start(machine: &Machine, memblock: &mut Memblock) {
     for (cpu, it) in others() {
         // One more page than the stacks need: the record.
         let size = (stacks::STACK_PAGES + 1) * PAGE_SIZE;
-        let memory = match memblock.phys_alloc_try_nid(size, PAGE_SIZE, Some(it.node)) {
+        let memory = match memblock.alloc_try_nid_raw(size, PAGE_SIZE, LOWEST, MEMBLOCK_ALLOC_ACCESSIBLE, Some(it.node))
+        {
             Ok(memory) => memory.raw(),
             Err(error) => panic!("no memory for CPU {}: {error}", cpu.index()),
         };
@@ -164,7 +170,6 @@ pub fn start(machine: &Machine, memblock: &mut Memblock) {
     }
     place_trampoline();
     others().for_each(|(_, it)| apic::send_init(it.apic_id));
-    others().for_each(|(_, it)| apic::send_startup(it.apic_id, PhysAddr::new(TRAMPOLINE)));
 }
 
 /// Makes a record in the page at `phys`.
@@ -186,14 +191,27 @@ fn place_trampoline() {
     unsafe { core::ptr::copy_nonoverlapping(start, with_exposed_provenance_mut(TRAMPOLINE as usize), len) };
 }
 
+/// Ticks that the boot processor has waited for the others.
+static WAITED: AtomicU64 = AtomicU64::new(0);
+/// Ticks that the others have taken to come up, together.
+static STARTING: AtomicU64 = AtomicU64::new(0);
+
+/// What all CPUs together have spent on booting, in ticks, when the boot processor has been at it for `ticks`. Under
+/// QEMU's instruction counting these are instructions; the waiting is not among them, in which its clock jumps.
+pub fn boot_work(ticks: u64) -> u64 {
+    ticks - WAITED.load(Ordering::Relaxed) + STARTING.load(Ordering::Relaxed)
+}
+
 /// An application processor's first Rust code.
 #[unsafe(no_mangle)]
 extern "C" fn ap_main(record: &'static PerCpu) -> ! {
+    let start = cpu::rdtsc();
     record.install();
     gdt::load(record);
     traps::load();
     cpu::harden();
     apic::enable();
+    STARTING.fetch_add(cpu::rdtsc() - start, Ordering::Relaxed);
     set_online();
     apic::send(percpu::BOOT.apic_id(), Irq::Reschedule);
     idle::run()
@@ -215,39 +233,33 @@ pub fn online() -> CpuMask {
     CpuMask(region::get().map_or(1, |region| region.header().cpus_online.load(Ordering::Acquire)))
 }
 
-/// Waits for all CPUs of `machine`. Those that don't come are reported and done without.
-pub fn wait(machine: &Machine) {
+/// Starts the CPUs of `machine` and waits for them. Those that don't come are reported and done without.
+pub fn start(machine: &Machine) {
     let all = u64::MAX >> (64 - machine.cpus().len());
-    let start = clock::nanos();
-    let mut again = true;
-    while online().0 != all {
-        let waited = clock::nanos() - start;
-        if waited > PATIENCE {
-            break;
+    let missing = || CpuMask(all & !online().0);
+    let begin = clock::nanos();
+    while missing().0 != 0 && clock::nanos() - begin < PATIENCE {
+        for cpu in missing().iter() {
+            apic::send_startup(machine.cpus()[cpu.index()].apic_id, PhysAddr::new(TRAMPOLINE));
         }
-        if again && waited > SECOND_STARTUP {
-            again = false;
-            for cpu in CpuMask(all & !online().0).iter() {
-                apic::send_startup(machine.cpus()[cpu.index()].apic_id, PhysAddr::new(TRAMPOLINE));
-            }
+        let (sent, tsc) = (clock::nanos(), cpu::rdtsc());
+        let mut ticks = FIRST_PAUSE;
+        while missing().0 != 0 && clock::nanos() - sent < REPEAT_STARTUP {
+            pause(ticks, &|| missing().0 == 0);
+            ticks = (2 * ticks).min(LAST_PAUSE);
         }
-        pause(&|| online().0 == all);
+        WAITED.fetch_add(cpu::rdtsc() - tsc, Ordering::Relaxed);
     }
-    let missing = CpuMask(all & !online().0);
-    if missing.0 != 0 {
-        pr_err!("smp: CPUs {missing} failed to report alive state");
+    if missing().0 != 0 {
+        pr_err!("smp: CPUs {} failed to report alive state", missing());
     }
     pr_info!("smp: Brought up {} CPUs in {} nodes", online().weight(), machine.nr_nodes());
 }
 
 /// Waits a little for `done`, which an interrupt announces. Halting leaves the host's processor to the CPUs that are
-/// waited for; the timer bounds it. Where the timer's frequency is not known, measuring it would cost more.
-fn pause(done: &dyn Fn() -> bool) {
-    if clock::lapic_khz() == 0 {
-        spin_loop();
-        return;
-    }
-    apic::arm_timer(SECOND_STARTUP);
+/// waited for. The timer bounds it, for CPUs that never come; how long a tick is does not matter.
+fn pause(ticks: u32, done: &dyn Fn() -> bool) {
+    apic::arm_timer_ticks(ticks);
     cpu::irq_disable();
     // An interrupt that came before is seen here, one that comes later ends the halt.
     if !done() {
@@ -255,6 +267,7 @@ fn pause(done: &dyn Fn() -> bool) {
         cpu::irq_disable();
     }
     apic::disarm_timer();
+    cpu::irq_enable();
 }
 
 /// A function that other CPUs are to run.

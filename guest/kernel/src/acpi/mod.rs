@@ -41,7 +41,7 @@ pub struct Cpu {
 pub struct Machine {
     cpus: [Cpu; NR_CPUS],
     nr_cpus: usize,
-    /// Proximity domain of each node, in order of appearance.
+    /// Proximity domain of each node, ascending.
     domains: [u32; MAX_NUMNODES],
     nr_nodes: usize,
     slit: Option<Fields>,
@@ -106,19 +106,29 @@ impl Machine {
         self.domains[node]
     }
 
-    /// The node that stands for `domain`, a new one on its first appearance (`acpi_map_pxm_to_node`).
+    /// Notes that there is a node for `domain`.
     ///
-    /// Linux numbers nodes as they appear in the SRAT, processors before memory. Firmware lists them in that order;
-    /// where it does not, the order of the table is taken as it is.
-    fn node_of(&mut self, domain: u32) -> Option<NodeId> {
-        let known = self.domains[..self.nr_nodes].iter().position(|&known| known == domain);
-        let index = known.or_else(|| {
-            let slot = self.domains.get_mut(self.nr_nodes)?;
-            *slot = domain;
-            self.nr_nodes += 1;
-            Some(self.nr_nodes - 1)
-        })?;
-        NodeId::new(index)
+    /// Nodes are numbered by ascending proximity domain. Linux numbers them as they appear in the SRAT, processors
+    /// before memory (`acpi_map_pxm_to_node`), which is the same unless a node without processors has a lower domain
+    /// than one with some. There, keeping the firmware's order leaves each node the number its owner gave it.
+    fn add_domain(&mut self, domain: u32) {
+        let known = &self.domains[..self.nr_nodes];
+        let at = known.iter().position(|&known| known >= domain).unwrap_or(self.nr_nodes);
+        if known.get(at) == Some(&domain) {
+            return;
+        }
+        if self.nr_nodes == MAX_NUMNODES {
+            pr_warn!("SRAT: Too many proximity domains; {domain} ignored");
+            return;
+        }
+        self.domains[at..=self.nr_nodes].rotate_right(1);
+        self.domains[at] = domain;
+        self.nr_nodes += 1;
+    }
+
+    /// The node that stands for `domain`.
+    fn node_of(&self, domain: u32) -> Option<NodeId> {
+        NodeId::new(self.domains[..self.nr_nodes].iter().position(|&known| known == domain)?)
     }
 
     /// Forgets the nodes: there is one, with everything.

@@ -49,13 +49,15 @@ impl Machine {
     /// Numbers the nodes and gives the CPUs theirs.
     pub(super) fn read_srat(&mut self, srat: Fields) {
         for entry in entries(srat, FIXED) {
-            if let Some((apic_id, domain)) = processor(&entry)
-                && let Some(node) = self.node_of(domain)
+            if let Some(domain) = processor(&entry).map(|(_, domain)| domain).or_else(|| memory_domain(&entry)) {
+                self.add_domain(domain);
+            }
+        }
+        for (apic_id, domain) in entries(srat, FIXED).filter_map(|entry| processor(&entry)) {
+            if let Some(node) = self.node_of(domain)
                 && let Some(cpu) = self.cpu_with(apic_id)
             {
                 cpu.node = node;
-            } else if let Some(domain) = memory_domain(&entry) {
-                self.node_of(domain);
             }
         }
     }
@@ -64,11 +66,10 @@ impl Machine {
     pub fn memory(&self) -> impl Iterator<Item = MemoryAffinity> {
         let entries = self.srat.into_iter().flat_map(|srat| entries(srat, FIXED));
         entries.filter_map(|entry| {
-            let domain = memory_domain(&entry)?;
-            let node = self.domains[..self.nr_nodes].iter().position(|&known| known == domain)?;
+            let node = self.node_of(memory_domain(&entry)?)?;
             Some(MemoryAffinity {
                 range: entry.u64(8)..entry.u64(8).saturating_add(entry.u64(16)),
-                node: NodeId::new(node)?,
+                node,
                 hot_pluggable: entry.u32(28) & HOT_PLUGGABLE != 0,
             })
         })

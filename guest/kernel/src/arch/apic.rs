@@ -144,6 +144,12 @@ pub fn arm_timer(nanos: u64) {
     write(TIMER_INITIAL, ticks.clamp(1, u32::MAX as u128) as u32);
 }
 
+/// Lets the timer interrupt this CPU once, in `ticks` of its own. For waits whose length does not matter, because
+/// something else is to end them: the timer need not be measured.
+pub fn arm_timer_ticks(ticks: u32) {
+    write(TIMER_INITIAL, ticks);
+}
+
 /// Stops the timer.
 pub fn disarm_timer() {
     write(TIMER_INITIAL, 0);

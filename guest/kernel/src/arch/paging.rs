@@ -16,7 +16,7 @@ use core::ptr::with_exposed_provenance;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use pagevisor_shared::layout::{PAGE_OFFSET, START_KERNEL_MAP, STATE_REGION_VIRT, VMEMMAP_START};
-use pagevisor_shared::units::{PAGE_SIZE, PhysAddr, VirtAddr};
+use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, VirtAddr};
 
 use super::cpu;
 
@@ -48,10 +48,14 @@ const TABLE: u64 = PRESENT | WRITABLE | ACCESSED_DIRTY & (1 << 5);
 /// The address part of an entry.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
+/// log2 of the size of a large page.
+pub const LARGE_SHIFT: u32 = 21;
 /// Bytes behind an entry that maps a large page.
-pub const LARGE_SIZE: u64 = 2 << 20;
+pub const LARGE_SIZE: u64 = 1 << LARGE_SHIFT;
+/// log2 of the bytes behind a table of them.
+pub const GIB_SHIFT: u32 = 30;
 /// Bytes behind a table of them.
-pub const GIB: u64 = 1 << 30;
+pub const GIB: u64 = 1 << GIB_SHIFT;
 
 /// Where the stacks of application processors are mapped.
 pub const STACKS: u64 = 0xffff_ffff_c000_0000;
@@ -87,6 +91,18 @@ impl Table {
     pub fn entry(&self, virt: u64, level: u32) -> &AtomicU64 {
         // In range: nine bits.
         &self.0[(virt >> (12 + 9 * level)) as usize & 511]
+    }
+
+    /// Writes the entries for the `len` bytes from `virt`, all behind this table, whose entries stand for `1 << shift`
+    /// bytes each: `value` first, then always `step` more.
+    #[inline]
+    pub fn fill(&self, virt: u64, len: u64, shift: u32, value: u64, step: u64) {
+        let first = (virt >> shift) as usize & 511;
+        let mut value = value;
+        for entry in &self.0[first..first + (len >> shift) as usize] {
+            entry.store(value, Relaxed);
+            value += step;
+        }
     }
 
     /// Physical address of a table that is part of the image.
@@ -181,9 +197,7 @@ fn map_image() {
     for (start, end, flags) in
         [(image.text, image.rodata, TEXT), (image.rodata, image.data, RODATA), (image.data, image.end, DATA)]
     {
-        for virt in (start..end).step_by(PAGE_SIZE as usize) {
-            IMAGE_PT.entry(virt, 0).store((virt - START_KERNEL_MAP) | flags, Relaxed);
-        }
+        IMAGE_PT.fill(start, end - start, PAGE_SHIFT, (start - START_KERNEL_MAP) | flags, PAGE_SIZE);
     }
     // Whoever overflows the boot stack shall hit a wall, not data.
     IMAGE_PT.entry(guard, 0).store(0, Relaxed);
@@ -237,17 +251,13 @@ pub fn map(virt: VirtAddr, phys: PhysAddr, len: u64, source: TableSource<'_>) ->
         if (virt | phys) & (LARGE_SIZE - 1) == 0 && end - virt >= LARGE_SIZE {
             // A page directory covers 1 GiB: stay in it as long as possible.
             let stop = (end & !(LARGE_SIZE - 1)).min((virt | (GIB - 1)) + 1);
-            while virt < stop {
-                pd.entry(virt, 1).store(phys | DATA | LARGE, Relaxed);
-                (virt, phys) = (virt + LARGE_SIZE, phys + LARGE_SIZE);
-            }
+            pd.fill(virt, stop - virt, LARGE_SHIFT, phys | DATA | LARGE, LARGE_SIZE);
+            (virt, phys) = (stop, phys + (stop - virt));
         } else {
             let pt = next(pd.entry(virt, 1), source)?;
             let stop = end.min((virt | (LARGE_SIZE - 1)) + 1);
-            while virt < stop {
-                pt.entry(virt, 0).store(phys | DATA, Relaxed);
-                (virt, phys) = (virt + PAGE_SIZE, phys + PAGE_SIZE);
-            }
+            pt.fill(virt, stop - virt, PAGE_SHIFT, phys | DATA, PAGE_SIZE);
+            (virt, phys) = (stop, phys + (stop - virt));
         }
     }
     Ok(())

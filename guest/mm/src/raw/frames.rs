@@ -8,7 +8,7 @@
 //!   pageset list the page goes. It is filled in when a page of the block is first freed, so boot need not.
 
 use core::slice;
-use core::sync::atomic::{AtomicU8, AtomicU16};
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU64};
 
 use pagevisor_shared::migrate::{MIGRATE_PCPTYPES, MigrateType};
 use pagevisor_shared::region::zone::SECTION_MIXED;
@@ -106,12 +106,16 @@ impl FrameTables {
     pub(crate) fn mark(&self, start: u64, end: u64, zone: ZoneIndex) {
         let mark = |table: &[AtomicU16], shift: u32, mixed: u16, partial: bool| {
             let (first, last) = (start >> shift, (end - 1) >> shift);
-            for index in first..=last {
+            for index in [first, last] {
                 let Some(entry) = table.get(index as usize) else { return };
                 let whole = start <= index << shift && (index + 1) << shift <= end;
                 let known = entry.get();
                 let same = known == zone.0 + 1;
                 entry.set(if (known == 0 || same) && (whole || !partial) { zone.0 + 1 } else { mixed });
+            }
+            // What is between is this range's alone.
+            if let Some(between) = table.get(first as usize + 1..last as usize) {
+                fill(between, zone.0 + 1);
             }
         };
         mark(self.chunks, CHUNK_SHIFT, MIXED, false);
@@ -184,6 +188,19 @@ impl FrameTables {
             home.set((zone + 1) << 2 | kind.index() as u16);
         }
     }
+}
+
+/// Writes `value` to all `entries`, 32 at a time: a terabyte has 65536 chunks.
+fn fill(entries: &[AtomicU16], value: u16) {
+    // SAFETY: plain words that are valid with any content, whatever the width they are written by; boot is alone.
+    let (head, words, tail) = unsafe { entries.align_to::<AtomicU64>() };
+    head.iter().chain(tail).for_each(|entry| entry.set(value));
+    let value = u64::from(value) * 0x0001_0001_0001_0001;
+    let (lines, rest) = words.as_chunks::<8>();
+    for line in lines {
+        line.each_ref().map(|word| word.set(value));
+    }
+    rest.iter().for_each(|word| word.set(value));
 }
 
 impl FrameTables {
