@@ -61,6 +61,12 @@ fn a_node_without_memory() {
     boots(&["--node", "dma=16M,dma32=112M,cpus=1", "--node", "cpus=1", "--node", "normal=64M,cpus=1"]);
 }
 
+/// The firmware's table names processors first; nodes keep the numbers their user gave them all the same.
+#[test]
+fn a_first_node_without_cpus_keeps_its_number() {
+    boots(&["--node", "dma32=64M", "--node", "cpus=2"]);
+}
+
 #[test]
 fn a_node_without_cpus() {
     boots(&["--node", "dma=16M,dma32=64M,cpus=2", "--node", "normal=256M,cpus=0", "--distance", "0:1=40"]);
