@@ -1,6 +1,6 @@
 //! Allocating many single pages at once (`__alloc_pages_bulk`).
 
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::units::{NodeId, NodeMask, Order, Pfn};
@@ -10,6 +10,7 @@ use super::context::{AllocContext, Candidate};
 use super::watermark::{wmark_pages, zone_watermark_fast};
 use crate::Mm;
 use crate::buddy::AllocFlags;
+use crate::list;
 use crate::platform::Platform;
 use crate::sync::{self, Plain};
 
@@ -28,21 +29,22 @@ impl<P: Platform> Mm<P> {
     ) -> usize {
         let node = node.unwrap_or(self.platform.this_cpu().node);
         let filled = pages.iter().take_while(|page| page.is_some()).count();
-        if filled == pages.len() {
+        let Some((_, rest)) = pages.split_at_mut_checked(filled) else { return filled };
+        if rest.is_empty() {
             return filled;
         }
-        if pages.len() - filled > 1
+        if rest.len() > 1
             && let Some(context) = AllocContext::prepare(self, gfp, node, nodemask)
-            && let Some(zone) = self.bulk_zone(gfp, &context, pages.len())
+            && let Some(zone) = self.bulk_zone(gfp, &context, rest.len())
         {
-            let got = self.fill_from_pageset(gfp, &context, zone, pages);
+            let got = self.fill_from_pageset(gfp, &context, zone, rest);
             if got != 0 {
-                return pages.iter().take_while(|page| page.is_some()).count();
+                return filled + got;
             }
         }
         let Some(page) = self.alloc_pages_nodemask(gfp, Order::ZERO, node, nodemask) else { return filled };
-        pages[filled] = Some(page);
-        pages.iter().take_while(|page| page.is_some()).count()
+        rest[0] = Some(page);
+        filled + rest.iter().take_while(|page| page.is_some()).count()
     }
 
     /// The first zone of the preferred node that has `count` pages above its low watermark.
@@ -57,27 +59,42 @@ impl<P: Platform> Mm<P> {
         )
     }
 
-    /// Fills empty slots from this CPU's pageset of a zone; gives how many.
+    /// Fills empty slots from this CPU's pageset of a zone; gives how many slots at the start are filled now.
     fn fill_from_pageset(
         &self,
         gfp: Gfp,
         context: &AllocContext,
         candidate: Candidate,
         pages: &mut [Option<Pfn>],
-    ) -> u64 {
+    ) -> usize {
         let cpu = self.platform.this_cpu();
         let (index, kind) = (candidate.index, context.migratetype);
         let Some(pcp) = cpu.pcps.get(index.index()) else { return 0 };
         if !sync::try_lock(&pcp.lock) {
             return 0;
         }
-        let mut got = 0;
-        for slot in pages.iter_mut().filter(|slot| slot.is_none()) {
-            let Some(pfn) = self.rmqueue_pcplist_locked(index, pcp, 0, kind, AllocFlags::WMARK_LOW) else { break };
-            self.prep_new_page(pfn, 0, gfp);
-            *slot = Some(Pfn::new(pfn as u64));
-            got += 1;
+        let list = &pcp.lists[kind.index()];
+        let (mut got, mut filled) = (0, 0);
+        for slot in pages.iter_mut() {
+            if slot.is_none() {
+                if list.first.get() == 0 && !self.refill_pageset(index, pcp, 0, kind, AllocFlags::WMARK_LOW) {
+                    break;
+                }
+                let pfn = list.first.get();
+                let page = self.memmap().page(pfn);
+                list::pcp_pop_head(list, pfn, page);
+                if gfp.contains(Gfp::ZERO) {
+                    self.prep_flags(pfn, 0, gfp);
+                }
+                page.flags.set(Self::pcp_flags(0));
+                // Release: whoever gets a reference by `get_page` sees the page prepared.
+                page._refcount.store(1, Release);
+                *slot = Some(Pfn::new(pfn as u64));
+                got += 1;
+            }
+            filled += 1;
         }
+        pcp.count.drop_by(got as u32);
         sync::unlock(&pcp.lock);
         if got != 0 {
             let event = VmEvent::PgallocDma.index() + candidate.zone.zone_type.get() as usize % 5;
@@ -85,6 +102,6 @@ impl<P: Platform> Mm<P> {
             let preferred = context.preferred.map_or(index, |preferred| preferred.index);
             self.zone_statistics(cpu, preferred, index, got);
         }
-        got
+        filled
     }
 }

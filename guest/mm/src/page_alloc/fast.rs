@@ -8,6 +8,7 @@ use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MIGRATE_PCPTYPES;
+use pagevisor_shared::page::Page;
 use pagevisor_shared::region::zone::{ListHead, NR_PCP_LISTS, PCP_LOW_ORDERS, PcpState, ZoneState};
 use pagevisor_shared::units::{Order, Pfn};
 use pagevisor_shared::vmstat::{NumaStat, VmEvent, ZoneStat};
@@ -21,7 +22,7 @@ use crate::pcp::{keeps_none, order_to_pindex, pcp_allowed_order};
 use crate::platform::Platform;
 use crate::sync::{self, Plain};
 
-/// Flags that want another zonelist than the CPU's own, or more than a block as it comes off the list.
+/// Flags that want more than a block as it comes off the list, or (the first) another zonelist than the CPU's own.
 const SPECIAL: Gfp = Gfp::THISNODE.with(Gfp::ZERO).with(Gfp::COMP);
 
 /// A frame number, of which 0 stands for none.
@@ -56,22 +57,27 @@ impl<P: Platform> Mm<P> {
     fn alloc_page_fast(&self, gfp: Gfp) -> u64 {
         let route = self.platform.this_cpu().route(gfp);
         let pcp = route.pcp;
-        if gfp.intersects(SPECIAL) || !above_low_watermark(route.zone, 0) || !sync::try_lock(&pcp.lock) {
+        if gfp.intersects(SPECIAL) {
+            return self.alloc_block_fast(gfp, Order::ZERO);
+        }
+        if !above_low_watermark(route.zone, 0) || !sync::try_lock(&pcp.lock) {
             return self.alloc_local(gfp, Order::ZERO);
         }
         let pfn = route.list.first.get();
         if pfn == 0 {
             return self.refill(gfp, Order::ZERO, pcp);
         }
-        self.pop(route, route.list, pfn, 0)
+        let page = self.pop(route, route.list, pfn, 0);
+        self.hand_out(page, 0);
+        pfn as u64
     }
 
-    /// A block of `order`, which is not 0; 0 for none.
+    /// A block of any order, with any flags; 0 for none.
     #[inline(never)]
     fn alloc_block_fast(&self, gfp: Gfp, order: Order) -> u64 {
         let route = self.platform.this_cpu().route(gfp);
         let pcp = route.pcp;
-        if gfp.intersects(SPECIAL)
+        if gfp.intersects(Gfp::THISNODE)
             || !pcp_allowed_order(order.raw())
             || !above_low_watermark(route.zone, order.raw())
             || !sync::try_lock(&pcp.lock)
@@ -83,7 +89,13 @@ impl<P: Platform> Mm<P> {
         if pfn == 0 {
             return self.refill(gfp, order, pcp);
         }
-        self.pop(route, list, pfn, order.raw())
+        let page = self.pop(route, list, pfn, order.raw());
+        if gfp.intersects(SPECIAL) {
+            self.prep_new_page(pfn, order.raw(), gfp);
+        } else {
+            self.hand_out(page, order.raw());
+        }
+        pfn as u64
     }
 
     /// The end of an allocation that found its list empty.
@@ -96,7 +108,7 @@ impl<P: Platform> Mm<P> {
 
     /// Takes the first block, `pfn`, off a list of the pageset, whose lock is held and given back.
     #[inline(always)]
-    fn pop(&self, route: &Route, list: &ListHead, pfn: u32, order: u32) -> u64 {
+    fn pop(&self, route: &Route, list: &ListHead, pfn: u32, order: u32) -> &'static Page {
         let pcp = route.pcp;
         let page = self.memmap().page(pfn);
         list::pcp_pop_head(list, pfn, page);
@@ -109,13 +121,18 @@ impl<P: Platform> Mm<P> {
         route.pgalloc.fetch_add(1 << order, Relaxed);
         pcp.vm_numa_event[NumaStat::NumaHit.index()].fetch_add(1, Relaxed);
         route.locality.fetch_add(1, Relaxed);
+        page
+    }
+
+    /// Makes a block that came off a pageset its owner's (`prep_new_page` without special wishes).
+    #[inline(always)]
+    fn hand_out(&self, page: &Page, order: u32) {
         // From here on the content is its owner's. Pages that were in use before have this flag already.
         if page.flags.get() != Self::pcp_flags(order) {
             page.flags.set(Self::pcp_flags(order));
         }
         // Release: whoever gets a reference by `get_page` sees the page prepared.
         page._refcount.store(1, Release);
-        pfn as u64
     }
 
     /// Drops a reference to the page at `pfn` and frees it if that was the last (`__free_page`).

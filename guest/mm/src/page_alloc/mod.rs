@@ -44,6 +44,7 @@ impl<P: Platform> Mm<P> {
     pub fn alloc_pages_node(&self, node: Option<NodeId>, gfp: Gfp, order: Order) -> Option<Pfn> {
         match node {
             None => self.alloc_pages(gfp, order),
+            Some(node) if node == self.platform.this_cpu().node => self.alloc_pages(gfp, order),
             Some(node) => self.alloc_pages_nodemask(gfp, order, node, None),
         }
     }

@@ -234,13 +234,14 @@ impl<P: Platform> Mm<P> {
         Step::Retry
     }
 
-    /// What `__GFP_NOFAIL` makes of a failure: an attempt with part of the reserves, then another round. It goes on
-    /// for as long as some layer above can bring memory back, or another CPU; an allocation that cannot wait, or that
-    /// no zone serves, fails all the same.
+    /// What `__GFP_NOFAIL` makes of a failure: an attempt with part of the reserves and with what CPUs hold on their
+    /// pagesets, then another round, until a layer above or another CPU brings memory back. An allocation that cannot
+    /// wait, or that no zone serves, fails all the same.
     fn must_not_fail(&self, gfp: Gfp, order: Order, context: &AllocContext) -> Step {
         if !gfp.contains(Gfp::NOFAIL) || !gfp.contains(Gfp::DIRECT_RECLAIM) || context.preferred.is_none() {
             return Step::Fail;
         }
+        self.drain_all_pages(None);
         match self.get_page_from_freelist(gfp, order.raw(), AllocFlags::MIN_RESERVE, context) {
             Some(pfn) => Step::Got(pfn),
             None => Step::Retry,

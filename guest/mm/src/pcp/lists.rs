@@ -54,22 +54,34 @@ impl<P: Platform> Mm<P> {
         flags: AllocFlags,
     ) -> Option<u32> {
         let list = &pcp.lists[order_to_pindex(migratetype, order).min(NR_PCP_LISTS - 1)];
-        if list.first.get() == 0 {
-            let mut batch = pcp.batch.get();
-            // Scaled to the order, but for pagesets that are not to keep pages.
-            if batch > 1 {
-                batch = (batch >> order).max(2);
-            }
-            let taken = self.lock_zone(index).rmqueue_bulk(order, batch, list, migratetype, flags);
-            pcp.count.bump(taken << order);
-        }
-        let pfn = list.first.get();
-        if pfn == 0 {
+        if list.first.get() == 0 && !self.refill_pageset(index, pcp, order, migratetype, flags) {
             return None;
         }
+        let pfn = list.first.get();
         list::pcp_pop_head(list, pfn, self.memmap().page(pfn));
         pcp.count.drop_by(1 << order);
         Some(pfn)
+    }
+
+    /// Refills an empty list of the pageset, whose lock is held; false when the zone has nothing for it
+    /// (`rmqueue_bulk`).
+    pub(crate) fn refill_pageset(
+        &self,
+        index: ZoneIndex,
+        pcp: &PcpState,
+        order: u32,
+        migratetype: MigrateType,
+        flags: AllocFlags,
+    ) -> bool {
+        let list = &pcp.lists[order_to_pindex(migratetype, order).min(NR_PCP_LISTS - 1)];
+        let mut batch = pcp.batch.get();
+        // Scaled to the order, but for pagesets that are not to keep pages.
+        if batch > 1 {
+            batch = (batch >> order).max(2);
+        }
+        let taken = self.lock_zone(index).rmqueue_bulk(order, batch, list, migratetype, flags);
+        pcp.count.bump(taken << order);
+        taken != 0
     }
 
     /// Puts a block on the pageset, and empties part of it if it is full (`free_unref_page_commit`). The pageset's

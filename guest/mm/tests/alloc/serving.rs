@@ -278,3 +278,21 @@ fn reserved_memory_can_be_given_up() {
     let all = take_all(mm, Gfp::KERNEL | Gfp::ZERO, order(9));
     assert!(all.len() > 20);
 }
+
+#[test]
+fn a_terabyte_is_handed_over_without_touching_it() {
+    let start = std::time::Instant::now();
+    let machine = Topology::new().node(&[(16 * MIB, 64 * MIB)], 1).node(&[(4 * GIB, 1028 * GIB)], 1).boot();
+    let mm = machine.mm();
+    let state = mm.zone(zone(1, ZoneType::Normal)).expect("a zone");
+    let blocks = state.free_area[10].nr_free[MigrateType::Movable.index()].load(std::sync::atomic::Ordering::Relaxed);
+    assert!((260_000..262_144).contains(&blocks), "{blocks}");
+    assert!(start.elapsed().as_millis() < 500, "{:?}", start.elapsed());
+    machine.on_cpu(1, |mm| {
+        let held: Vec<_> = (0..2000).map(|i| mm.alloc_pages(Gfp::KERNEL, order(i % 11)).expect("a block")).collect();
+        held.into_iter().zip(0..).for_each(|(pfn, i)| mm.free_pages(pfn, order(i % 11)));
+        mm.drain_local_pages();
+    });
+    let now = state.free_area[10].nr_free.iter().map(|nr| nr.load(std::sync::atomic::Ordering::Relaxed)).sum::<u64>();
+    assert_eq!(now, blocks);
+}
