@@ -198,7 +198,7 @@ fn fill(entries: &[AtomicU16], value: u16) {
     let value = u64::from(value) * 0x0001_0001_0001_0001;
     let (lines, rest) = words.as_chunks::<8>();
     for line in lines {
-        line.each_ref().map(|word| word.set(value));
+        line.iter().for_each(|word| word.set(value));
     }
     rest.iter().for_each(|word| word.set(value));
 }

@@ -263,10 +263,10 @@ impl Held {
 fn four_nodes() -> Machine {
     let base = 4 * GIB;
     Topology::new()
-        .node(&[(0, 640 << 10), (MIB, 48 * MIB), (base, base + 16 * MIB)], 1)
-        .node(&[(base + 16 * MIB, base + 24 * MIB + 0x5000), (base + 40 * MIB, base + 52 * MIB)], 1)
-        .node(&[(base + 24 * MIB + 0x5000, base + 40 * MIB)], 1)
-        .node(&[(base + 200 * MIB, base + 217 * MIB + 0x3000)], 1)
+        .node(&[(0, 640 << 10), (MIB, 24 * MIB), (base, base + 8 * MIB)], 1)
+        .node(&[(base + 8 * MIB, base + 15 * MIB + 0x5000), (base + 20 * MIB, base + 26 * MIB)], 1)
+        .node(&[(base + 15 * MIB + 0x5000, base + 20 * MIB)], 1)
+        .node(&[(base + 200 * MIB, base + 209 * MIB + 0x3000)], 1)
         .boot()
 }
 
