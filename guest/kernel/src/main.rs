@@ -77,7 +77,6 @@ extern "C" fn kernel_main(tsc: u64, start_info: u64) -> ! {
     paging::init();
     let (region, machine) = bring_up(start_info, &options);
     cpu::irq_enable();
-    cpu::irq_enable();
     smp::start(&machine);
     paging::forget_low_memory();
     ready(region, &options)
