@@ -1,14 +1,15 @@
-//! Locks and cells of the kernel.
+//! Locks and cells of the kernel: `mm`'s lock protocol around values, with and without interrupts.
 //!
 //! Lock order, outermost first: the call-function lock ([`crate::smp`]), locks of `mm`, the log lock. The log lock is
 //! innermost: anything may log.
 
 use core::cell::UnsafeCell;
 use core::hint::spin_loop;
-use core::mem::MaybeUninit;
+use core::mem::{ManuallyDrop, MaybeUninit};
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
+use pagevisor_mm::sync;
 use pagevisor_shared::region::seq;
 
 use crate::arch::cpu;
@@ -16,7 +17,7 @@ use crate::arch::cpu;
 /// A lock whose waiters spin. Not for data that interrupt handlers touch: see [`IrqSpinLock`].
 #[derive(Debug)]
 pub struct SpinLock<T> {
-    held: AtomicBool,
+    word: AtomicU32,
     value: UnsafeCell<T>,
 }
 
@@ -26,28 +27,20 @@ unsafe impl<T: Send> Sync for SpinLock<T> {}
 impl<T> SpinLock<T> {
     /// A free lock around `value`.
     pub const fn new(value: T) -> Self {
-        Self { held: AtomicBool::new(false), value: UnsafeCell::new(value) }
+        Self { word: AtomicU32::new(0), value: UnsafeCell::new(value) }
     }
 
     /// Takes the lock if it is free.
     #[inline]
     pub fn try_lock(&self) -> Option<SpinGuard<'_, T>> {
-        // Acquire pairs with the release in the guard's drop: the last holder's writes are visible.
-        let free = self.held.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok();
-        free.then_some(SpinGuard { lock: self })
+        sync::try_lock(&self.word).then_some(SpinGuard { lock: self })
     }
 
     /// Waits for the lock and takes it.
     #[inline]
     pub fn lock(&self) -> SpinGuard<'_, T> {
-        loop {
-            if let Some(guard) = self.try_lock() {
-                return guard;
-            }
-            while self.held.load(Ordering::Relaxed) {
-                spin_loop();
-            }
-        }
+        sync::lock(&self.word, spin_loop);
+        SpinGuard { lock: self }
     }
 }
 
@@ -78,8 +71,7 @@ impl<T> DerefMut for SpinGuard<'_, T> {
 impl<T> Drop for SpinGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        // Release pairs with the acquire in `try_lock`.
-        self.lock.held.store(false, Ordering::Release);
+        sync::unlock(&self.lock.word);
     }
 }
 
@@ -97,7 +89,7 @@ impl<T> IrqSpinLock<T> {
     #[inline]
     pub fn lock(&self) -> IrqSpinGuard<'_, T> {
         let flags = cpu::irq_save();
-        IrqSpinGuard { guard: MaybeUninit::new(self.0.lock()), flags }
+        IrqSpinGuard { guard: ManuallyDrop::new(self.0.lock()), flags }
     }
 
     /// As [`Self::lock`], but waits only for a while and then takes the lock from whoever has it. For a dying kernel
@@ -106,19 +98,19 @@ impl<T> IrqSpinLock<T> {
         let flags = cpu::irq_save();
         for _ in 0..10_000 {
             if let Some(guard) = self.0.try_lock() {
-                return IrqSpinGuard { guard: MaybeUninit::new(guard), flags };
+                return IrqSpinGuard { guard: ManuallyDrop::new(guard), flags };
             }
             spin_loop();
         }
-        IrqSpinGuard { guard: MaybeUninit::new(SpinGuard { lock: &self.0 }), flags }
+        IrqSpinGuard { guard: ManuallyDrop::new(SpinGuard { lock: &self.0 }), flags }
     }
 }
 
 /// Holds an [`IrqSpinLock`].
 #[derive(Debug)]
 pub struct IrqSpinGuard<'a, T> {
-    /// Always initialised; dropped by hand, because the lock is to be given back before interrupts come on.
-    guard: MaybeUninit<SpinGuard<'a, T>>,
+    /// Dropped by hand, because the lock is to be given back before interrupts come on.
+    guard: ManuallyDrop<SpinGuard<'a, T>>,
     flags: u64,
 }
 
@@ -127,31 +119,29 @@ impl<T> Deref for IrqSpinGuard<'_, T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: initialised by every constructor.
-        unsafe { self.guard.assume_init_ref() }
+        &self.guard
     }
 }
 
 impl<T> DerefMut for IrqSpinGuard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: initialised by every constructor.
-        unsafe { self.guard.assume_init_mut() }
+        &mut self.guard
     }
 }
 
 impl<T> Drop for IrqSpinGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: initialised by every constructor, and dropped only here.
-        unsafe { self.guard.assume_init_drop() };
+        // SAFETY: dropped only here, and not used afterwards.
+        unsafe { ManuallyDrop::drop(&mut self.guard) };
         cpu::irq_restore(self.flags);
     }
 }
 
 /// A sequence lock: readers never wait for each other nor make a writer wait; they read again when one was at work.
 ///
-/// The value is copied out as atomics words by `read`, so a torn copy is seen by nobody.
+/// The value is made of atomics; what `read` took from a mixture of two states is thrown away.
 #[derive(Debug)]
 pub struct SeqLock<T> {
     seq: AtomicU32,
@@ -160,7 +150,7 @@ pub struct SeqLock<T> {
 }
 
 impl<T: Sync> SeqLock<T> {
-    /// A lock around `value`, which is made of atomics that are read and written relaxed.
+    /// A lock around `value`.
     pub const fn new(value: T) -> Self {
         Self { seq: AtomicU32::new(0), writer: IrqSpinLock::new(()), value }
     }
