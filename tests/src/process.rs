@@ -1,8 +1,35 @@
 //! Looks at processes through /proc.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
-/// Bytes of a process that are resident, guest memory and all.
+/// Bytes of guest memory that exist: what the guest, or the VMM for it, has touched. Some of it may not be mapped in
+/// the VMM, so its resident size does not tell.
+pub fn guest_memory(pid: u32) -> u64 {
+    let folder = format!("/proc/{pid}/fd");
+    let entries = fs::read_dir(&folder).unwrap_or_else(|e| panic!("{folder}: {e}"));
+    let guest = |path: &Path| path.to_string_lossy().starts_with("/memfd:pagevisor-");
+    let files: Vec<_> = entries.flatten().filter(|e| fs::read_link(e.path()).is_ok_and(|link| guest(&link))).collect();
+    assert!(!files.is_empty(), "process {pid} has no guest memory");
+    // The same memory may be open more than once.
+    let sizes: BTreeMap<u64, u64> = files
+        .iter()
+        .filter_map(|entry| fs::metadata(entry.path()).ok())
+        .map(|metadata| (metadata.ino(), metadata.blocks() * 512))
+        .collect();
+    sizes.values().sum()
+}
+
+/// Bits of this processor's physical addresses.
+pub fn address_bits() -> u32 {
+    let text = fs::read_to_string("/proc/cpuinfo").expect("/proc/cpuinfo");
+    let line = text.lines().find(|line| line.starts_with("address sizes")).expect("address sizes");
+    line.split_whitespace().nth(3).and_then(|bits| bits.parse().ok()).expect("bits")
+}
+
+/// Bytes of a process that are resident, with what of guest memory is mapped in it.
 pub fn resident(pid: u32) -> u64 {
     mappings(pid).iter().map(|(_, bytes)| bytes).sum()
 }

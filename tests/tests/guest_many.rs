@@ -53,8 +53,10 @@ fn a_guest_in_the_background() {
 #[test]
 fn a_tebibyte_costs_the_host_little() {
     const LIMIT: u64 = 200 << 20;
-    let guest = Guest::keep("large", &["--node", "mem=1T,cpus=1"]);
-    let resident = process::resident(guest.id());
+    // The lab's processor has 40 address bits, and some of those are for the device hole.
+    let size = if process::address_bits() > 40 { "mem=1T,cpus=1" } else { "mem=1000G,cpus=1" };
+    let guest = Guest::keep("large", &["--node", size]);
+    let resident = process::resident_outside_guest(guest.id()) + process::guest_memory(guest.id());
     assert!(resident < LIMIT, "{} MiB resident", resident >> 20);
     let kmem = guest.show(&["kmem", "-f"]);
     assert!(kmem.trim_end().ends_with("(verified)"), "{kmem}");
