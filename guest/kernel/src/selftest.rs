@@ -15,17 +15,20 @@
 //! | `hang` | an endless loop with interrupts off |
 //! | `timer` | the one-shot timer ends a halt; logs `selftest: timer ok` |
 //! | `ipi` | every other CPU runs a function; logs `selftest: ipi ok` |
-//! | `mem-info` | an allocation that cannot be served, with its report |
+//! | `mem-info` | takes all blocks of order 10, so that an allocation fails with its report; gives them back |
 
 use core::arch::{asm, naked_asm};
 use core::hint::black_box;
 use core::ptr::with_exposed_provenance_mut;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::units::{Order, Pfn};
+
 use crate::arch::irq::Irq;
 use crate::arch::{apic, cpu, paging, percpu};
 use crate::log::{pr_err, pr_info};
-use crate::{clock, power, smp};
+use crate::{clock, platform, power, smp};
 
 /// The word on the command line.
 pub const OPTION: &str = "pagevisor.test";
@@ -45,6 +48,7 @@ pub fn run(name: &str) {
         "hang" => hang(),
         "timer" => timer(),
         "ipi" => ipi(),
+        "mem-info" => mem_info(),
         _ => pr_err!("{OPTION}: no test is named {name}"),
     }
 }
@@ -125,4 +129,23 @@ fn ipi() {
     }
     smp::online().iter().for_each(smp::reschedule);
     pr_info!("selftest: ipi ok, {} calls", Irq::CallFunction.total());
+}
+
+#[inline(never)]
+fn mem_info() {
+    const MOST: usize = 1024;
+    let Some(mm) = platform::mm() else { return };
+    let mut blocks = [Pfn::default(); MOST];
+    let mut taken = 0;
+    while let Some(slot) = blocks.get_mut(taken) {
+        let Some(block) = mm.alloc_pages(Gfp::KERNEL, Order::MAX) else { break };
+        *slot = block;
+        taken += 1;
+    }
+    blocks[..taken].iter().for_each(|&block| mm.free_pages(block, Order::MAX));
+    if taken < MOST {
+        pr_info!("selftest: mem-info ok after {taken} blocks");
+    } else {
+        pr_err!("selftest: mem-info failed: more than {MOST} blocks of memory");
+    }
 }
