@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -27,10 +28,18 @@ pub fn binary() -> PathBuf {
     }
 }
 
-/// `pagevisor` with these arguments.
+/// `pagevisor` with these arguments. It starts with SIGHUP as usual, also where the tests run under `nohup`, whose
+/// children ignore that signal.
 pub fn pagevisor<'a>(args: impl IntoIterator<Item = &'a str>) -> Command {
     let mut command = Command::new(binary());
     command.args(args);
+    // SAFETY: between fork and exec only async-signal-safe functions may be called; `signal` is one.
+    unsafe {
+        command.pre_exec(|| match libc::signal(libc::SIGHUP, libc::SIG_DFL) {
+            libc::SIG_ERR => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
     command
 }
 
