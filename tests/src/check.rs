@@ -150,7 +150,7 @@ impl<'a> Machine<'a> {
     pub fn kmem(&self, text: &str, buddyinfo: &str) {
         let (zones, last) = views::kmem_free(text);
         let free = self.sum(None, "free");
-        assert_eq!(last, format!("nr_free_pages: {free}  (verified)"));
+        assert_eq!(last, format!("nr_free_pages: {free} (verified)"));
         let blocks = views::buddyinfo(buddyinfo);
         for (key, zone) in self.populated() {
             let walked = &zones[key];

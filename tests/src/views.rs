@@ -338,11 +338,11 @@ mod tests {
             0   DMA         4095    3584  ffffea0000000020      1000            1\n\
             AREA    SIZE  FREE_AREA_STRUCT  BLOCKS  PAGES\n  \
             0       4k  ffff88807fffa058       2      2\n  1       8k  ffff88807fffa0b0       1      2\n\n\
-            nr_free_pages: 4  (verified)\n";
+            nr_free_pages: 4 (verified)\n";
         let (zones, last) = kmem_free(text);
         let dma = &zones[&(0, "DMA".to_owned())];
         assert_eq!((dma.size, dma.free, dma.start), (4095, 3584, 0x1000));
         assert_eq!(dma.areas, [(2, 2), (1, 2)]);
-        assert_eq!(last, "nr_free_pages: 4  (verified)");
+        assert_eq!(last, "nr_free_pages: 4 (verified)");
     }
 }

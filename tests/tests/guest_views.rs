@@ -127,7 +127,7 @@ fn the_views_of_run_are_those_of_show() {
     let output = run(&mut pagevisor(["run", "--show", "buddyinfo,zoneinfo,kmem-f"])).success();
     let topology = topology(&[]);
     check::fallback_orders(&output, &topology);
-    assert!(output.contains("  (verified)"), "{output}");
+    assert!(output.contains(" (verified)"), "{output}");
     let (start, _) = output.match_indices("Node 0, zone").next().expect("a table");
     let table: String =
         output[start..].lines().take_while(|l| l.starts_with("Node ")).map(|l| format!("{l}\n")).collect();

@@ -98,7 +98,7 @@ ZONE  NAME        SIZE    FREE      MEM_MAP       START_PADDR  START_MAPNR
     assert!(found.contains(unpopulated), "{found}");
     let next_node = format!("\n{}\n\nNODE\n  1\n", "-".repeat(74));
     assert!(found.contains(&next_node), "{found}");
-    assert!(found.ends_with("\nnr_free_pages: 86580  (verified)\n"), "{found}");
+    assert!(found.ends_with("\nnr_free_pages: 86580 (verified)\n"), "{found}");
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn kmem_f_tells_lists_from_counters() {
          node 1 zone Normal: order 10, Movable: nr_free 63, 62 blocks found",
     );
     let printed = String::from_utf8(bytes).unwrap();
-    assert!(printed.ends_with("\nnr_free_pages: 86583  (found 86580)\n"), "{printed}");
+    assert!(printed.ends_with("\nnr_free_pages: 86583 (found 86580)\n"), "{printed}");
 
     let mut bytes = Vec::new();
     assert!(View::KmemFree.render(&guest.view(), true, &mut bytes).is_err());

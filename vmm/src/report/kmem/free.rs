@@ -81,9 +81,9 @@ fn to_text(state: &StateView, sections: &Sections, walk: &FreeWalk, out: &mut St
     }
     let (free, found) = (walk.free_pages(), walk.found_pages());
     if walk.is_verified() {
-        writeln!(out, "\nnr_free_pages: {free}  (verified)")
+        writeln!(out, "\nnr_free_pages: {free} (verified)")
     } else {
-        writeln!(out, "\nnr_free_pages: {free}  (found {found})")
+        writeln!(out, "\nnr_free_pages: {free} (found {found})")
     }
 }
 
