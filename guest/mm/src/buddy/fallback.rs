@@ -264,7 +264,7 @@ impl<P: Platform> LockedZone<'_, P> {
         while at < end {
             let page = self.memmap.page(at as u32);
             if page._mapcount.get() == PG_BUDDY {
-                let order = page.private.get().min(PAGEBLOCK_ORDER);
+                let order = page.private.get().min(MAX_ORDER as u32 - 1);
                 self.move_to_free_list(at as u32, order, to);
                 moved.free += 1 << order;
                 at += 1 << order;

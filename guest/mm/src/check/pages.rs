@@ -2,7 +2,7 @@
 
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::region::zone::ZoneState;
-use pagevisor_shared::units::{PAGE_SHIFT, Pfn};
+use pagevisor_shared::units::{PAGE_SHIFT, PAGEBLOCK_NR_PAGES, Pfn};
 use pagevisor_shared::vmstat::ZoneStat;
 use pagevisor_shared::zone::Watermark;
 
@@ -26,7 +26,17 @@ impl Checker<'_, '_> {
         let mark = low + zone.nr_reserved_highatomic.get();
         self.equal("alloc_mark", 0, zone.alloc_mark.get() as u64, mark);
         let reserved = zone.nr_reserved_highatomic.get();
-        self.equal("highatomic reserve in page blocks", 0, reserved % 512, 0);
+        self.equal("highatomic reserve in page blocks", 0, reserved % PAGEBLOCK_NR_PAGES, 0);
+        let blocks = self.highatomic_blocks(mm, zone) * PAGEBLOCK_NR_PAGES;
+        self.equal("page blocks beyond the highatomic reserve", 0, blocks.saturating_sub(reserved), 0);
+    }
+
+    /// The page blocks of the zone that are set aside for high-order atomic allocations.
+    fn highatomic_blocks<P: Platform>(&self, mm: &Mm<P>, zone: &ZoneState) -> u64 {
+        let start = zone.zone_start_pfn.get();
+        let blocks = (start..start + zone.spanned_pages.get()).step_by(PAGEBLOCK_NR_PAGES as usize);
+        let mine = blocks.filter(|&pfn| mm.page_zone(Pfn::new(pfn)) == Some(self.zone));
+        mine.filter(|&pfn| mm.frames.migratetype(pfn) == MigrateType::HighAtomic).count() as u64
     }
 
     /// Goes over all pages of the zone: each is reserved, free, on a pageset, or in use.

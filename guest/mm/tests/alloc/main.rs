@@ -2,6 +2,7 @@
 
 mod bad_pages;
 mod fallback;
+mod highatomic;
 mod many_cpus;
 mod model;
 mod reference;
