@@ -17,7 +17,7 @@ use crate::platform::Platform;
 use crate::raw::FrameTables;
 use crate::sparse::{self, MapMemmap};
 use crate::sync::Plain;
-use crate::zone::{free_area_init, mark_frames, zone_ranges};
+use crate::zone::{Settings, free_area_init, mark_frames, zone_ranges};
 
 /// What [`Mm::boot`] needs.
 pub struct BootConfig<'a, P: Platform> {
@@ -101,6 +101,7 @@ impl<P: Platform> Mm<P> {
             fresh_is_zero,
             hooks,
             reports: Reports::new(),
+            settings: Settings::new(),
             boosted: [const { AtomicU64::new(0) }; 5],
             reserved_lock: AtomicU32::new(0),
         };
@@ -108,7 +109,7 @@ impl<P: Platform> Mm<P> {
         mm.build_all_zonelists(memory, cpus);
         mm.memblock_free_all(memblock);
         mm.report_zonelists();
-        mm.init_per_zone_wmark_min();
+        mm.init_settings();
         for cpu in mm.cpus {
             let node = NodeId::new(cpu.node.get() as usize).unwrap_or_default();
             cpu.mem_node.set(mm.local_memory_node(node).index() as u32);

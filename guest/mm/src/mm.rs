@@ -14,7 +14,7 @@ use crate::page_alloc::Reports;
 use crate::platform::Platform;
 use crate::raw::{DirectMap, FrameTables, Memmap};
 use crate::sync::Plain;
-use crate::zone::zone_type_of;
+use crate::zone::{Settings, zone_type_of};
 
 /// The memory stack of one machine.
 ///
@@ -33,6 +33,7 @@ pub struct Mm<P: Platform> {
     pub(crate) fresh_is_zero: bool,
     pub(crate) hooks: Hooks<P>,
     pub(crate) reports: Reports,
+    pub(crate) settings: Settings,
     /// `ZONE_BOOSTED_WATERMARK` of each zone, a bit each.
     pub(crate) boosted: [AtomicU64; 5],
     /// Guards the region's table of reserved memory.

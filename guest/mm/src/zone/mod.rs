@@ -4,13 +4,16 @@
 //! - [`zonelist`]: the fallback order of nodes and zones;
 //! - [`watermark`]: watermarks, `min_free_kbytes`, `lowmem_reserve`, pageset sizes, counter thresholds, as pure
 //!   functions of sizes, and their application to a machine;
+//! - [`settings`]: what can be changed while the machine runs;
 //! - `vmstat`: the counters.
 
+pub mod settings;
 mod setup;
 mod sizes;
 mod vmstat;
 pub mod watermark;
 pub mod zonelist;
 
+pub(crate) use settings::Settings;
 pub(crate) use setup::update_alloc_mark;
 pub(crate) use sizes::{free_area_init, mark_frames, zone_ranges, zone_type_of};

@@ -118,19 +118,15 @@ impl<P: Platform> Mm<P> {
         );
     }
 
-    /// Sets the settings to Linux's defaults and everything that follows from them (`init_per_zone_wmark_min`).
-    pub(crate) fn init_per_zone_wmark_min(&self) {
+    /// Sets the settings to Linux's defaults and everything that follows from them.
+    pub(crate) fn init_settings(&self) {
         let sysctl = self.region.sysctl();
         sysctl.watermark_scale_factor.set(watermark::WATERMARK_SCALE_FACTOR);
         sysctl.watermark_boost_factor.set(watermark::WATERMARK_BOOST_FACTOR);
         for (slot, ratio) in sysctl.lowmem_reserve_ratio.iter().zip(watermark::LOWMEM_RESERVE_RATIO) {
             slot.set(ratio);
         }
-        let buffer_pages = self.nr_free_zone_pages(Gfp::USER.zone());
-        sysctl.min_free_kbytes.set(watermark::calculate_min_free_kbytes(buffer_pages));
-        self.setup_per_zone_wmarks();
-        self.refresh_zone_stat_thresholds();
-        self.setup_per_zone_lowmem_reserve();
+        self.recompute_reserves();
     }
 
     /// Recomputes watermarks and pageset sizes from the settings in the region (`setup_per_zone_wmarks`). To be

@@ -7,7 +7,7 @@ use pagevisor_shared::region::zone::ZoneState;
 use pagevisor_shared::units::{CpuId, NodeId};
 use pagevisor_shared::zone::{MAX_NR_ZONES, Watermark, ZoneIndex, ZoneRef, ZoneType};
 
-use crate::{Case, MACHINES, Numa, Zone, read};
+use crate::{Case, MACHINES, Numa, Settings, Zone, read};
 
 /// Start and end of each memory range of a node, from lines like `  node   0: [mem 0x1000-0x9efff]`.
 fn memory(log: &str, node: usize) -> Vec<(u64, u64)> {
@@ -130,20 +130,17 @@ fn cpus_start_from_their_own_node_or_the_nearest_with_memory() {
 
 /// Puts the machine into the state that the case was taken in: its managed pages and its settings.
 fn apply(machine: &Machine, case: &Case) {
-    let (mm, sysctl) = (machine.mm(), machine.mm().region().sysctl());
+    let mm = machine.mm();
     for zone in &case.zones {
         zone_of(machine, zone).managed_pages.set(zone.pages("managed"));
     }
-    sysctl.min_free_kbytes.set(case.settings.min_free_kbytes);
-    sysctl.watermark_scale_factor.set(case.settings.watermark_scale_factor);
-    sysctl.percpu_pagelist_high_fraction.set(case.settings.percpu_pagelist_high_fraction);
-    for (slot, ratio) in sysctl.lowmem_reserve_ratio.iter().zip(case.settings.lowmem_reserve_ratio) {
-        slot.set(ratio);
-    }
-    mm.setup_per_zone_wmarks();
     mm.refresh_zone_stat_thresholds();
-    mm.setup_per_zone_lowmem_reserve();
-    mm.setup_pagesets();
+    let Settings { min_free_kbytes, watermark_scale_factor, .. } = case.settings;
+    mm.set_min_free_kbytes(min_free_kbytes as u32).expect("a value that Linux took");
+    mm.set_watermark_scale_factor(watermark_scale_factor).expect("a value that Linux took");
+    mm.set_lowmem_reserve_ratio(case.settings.lowmem_reserve_ratio).expect("values that Linux took");
+    let fraction = case.settings.percpu_pagelist_high_fraction;
+    mm.set_percpu_pagelist_high_fraction(fraction).expect("a value that Linux took");
 }
 
 #[test]
@@ -190,4 +187,48 @@ fn boot_applies_the_formulas_to_its_own_pages() {
             assert_eq!(got, [want.min, want.low, want.high], "{name}");
         }
     }
+}
+
+#[test]
+fn settings_are_refused_as_on_linux() {
+    let machine = boot("T2");
+    let (mm, sysctl) = (machine.mm(), machine.mm().region().sysctl());
+    let over = i32::MAX as u32 + 1;
+    let before = (sysctl.min_free_kbytes.get(), sysctl.watermark_scale_factor.get());
+    let bad = [0, 3001, over].map(|factor| mm.set_watermark_scale_factor(factor));
+    assert!(bad.iter().all(Result::is_err));
+    assert_eq!(bad[1].unwrap_err().to_string(), "watermark_scale_factor cannot be 3001");
+    assert!(mm.set_min_free_kbytes(over).is_err() && mm.set_watermark_boost_factor(over).is_err());
+    assert_eq!((sysctl.min_free_kbytes.get(), sysctl.watermark_scale_factor.get()), before);
+    assert!([1, 7, over].iter().all(|&fraction| mm.set_percpu_pagelist_high_fraction(fraction).is_err()));
+    assert_eq!(sysctl.percpu_pagelist_high_fraction.get(), 0);
+    assert!(mm.set_lowmem_reserve_ratio([1, 1, 1, 1, over]).is_err());
+    assert_eq!(sysctl.lowmem_reserve_ratio[0].get(), 256, "none of them when one is bad");
+    assert_eq!((mm.set_watermark_scale_factor(1), mm.set_watermark_scale_factor(3000)), (Ok(()), Ok(())));
+    assert_eq!((mm.set_min_free_kbytes(0), mm.set_percpu_pagelist_high_fraction(8)), (Ok(()), Ok(())));
+    assert_eq!(mm.set_watermark_boost_factor(0), Ok(()));
+    assert_eq!(sysctl.watermark_boost_factor.get(), 0);
+}
+
+#[test]
+fn what_the_user_asked_for_survives_a_recomputation() {
+    let machine = boot("T2");
+    let (mm, sysctl) = (machine.mm(), machine.mm().region().sysctl());
+    let low = |zone: &ZoneState| zone.watermark[Watermark::Low as usize].get();
+    let zones = || machine.mm().region().zones().iter().map(low).collect::<Vec<_>>();
+    let (computed, marks) = (sysctl.min_free_kbytes.get(), zones());
+    mm.set_min_free_kbytes(2 * computed as u32).expect("a good value");
+    let raised = zones();
+    assert_ne!(raised, marks);
+    machine.platform().clear_log();
+    mm.recompute_reserves();
+    assert_eq!((sysctl.min_free_kbytes.get(), zones()), (2 * computed, raised));
+    let line = machine.log_text();
+    let want = format!("because user defined value {} is preferred\n", 2 * computed);
+    assert!(line.starts_with("min_free_kbytes is not updated to ") && line.ends_with(&want), "{line}");
+    // Less than what the zones' sizes call for is raised again.
+    mm.set_min_free_kbytes(100).expect("a good value");
+    assert_eq!(sysctl.min_free_kbytes.get(), 100);
+    mm.recompute_reserves();
+    assert!(sysctl.min_free_kbytes.get() > 100 && sysctl.min_free_kbytes.get() <= computed);
 }
