@@ -11,6 +11,7 @@
 //! | [`buddy`] | free areas, page blocks, fallback between migrate types |
 //! | [`pcp`] | per-CPU page lists |
 //! | [`page_alloc`] | the page allocator: fast path, slow path, freeing, reports |
+//! | [`contig`] | page isolation, ranges of frames |
 //!
 //! One [`Mm`] owns everything; the crate has no mutable global. All that differs between ring 0 and a hosted test
 //! sits behind [`platform::Platform`]. The counters and lists are in the state region and in the page metadata:
@@ -31,6 +32,7 @@ extern crate std;
 mod boot;
 pub mod buddy;
 pub mod check;
+pub mod contig;
 mod cpu;
 mod hooks;
 #[cfg(feature = "hosted")]

@@ -4,14 +4,13 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::migrate::{MIGRATE_PCPTYPES, MigrateType};
 use pagevisor_shared::page::PG_BUDDY;
-use pagevisor_shared::page_flags::{PG_NOTZERO, PG_ORDER_MASK, PG_ORDER_SHIFT, PageFlag};
+use pagevisor_shared::page_flags::{PG_ORDER_MASK, PG_ORDER_SHIFT, PageFlag};
 use pagevisor_shared::region::zone::FreeArea;
-use pagevisor_shared::units::{MAX_ORDER, MAX_ORDER_NR_PAGES, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, Pfn};
+use pagevisor_shared::units::{MAX_ORDER, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, Pfn};
 use pagevisor_shared::zone::Watermark;
 
-use super::lock::{Block, LockedZone, list_type};
+use super::lock::LockedZone;
 use crate::Mm;
-use crate::list;
 use crate::platform::Platform;
 use crate::sync::Plain;
 use crate::zone::update_alloc_mark;
@@ -97,64 +96,9 @@ impl<P: Platform> Mm<P> {
     pub fn pageblock_migratetype(&self, pfn: Pfn) -> MigrateType {
         self.frames.migratetype(pfn.raw())
     }
-
-    /// Sets the migrate type of the page block of `pfn` and moves its free blocks to the lists of that type; gives how
-    /// many pages that were (`set_pageblock_migratetype`, `move_freepages_block`). Free pages of an isolated block do
-    /// not count as free. A block of more than one page block is split first.
-    pub fn set_pageblock_migratetype(&self, pfn: Pfn, kind: MigrateType) -> u64 {
-        let Some(index) = self.page_zone(pfn) else { return 0 };
-        let zone = self.lock_zone(index);
-        let old = self.frames.migratetype(pfn.raw());
-        zone.split_around(pfn.raw() as u32);
-        let moved = zone.convert_pageblock(pfn.raw() as u32, kind);
-        match (old == MigrateType::Isolate, kind == MigrateType::Isolate) {
-            (false, true) => zone.mod_free_pages(-(moved as i64)),
-            (true, false) => zone.mod_free_pages(moved as i64),
-            _ => {}
-        }
-        moved
-    }
 }
 
 impl<P: Platform> LockedZone<'_, P> {
-    /// Splits the free block of the largest order around the page block of `pfn`, if it is in one, so that the page
-    /// block can be moved by itself (`split_free_page`).
-    fn split_around(&self, pfn: u32) {
-        let head = pfn & !(MAX_ORDER_NR_PAGES as u32 - 1);
-        let order = MAX_ORDER as u32 - 1;
-        let page = self.memmap.page(head);
-        let marked = page._mapcount.get() == PG_BUDDY && page.private.get() == order;
-        // A head inside an untouched run has no mark: only its list tells.
-        if !marked && !self.is_untouched_head(head) {
-            return;
-        }
-        let migratetype = list_type(page);
-        let notzero = page.flags.get() & PG_NOTZERO;
-        self.del_page_from_free_list(head, page, order, migratetype);
-        let half = Block { pfn: head, order: PAGEBLOCK_ORDER, notzero, migratetype };
-        self.add_to_free_list(Block { pfn: head + PAGEBLOCK_NR_PAGES as u32, ..half }, true);
-        self.add_to_free_list(half, true);
-    }
-
-    /// Whether `head` is on the list of the largest blocks without a mark.
-    fn is_untouched_head(&self, head: u32) -> bool {
-        let page = self.memmap.page(head);
-        if page._mapcount.get() != 0 || page._refcount.get() != 0 || !self.owns(head) {
-            return false;
-        }
-        let list = &self.state.free_area[MAX_ORDER - 1].free_list[MigrateType::Movable.index()];
-        let mut pfn = list.first.get();
-        let mut left = self.state.free_area[MAX_ORDER - 1].nr_free[MigrateType::Movable.index()].get();
-        while pfn != 0 && left != 0 {
-            if pfn == head {
-                return true;
-            }
-            pfn = list::next(pfn, self.memmap.page(pfn));
-            left -= 1;
-        }
-        false
-    }
-
     /// `can_steal_fallback`: whether taking a block of `order` for `start` may take its whole page block along.
     fn can_steal_fallback(&self, order: u32, start: MigrateType) -> bool {
         order >= PAGEBLOCK_ORDER / 2

@@ -77,6 +77,6 @@ impl<P: Platform> LockedZone<'_, P> {
 
 /// Whether a free block of exactly `order` starts at `page` (`page_is_buddy`).
 #[inline(always)]
-fn is_buddy(page: &Page, order: u32) -> bool {
+pub(super) fn is_buddy(page: &Page, order: u32) -> bool {
     page._mapcount.get() == PG_BUDDY && page.private.get() == order
 }

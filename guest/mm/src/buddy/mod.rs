@@ -14,6 +14,7 @@ mod carve;
 mod fallback;
 mod free;
 mod handover;
+mod isolate;
 mod lock;
 mod rmqueue;
 

@@ -59,6 +59,9 @@ impl Checker<'_, '_> {
             self.equal("order in a free block", at, page.private.get() as u64, order as u64);
             self.equal("list type in a free block", at, page.index.get() as u64, kind.block_byte() as u64);
         }
+        let isolated = |kind| u64::from(kind == MigrateType::Isolate);
+        let block = mm.frames.migratetype(at);
+        self.equal("isolation of a free block", at, isolated(kind), isolated(block));
         if (order as usize) < MAX_ORDER - 1 {
             let buddy = pfn ^ (1 << order);
             let other = mm.memmap().page(buddy);

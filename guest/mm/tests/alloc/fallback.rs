@@ -10,7 +10,7 @@ use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::units::{MAX_ORDER, Order, Pfn};
 use pagevisor_shared::zone::{ZoneIndex, ZoneType};
 
-use crate::{GIB, MIB, assert_sound, order, small, take_all, two_nodes, zone};
+use crate::{GIB, MIB, assert_sound, order, small, take_all, zone};
 
 /// Pages on the free lists of a type.
 fn free_pages(machine: &Machine, zone: ZoneIndex, kind: MigrateType) -> u64 {
@@ -133,26 +133,4 @@ fn high_order_atomic_allocations_reserve_page_blocks() {
     mm.drain_all_pages(None);
     assert!(free_pages(&machine, zone(0, ZoneType::Normal), MigrateType::HighAtomic) >= 4);
     assert_sound(mm);
-}
-
-#[test]
-fn isolated_blocks_are_kept_apart() {
-    let machine = two_nodes();
-    let mm = machine.mm();
-    let pfn = mm.alloc_pages(Gfp::HIGHUSER_MOVABLE, order(3)).expect("a block");
-    mm.set_pageblock_migratetype(pfn, MigrateType::Isolate);
-    assert_eq!(block_type(&machine, pfn), MigrateType::Isolate);
-    assert_sound(mm);
-    let free = mm.nr_free_pages(Gfp::KERNEL);
-    mm.free_pages(pfn, order(3));
-    mm.quiet_vmstat();
-    assert_eq!(mm.nr_free_pages(Gfp::KERNEL), free, "pages of an isolated block do not count as free");
-    assert_sound(mm);
-    mm.drain_all_pages(None);
-    let block = pfn.pageblock();
-    let all = take_all(mm, Gfp::HIGHUSER_MOVABLE | Gfp::MEMALLOC, Order::ZERO);
-    assert!(all.iter().all(|pfn| pfn.pageblock() != block), "nothing is allocated from it");
-    mm.set_pageblock_migratetype(pfn, MigrateType::Movable);
-    assert_sound(mm);
-    assert!(mm.alloc_pages(Gfp::HIGHUSER_MOVABLE | Gfp::MEMALLOC, Order::ZERO).is_some_and(|p| p.pageblock() == block));
 }

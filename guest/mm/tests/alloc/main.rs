@@ -3,6 +3,7 @@
 mod bad_pages;
 mod fallback;
 mod highatomic;
+mod isolation;
 mod many_cpus;
 mod model;
 mod reference;

@@ -1,0 +1,29 @@
+//! Contiguous memory: taking a range of frames out of use, whatever its size.
+//!
+//! - `isolation`: page blocks of which nothing is given out any more (`mm/page_isolation.c`).
+//!
+//! Pages in use cannot be moved elsewhere yet, so a range that holds any is busy.
+
+mod isolation;
+
+use core::fmt;
+
+/// Why a range cannot be had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ContigError {
+    /// Some of it is in use, is isolated already, or is no usable memory (`EBUSY`).
+    Busy,
+    /// It is empty, or does not lie in one zone (`EINVAL`).
+    Invalid,
+}
+
+impl fmt::Display for ContigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Busy => "part of the range is in use",
+            Self::Invalid => "the range is empty or not in one zone",
+        })
+    }
+}
+
+impl core::error::Error for ContigError {}
