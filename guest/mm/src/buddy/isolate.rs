@@ -1,5 +1,7 @@
 //! Isolating a page block: its free pages leave the zone's count and nobody is given any, until it is put back.
 
+use core::ops::Range;
+
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::page::PG_BUDDY;
 use pagevisor_shared::page_flags::{PG_NOTZERO, PageFlag};
@@ -102,6 +104,23 @@ impl<P: Platform> LockedZone<'_, P> {
             pfn += 1 << page.private.get().min(LARGEST);
         }
         true
+    }
+
+    /// Takes the free blocks that make up isolated frames `[start, end)` off their lists, whole; gives the frames they
+    /// have. None when some of the frames are not free (`isolate_freepages_range`).
+    pub(crate) fn take_isolated(&self, start: u32, end: u32) -> Option<Range<u32>> {
+        let (first, _) = self.free_block_of(start)?;
+        if !self.all_free(first, end) {
+            return None;
+        }
+        let mut pfn = first;
+        while pfn < end {
+            let page = self.memmap.page(pfn);
+            let order = page.private.get().min(LARGEST);
+            self.del_page_from_free_list(pfn, page, order, list_type(page));
+            pfn += 1 << order;
+        }
+        Some(first..pfn)
     }
 
     /// Whether something in the page block at `pfn` cannot be moved out of it (`has_unmovable_pages`): a page in use

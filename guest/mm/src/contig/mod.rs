@@ -1,10 +1,12 @@
 //! Contiguous memory: taking a range of frames out of use, whatever its size.
 //!
-//! - `isolation`: page blocks of which nothing is given out any more (`mm/page_isolation.c`).
+//! - `isolation`: page blocks of which nothing is given out any more (`mm/page_isolation.c`);
+//! - `range`: allocating a range of frames, or one of a given size (`alloc_contig_range`).
 //!
 //! Pages in use cannot be moved elsewhere yet, so a range that holds any is busy.
 
 mod isolation;
+mod range;
 
 use core::fmt;
 

@@ -14,9 +14,9 @@ use crate::sync::Plain;
 
 /// A zone on a zonelist.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Candidate {
-    pub(super) index: ZoneIndex,
-    pub(super) zone: &'static ZoneState,
+pub(crate) struct Candidate {
+    pub(crate) index: ZoneIndex,
+    pub(crate) zone: &'static ZoneState,
     /// Its place on the list.
     place: usize,
 }
@@ -24,7 +24,7 @@ pub(super) struct Candidate {
 /// What an allocation may use. Only [`Self::nodemask`] and [`Self::preferred`] change on the way, when the slow path
 /// drops the mask.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct AllocContext {
+pub(crate) struct AllocContext {
     node: &'static NodeState,
     list: usize,
     pub(super) nodemask: Option<NodeMask>,
@@ -37,7 +37,7 @@ pub(super) struct AllocContext {
 impl AllocContext {
     /// `prepare_alloc_pages`. `None` for a node the machine cannot have.
     #[inline]
-    pub(super) fn prepare<P: Platform>(mm: &Mm<P>, gfp: Gfp, node: NodeId, nodemask: Option<NodeMask>) -> Option<Self> {
+    pub(crate) fn prepare<P: Platform>(mm: &Mm<P>, gfp: Gfp, node: NodeId, nodemask: Option<NodeMask>) -> Option<Self> {
         let list = if gfp.contains(Gfp::THISNODE) { ZONELIST_NOFALLBACK } else { ZONELIST_FALLBACK };
         let node = mm.nodes.get(node.index())?;
         let (highest, migratetype) = (gfp.zone(), gfp.migratetype());
@@ -60,7 +60,7 @@ impl AllocContext {
     }
 
     /// All zones it may use, preferred first.
-    pub(super) fn zones<P: Platform>(&self, mm: &Mm<P>) -> impl Iterator<Item = Candidate> {
+    pub(crate) fn zones<P: Platform>(&self, mm: &Mm<P>) -> impl Iterator<Item = Candidate> {
         core::iter::successors(self.preferred, move |&candidate| self.next(mm, candidate))
     }
 

@@ -29,8 +29,8 @@ impl<P: Platform> Mm<P> {
         self.make_pages(pfn.raw() as u32 + 1, pfn.raw() as u32 + (1 << order.raw()));
     }
 
-    /// Makes frames `[start, end)`, which belong to an allocated block but do not head it, pages in use.
-    fn make_pages(&self, start: u32, end: u32) {
+    /// Makes frames `[start, end)`, which are off all lists and are not the head of a block, pages in use.
+    pub(crate) fn make_pages(&self, start: u32, end: u32) {
         for pfn in start..end {
             let page = self.memmap().page(pfn);
             page.flags.set(Self::pcp_flags(0));

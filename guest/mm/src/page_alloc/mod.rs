@@ -27,6 +27,7 @@ use pagevisor_shared::units::{NodeId, NodeMask, Order, Pfn, VirtAddr};
 use crate::Mm;
 use crate::platform::Platform;
 
+pub(crate) use context::AllocContext;
 pub(crate) use free::allocated_order;
 pub(crate) use warn::Reports;
 
