@@ -10,6 +10,7 @@ use pagevisor_shared::units::{NodeId, NodeMask, PAGE_SHIFT};
 use pagevisor_shared::zone::ZoneIndex;
 
 use crate::Mm;
+use crate::contig::CmaAreas;
 use crate::hooks::Hooks;
 use crate::memblock::{AllocError, Memblock, MemblockFlags, Region};
 use crate::page_alloc::Reports;
@@ -101,6 +102,7 @@ impl<P: Platform> Mm<P> {
             fresh_is_zero,
             hooks,
             reports: Reports::new(),
+            cma: CmaAreas::new(),
             settings: Settings::new(),
             boosted: [const { AtomicU64::new(0) }; 5],
             reserved_lock: AtomicU32::new(0),

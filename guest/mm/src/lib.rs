@@ -11,7 +11,7 @@
 //! | [`buddy`] | free areas, page blocks, fallback between migrate types |
 //! | [`pcp`] | per-CPU page lists |
 //! | [`page_alloc`] | the page allocator: fast path, slow path, freeing, reports |
-//! | [`contig`] | page isolation, ranges of frames |
+//! | [`contig`] | page isolation, ranges of frames, contiguous memory areas |
 //!
 //! One [`Mm`] owns everything; the crate has no mutable global. All that differs between ring 0 and a hosted test
 //! sits behind [`platform::Platform`]. The counters and lists are in the state region and in the page metadata:

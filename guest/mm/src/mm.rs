@@ -9,6 +9,7 @@ use pagevisor_shared::region::zone::{PcpState, ZoneState};
 use pagevisor_shared::units::{NodeId, NodeMask, Pfn, PhysAddr, VirtAddr};
 use pagevisor_shared::zone::{MAX_NR_ZONES, ZoneIndex};
 
+use crate::contig::CmaAreas;
 use crate::hooks::Hooks;
 use crate::page_alloc::Reports;
 use crate::platform::Platform;
@@ -33,6 +34,7 @@ pub struct Mm<P: Platform> {
     pub(crate) fresh_is_zero: bool,
     pub(crate) hooks: Hooks<P>,
     pub(crate) reports: Reports,
+    pub(crate) cma: CmaAreas,
     pub(crate) settings: Settings,
     /// `ZONE_BOOSTED_WATERMARK` of each zone, a bit each.
     pub(crate) boosted: [AtomicU64; 5],

@@ -60,7 +60,7 @@ pub struct ZoneState {
     pub watermark_boost: AtomicU64,
     /// Pages set aside for high-order atomic allocations.
     pub nr_reserved_highatomic: AtomicU64,
-    /// Low watermark, boost and [`Self::nr_reserved_highatomic`] together: with more free pages than this, an ordinary
+    /// Low watermark, boost, [`Self::nr_reserved_highatomic`] and [`Self::cma_pages`] together: with more free pages than this, an ordinary
     /// allocation that prefers the zone need not look further.
     pub alloc_mark: AtomicI64,
     /// Pages kept from allocations that could have used a higher zone, by that zone's type.

@@ -111,6 +111,6 @@ impl<P: Platform> LockedZone<'_, P> {
                 run.start += 1 << order;
             }
         }
-        self.mod_free_pages(pages);
+        self.mod_free_pages_of(pages, kind);
     }
 }

@@ -26,9 +26,14 @@ impl<P: Platform> LockedZone<'_, P> {
         flags: AllocFlags,
     ) -> u32 {
         let mut taken = 0;
+        // With contiguous memory areas, each block decides anew where it comes from.
+        let one_by_one = flags.has(AllocFlags::CMA) && self.state.cma_pages.get() != 0;
         while taken < count {
             let Some(block) = self.take(order, migratetype, flags) else { break };
-            let blocks = (count - taken).min(1 << (block.order - order));
+            let blocks = if one_by_one { 1 } else { (count - taken).min(1 << (block.order - order)) };
+            if block.migratetype == MigrateType::Cma {
+                self.mod_free_cma(-((blocks as i64) << order));
+            }
             let rest = block.pfn + (blocks << order);
             self.append_run(list, Block { order, ..block }, blocks);
             self.give_back(block, rest);

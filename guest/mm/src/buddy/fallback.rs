@@ -39,6 +39,8 @@ impl AllocFlags {
     pub(crate) const MIN_RESERVE: Self = Self(0x20);
     /// Keeps to the task's cpuset.
     pub(crate) const CPUSET: Self = Self(0x40);
+    /// May use contiguous memory areas.
+    pub(crate) const CMA: Self = Self(0x80);
     /// Avoids mixing migrate types in a page block.
     pub(crate) const NOFRAGMENT: Self = Self(0x100);
     /// May use the page blocks reserved for high-order atomic allocations.

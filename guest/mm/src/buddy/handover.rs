@@ -65,14 +65,14 @@ impl<P: Platform> Mm<P> {
                 zone.state.managed_pages.bump(1 << order);
                 let block = Block { pfn: pfn as u32, order, notzero: PG_NOTZERO, migratetype };
                 zone.free_one_page(block, Placement::Auto);
-                zone.mod_free_pages(1 << order);
+                zone.mod_free_pages_of(1 << order, migratetype);
             }
             pfn += 1 << order;
         }
     }
 
     /// Takes the first whole frames of `[start, end)` that are reserved out of the table of reserved memory.
-    fn unreserve(&self, start: u64, end: u64) -> Option<Range<u64>> {
+    pub(crate) fn unreserve(&self, start: u64, end: u64) -> Option<Range<u64>> {
         let header = self.region.header();
         sync::lock(&self.reserved_lock, || self.platform.relax());
         let slots = self.region.reserved_slots();

@@ -26,7 +26,7 @@ impl<P: Platform> LockedZone<'_, P> {
         }
         self.mark_untouched(pfn);
         let moved = self.convert_pageblock(pfn, MigrateType::Isolate);
-        self.mod_free_pages(-(moved as i64));
+        self.mod_free_pages_of(-(moved as i64), old);
         true
     }
 
@@ -52,7 +52,7 @@ impl<P: Platform> LockedZone<'_, P> {
         } else {
             self.convert_pageblock(pfn, migratetype)
         };
-        self.mod_free_pages(freed as i64);
+        self.mod_free_pages_of(freed as i64, migratetype);
     }
 
     /// Splits the free block that reaches over `boundary`, a page block's start, if there is one (`split_free_page`).
@@ -65,7 +65,7 @@ impl<P: Platform> LockedZone<'_, P> {
         let page = self.memmap.page(head);
         let notzero = page.flags.get() & PG_NOTZERO;
         if list_type(page) != MigrateType::Isolate {
-            self.mod_free_pages(-(1i64 << order));
+            self.mod_free_pages_of(-(1i64 << order), list_type(page));
         }
         self.del_page_from_free_list(head, page, order, list_type(page));
         let (mut pfn, end) = (head, head + (1 << order));
@@ -76,7 +76,7 @@ impl<P: Platform> LockedZone<'_, P> {
             let order = pfn.trailing_zeros().min((stop - pfn).ilog2());
             self.free_one_page(Block { pfn, order, notzero, migratetype }, Placement::Auto);
             if migratetype != MigrateType::Isolate {
-                self.mod_free_pages(1 << order);
+                self.mod_free_pages_of(1 << order, migratetype);
             }
             pfn += 1 << order;
         }

@@ -119,6 +119,23 @@ impl<P: Platform> LockedZone<'_, P> {
         self.mm.mod_zone_page_state_irqoff(cpu, self.index, ZoneStat::NrFreePages, delta);
     }
 
+    /// As [`Self::mod_free_pages`], of page blocks of `kind`: those of contiguous memory areas are also counted by
+    /// themselves.
+    #[inline(always)]
+    pub(crate) fn mod_free_pages_of(&self, delta: i64, kind: MigrateType) {
+        self.mod_free_pages(delta);
+        if kind == MigrateType::Cma {
+            self.mod_free_cma(delta);
+        }
+    }
+
+    /// Adds to the zone's free pages in contiguous memory areas.
+    #[cold]
+    pub(super) fn mod_free_cma(&self, delta: i64) {
+        let cpu = self.mm.platform.this_cpu();
+        self.mm.mod_zone_page_state_irqoff(cpu, self.index, ZoneStat::NrFreeCma, delta);
+    }
+
     /// As [`Self::mod_free_pages`], before there are records of CPUs.
     pub(super) fn mod_free_pages_boot(&self, delta: i64) {
         self.state.vm_stat[ZoneStat::NrFreePages.index()].fetch_add(delta, Relaxed);

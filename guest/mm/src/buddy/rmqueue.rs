@@ -3,6 +3,7 @@
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::page_flags::PG_NOTZERO;
 use pagevisor_shared::units::MAX_ORDER;
+use pagevisor_shared::vmstat::ZoneStat;
 
 use super::fallback::AllocFlags;
 use super::lock::{Block, LockedZone};
@@ -45,14 +46,32 @@ impl<P: Platform> LockedZone<'_, P> {
     /// `__rmqueue` without the last step: a block of at least `order`, from other types' lists when its own are empty.
     #[inline]
     pub(super) fn take(&self, order: u32, migratetype: MigrateType, flags: AllocFlags) -> Option<Block> {
+        let lent = flags.has(AllocFlags::CMA);
+        if lent
+            && self.is_mostly_cma()
+            && let Some(block) = self.take_smallest(order, MigrateType::Cma)
+        {
+            return Some(block);
+        }
         loop {
             if let Some(block) = self.take_smallest(order, migratetype) {
+                return Some(block);
+            }
+            if lent && let Some(block) = self.take_smallest(order, MigrateType::Cma) {
                 return Some(block);
             }
             if !self.rmqueue_fallback(order, migratetype, flags) {
                 return None;
             }
         }
+    }
+
+    /// Whether over half of the zone's free pages are in contiguous memory areas: then movable pages come from there,
+    /// so that the rest lasts for others.
+    #[inline]
+    fn is_mostly_cma(&self) -> bool {
+        let count = |item: ZoneStat| self.state.vm_stat[item.index()].get();
+        count(ZoneStat::NrFreeCma) > count(ZoneStat::NrFreePages).max(0) / 2
     }
 
     /// `__rmqueue`: a block of `order` for an allocation of `migratetype`.

@@ -39,6 +39,9 @@ impl Checker<'_, '_> {
                 if kind == MigrateType::Isolate {
                     self.pages.isolated += pages;
                 }
+                if kind == MigrateType::Cma {
+                    self.pages.cma += pages;
+                }
             }
         }
     }
@@ -59,9 +62,11 @@ impl Checker<'_, '_> {
             self.equal("order in a free block", at, page.private.get() as u64, order as u64);
             self.equal("list type in a free block", at, page.index.get() as u64, kind.block_byte() as u64);
         }
-        let isolated = |kind| u64::from(kind == MigrateType::Isolate);
         let block = mm.frames.migratetype(at);
-        self.equal("isolation of a free block", at, isolated(kind), isolated(block));
+        for special in [MigrateType::Isolate, MigrateType::Cma] {
+            let (list, block) = (u64::from(kind == special), u64::from(block == special));
+            self.equal("isolated or contiguous area's free block", at, list, block);
+        }
         if (order as usize) < MAX_ORDER - 1 {
             let buddy = pfn ^ (1 << order);
             let other = mm.memmap().page(buddy);

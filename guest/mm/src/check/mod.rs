@@ -61,6 +61,8 @@ struct Pages {
     free: u64,
     /// On free lists of isolated page blocks, which do not count as free.
     isolated: u64,
+    /// On free lists of contiguous memory areas.
+    cma: u64,
     /// On pagesets.
     pagesets: u64,
 }

@@ -18,25 +18,29 @@ impl Checker<'_, '_> {
         self.equal("sequence counter at rest", 0, (zone.seq.get() & 1) as u64, 0);
         self.equal("zone lock at rest", 0, zone.lock.get() as u64, 0);
         let free = mm.zone_page_state_snapshot(self.zone, ZoneStat::NrFreePages);
+        let free_cma = mm.zone_page_state_snapshot(self.zone, ZoneStat::NrFreeCma);
+        self.equal("nr_free_cma", 0, free_cma, self.pages.cma);
         let expected = self.pages.free - self.pages.isolated;
         self.equal("nr_free_pages", 0, free, expected);
         self.equal("room for managed pages", 0, (zone.managed_pages.get() > zone.present_pages.get()) as u64, 0);
         self.equal("room for present pages", 0, (zone.present_pages.get() > zone.spanned_pages.get()) as u64, 0);
         let low = zone.watermark[Watermark::Low as usize].get() + zone.watermark_boost.get();
-        let mark = low + zone.nr_reserved_highatomic.get();
+        let mark = low + zone.nr_reserved_highatomic.get() + zone.cma_pages.get();
         self.equal("alloc_mark", 0, zone.alloc_mark.get() as u64, mark);
         let reserved = zone.nr_reserved_highatomic.get();
         self.equal("highatomic reserve in page blocks", 0, reserved % PAGEBLOCK_NR_PAGES, 0);
-        let blocks = self.highatomic_blocks(mm, zone) * PAGEBLOCK_NR_PAGES;
+        let blocks = self.blocks_of(mm, zone, MigrateType::Cma) * PAGEBLOCK_NR_PAGES;
+        self.equal("page blocks beyond the contiguous areas", 0, blocks.saturating_sub(zone.cma_pages.get()), 0);
+        let blocks = self.blocks_of(mm, zone, MigrateType::HighAtomic) * PAGEBLOCK_NR_PAGES;
         self.equal("page blocks beyond the highatomic reserve", 0, blocks.saturating_sub(reserved), 0);
     }
 
-    /// The page blocks of the zone that are set aside for high-order atomic allocations.
-    fn highatomic_blocks<P: Platform>(&self, mm: &Mm<P>, zone: &ZoneState) -> u64 {
+    /// The page blocks of the zone that are of `kind`.
+    fn blocks_of<P: Platform>(&self, mm: &Mm<P>, zone: &ZoneState, kind: MigrateType) -> u64 {
         let start = zone.zone_start_pfn.get();
         let blocks = (start..start + zone.spanned_pages.get()).step_by(PAGEBLOCK_NR_PAGES as usize);
         let mine = blocks.filter(|&pfn| mm.page_zone(Pfn::new(pfn)) == Some(self.zone));
-        mine.filter(|&pfn| mm.frames.migratetype(pfn) == MigrateType::HighAtomic).count() as u64
+        mine.filter(|&pfn| mm.frames.migratetype(pfn) == kind).count() as u64
     }
 
     /// Goes over all pages of the zone: each is reserved, free, on a pageset, or in use.

@@ -4,7 +4,8 @@ use core::ops::Range;
 
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::page_flags::PageFlag;
-use pagevisor_shared::units::{PAGEBLOCK_NR_PAGES, Pfn};
+use pagevisor_shared::region::records::RangeRecord;
+use pagevisor_shared::units::{PAGE_SHIFT, PAGEBLOCK_NR_PAGES, Pfn};
 use pagevisor_shared::zone::ZoneIndex;
 
 use super::ContigError;
@@ -16,6 +17,13 @@ use crate::sync::Plain;
 const fn pageblocks(range: &Range<Pfn>) -> Range<u64> {
     let start = range.start.raw() & !(PAGEBLOCK_NR_PAGES - 1);
     start..range.end.raw().next_multiple_of(PAGEBLOCK_NR_PAGES)
+}
+
+/// How many bytes of frames `[start, end)` are in `ranges`.
+pub(super) fn overlap(ranges: &[RangeRecord], start: u64, end: u64) -> u64 {
+    let (base, top) = (start << PAGE_SHIFT, end << PAGE_SHIFT);
+    let ends = ranges.iter().map(|range| (range.base.get(), range.base.get().saturating_add(range.size.get())));
+    ends.map(|(from, to)| to.min(top).saturating_sub(from.max(base))).sum()
 }
 
 impl<P: Platform> Mm<P> {
@@ -80,10 +88,12 @@ impl<P: Platform> Mm<P> {
 
     /// Whether frames `[start, end)` are all memory of zone `index`, and none of it is reserved.
     pub(crate) fn is_usable(&self, index: ZoneIndex, start: u64, end: u64) -> bool {
-        let (base, top) = (Pfn::new(start).addr().raw(), Pfn::new(end).addr().raw());
-        let overlap = |from: u64, size: u64| from.saturating_add(size).min(top).saturating_sub(from.max(base));
-        let bytes: u64 = self.region.memory().iter().map(|range| overlap(range.base.get(), range.size.get())).sum();
-        if bytes != top - base || self.region.reserved().iter().any(|r| overlap(r.base.get(), r.size.get()) != 0) {
+        self.is_memory_of(index, start, end) && overlap(self.region.reserved(), start, end) == 0
+    }
+
+    /// Whether frames `[start, end)` are all memory of zone `index`.
+    pub(super) fn is_memory_of(&self, index: ZoneIndex, start: u64, end: u64) -> bool {
+        if overlap(self.region.memory(), start, end) != (end - start) << PAGE_SHIFT {
             return false;
         }
         // Zones meet at page blocks but where nodes do.

@@ -1,14 +1,19 @@
 //! Contiguous memory: taking a range of frames out of use, whatever its size.
 //!
 //! - `isolation`: page blocks of which nothing is given out any more (`mm/page_isolation.c`);
-//! - `range`: allocating a range of frames, or one of a given size (`alloc_contig_range`).
+//! - `range`: allocating a range of frames, or one of a given size (`alloc_contig_range`);
+//! - `cma`: areas that are lent to movable pages (`mm/cma.c`).
 //!
 //! Pages in use cannot be moved elsewhere yet, so a range that holds any is busy.
 
+mod cma;
 mod isolation;
 mod range;
 
 use core::fmt;
+
+pub(crate) use cma::CmaAreas;
+pub use cma::{CMA_MIN_ALIGNMENT, CmaArea, MAX_CMA_AREAS, cma_declare_contiguous};
 
 /// Why a range cannot be had.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

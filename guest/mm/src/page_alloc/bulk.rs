@@ -6,7 +6,7 @@ use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::units::{NodeId, NodeMask, Order, Pfn};
 use pagevisor_shared::vmstat::VmEvent;
 
-use super::context::{AllocContext, Candidate};
+use super::context::{AllocContext, Candidate, alloc_flags_cma};
 use super::watermark::{wmark_pages, zone_watermark_fast};
 use crate::Mm;
 use crate::buddy::AllocFlags;
@@ -50,7 +50,7 @@ impl<P: Platform> Mm<P> {
     /// The first zone of the preferred node that has `count` pages above its low watermark.
     fn bulk_zone(&self, gfp: Gfp, context: &AllocContext, count: usize) -> Option<Candidate> {
         let preferred = context.preferred?;
-        let flags = AllocFlags::WMARK_LOW;
+        let flags = AllocFlags::WMARK_LOW.with(alloc_flags_cma(gfp));
         context.zones(self).take_while(|candidate| candidate.zone.node.get() == preferred.zone.node.get()).find(
             |candidate| {
                 let mark = wmark_pages(candidate.zone, flags.watermark()) + count as u64;
@@ -74,10 +74,11 @@ impl<P: Platform> Mm<P> {
             return 0;
         }
         let list = &pcp.lists[kind.index()];
+        let flags = AllocFlags::WMARK_LOW.with(alloc_flags_cma(gfp));
         let (mut got, mut filled) = (0, 0);
         for slot in pages.iter_mut() {
             if slot.is_none() {
-                if list.first.get() == 0 && !self.refill_pageset(index, pcp, 0, kind, AllocFlags::WMARK_LOW) {
+                if list.first.get() == 0 && !self.refill_pageset(index, pcp, 0, kind, flags) {
                     break;
                 }
                 let pfn = list.first.get();

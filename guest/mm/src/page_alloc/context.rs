@@ -84,6 +84,12 @@ impl AllocContext {
     }
 }
 
+/// `gfp_to_alloc_flags_cma`: movable pages may be lent pages of contiguous memory areas.
+#[inline(always)]
+pub(super) const fn alloc_flags_cma(gfp: Gfp) -> AllocFlags {
+    AllocFlags(if matches!(gfp.migratetype(), MigrateType::Movable) { AllocFlags::CMA.0 } else { 0 })
+}
+
 /// `alloc_flags_nofragment`: whether the first pass is to avoid mixing migrate types. Only where there is a DMA32 zone
 /// to go to instead.
 #[inline]

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::page::Page;
 use pagevisor_shared::page_flags::{PG_NOTZERO, PG_ORDER_MASK, PG_ORDER_SHIFT, PageFlag};
-use pagevisor_shared::units::{Order, Pfn};
+use pagevisor_shared::units::{Order, PAGEBLOCK_ORDER, Pfn};
 use pagevisor_shared::vmstat::VmEvent;
 use pagevisor_shared::zone::ZoneIndex;
 
@@ -31,6 +31,13 @@ pub(super) const CHECK_AT_FREE: u32 = PageFlag::Lru.mask()
 #[inline(always)]
 pub(crate) fn allocated_order(flags: u32) -> u32 {
     (flags & PG_ORDER_MASK) >> PG_ORDER_SHIFT
+}
+
+/// Whether blocks of `order` in page blocks of `kind` go to the zone at once. All types share the pageset list of
+/// blocks as large as a page block; what an area has lent must not go to unmovable pages from there.
+#[inline]
+fn stays_off_pagesets(order: u32, kind: MigrateType) -> bool {
+    kind == MigrateType::Isolate || kind == MigrateType::Cma && order == PAGEBLOCK_ORDER
 }
 
 /// What is wrong with a page that is to be freed (`page_bad_reason`).
@@ -143,7 +150,7 @@ impl<P: Platform> Mm<P> {
         cpu.state.vm_events[VmEvent::Pgfree.index()].fetch_add(1 << order, Relaxed);
         let block_type = self.frames.migratetype(pfn as u64);
         if pcp_allowed_order(order)
-            && block_type != MigrateType::Isolate
+            && !stays_off_pagesets(order, block_type)
             && let Some(pcp) = cpu.pcps.get(index.index())
             && sync::try_lock(&pcp.lock)
         {
@@ -163,13 +170,13 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Frees a block to its zone's lists (`free_one_page`).
-    pub(super) fn free_one_page(&self, index: ZoneIndex, pfn: u32, order: u32, placement: Placement) {
+    pub(crate) fn free_one_page(&self, index: ZoneIndex, pfn: u32, order: u32, placement: Placement) {
         let zone = self.lock_zone(index);
         // The type counts as it is under the lock.
         let migratetype = self.frames.migratetype(pfn as u64);
         zone.free_one_page(Block { pfn, order, notzero: PG_NOTZERO, migratetype }, placement);
         if migratetype != MigrateType::Isolate {
-            zone.mod_free_pages(1i64 << order);
+            zone.mod_free_pages_of(1i64 << order, migratetype);
         }
     }
 }

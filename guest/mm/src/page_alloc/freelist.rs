@@ -5,11 +5,11 @@ use core::sync::atomic::Ordering::Relaxed;
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::page_flags::PG_ORDER_SHIFT;
-use pagevisor_shared::units::{NodeId, NodeMask, Order};
+use pagevisor_shared::units::{NodeId, NodeMask, Order, PAGEBLOCK_ORDER};
 use pagevisor_shared::vmstat::VmEvent;
 use pagevisor_shared::zone::ZoneIndex;
 
-use super::context::{AllocContext, Candidate, alloc_flags_nofragment};
+use super::context::{AllocContext, Candidate, alloc_flags_cma, alloc_flags_nofragment};
 use super::watermark::{wmark_pages, zone_watermark_fast};
 use crate::Mm;
 use crate::buddy::AllocFlags;
@@ -33,7 +33,7 @@ impl<P: Platform> Mm<P> {
         nodemask: Option<NodeMask>,
     ) -> Option<u32> {
         let mut context = AllocContext::prepare(self, gfp, node, nodemask)?;
-        let flags = AllocFlags::WMARK_LOW.with(alloc_flags_nofragment(self, &context, gfp));
+        let flags = AllocFlags::WMARK_LOW.with(alloc_flags_cma(gfp)).with(alloc_flags_nofragment(self, &context, gfp));
         let pfn = self.get_page_from_freelist(gfp, order.raw(), flags, &context);
         if pfn.is_some() { pfn } else { self.alloc_pages_slowpath(gfp, order, &mut context) }
     }
@@ -100,7 +100,9 @@ impl<P: Platform> Mm<P> {
     ) -> Option<u32> {
         let index = candidate.index;
         let mut pfn = None;
-        if pcp_allowed_order(order) {
+        // Lists of movable pages have pages of contiguous memory areas; those of a page block are for all types.
+        if pcp_allowed_order(order) && (migratetype != MigrateType::Movable || flags.has(AllocFlags::CMA)) {
+            let flags = if order == PAGEBLOCK_ORDER { flags.without(AllocFlags::CMA) } else { flags };
             pfn = self.rmqueue_pcplist(index, order, migratetype, flags);
         }
         if pfn.is_none() {
@@ -150,7 +152,7 @@ impl<P: Platform> Mm<P> {
             block = zone.rmqueue_smallest(order, MigrateType::HighAtomic);
         }
         let block = block?;
-        zone.mod_free_pages(-(1i64 << order));
+        zone.mod_free_pages_of(-(1i64 << order), block.migratetype);
         drop(zone);
         self.memmap().page(block.pfn).flags.set(block.notzero | order << PG_ORDER_SHIFT);
         Some(block.pfn)

@@ -6,7 +6,7 @@ use pagevisor_shared::vmstat::{VmEvent, ZoneStat};
 use pagevisor_shared::zone::{Watermark, ZoneIndex, ZoneType};
 
 use super::PAGE_ALLOC_COSTLY_ORDER;
-use super::context::AllocContext;
+use super::context::{AllocContext, alloc_flags_cma};
 use super::watermark::{wmark_pages, zone_watermark_ok};
 use crate::Mm;
 use crate::buddy::AllocFlags;
@@ -19,7 +19,7 @@ const MAX_RECLAIM_RETRIES: u32 = 16;
 /// `gfp_to_alloc_flags`: the rights of an allocation below the low watermark.
 pub(super) const fn gfp_to_alloc_flags(gfp: Gfp, order: u32) -> AllocFlags {
     let rights = AllocFlags(gfp.bits() & (Gfp::HIGH.bits() | Gfp::KSWAPD_RECLAIM.bits()));
-    let mut flags = AllocFlags::WMARK_MIN.with(AllocFlags::CPUSET).with(rights);
+    let mut flags = AllocFlags::WMARK_MIN.with(AllocFlags::CPUSET).with(rights).with(alloc_flags_cma(gfp));
     if !gfp.contains(Gfp::DIRECT_RECLAIM) {
         if !gfp.contains(Gfp::NOMEMALLOC) {
             flags = flags.with(AllocFlags::NON_BLOCK);
@@ -110,7 +110,7 @@ impl<P: Platform> Mm<P> {
         }
         let reserve = pfmemalloc_flags(gfp);
         if let Some(reserve) = reserve {
-            *flags = reserve.with(AllocFlags(flags.0 & AllocFlags::KSWAPD.0));
+            *flags = reserve.with(alloc_flags_cma(gfp)).with(AllocFlags(flags.0 & AllocFlags::KSWAPD.0));
         }
         // Allocations of high priority are the system's: policies do not bind them.
         if !flags.has(AllocFlags::CPUSET) || reserve.is_some() {

@@ -31,7 +31,10 @@ fn unusable_free(zone: &ZoneState, order: u32, flags: AllocFlags) -> i64 {
     if !flags.has(AllocFlags::RESERVES) {
         unusable += zone.nr_reserved_highatomic.get() as i64;
     }
-    unusable + zone.vm_stat[ZoneStat::NrFreeCma.index()].get()
+    if !flags.has(AllocFlags::CMA) {
+        unusable += zone.vm_stat[ZoneStat::NrFreeCma.index()].get().max(0);
+    }
+    unusable
 }
 
 /// `__zone_watermark_ok`: whether `free` pages are above `mark` and what is kept from the allocation, with a block of
@@ -65,9 +68,11 @@ pub(super) fn zone_watermark_ok(
     if order == 0 || has_free_block(zone, order) {
         return true;
     }
-    let reserved = MigrateType::HighAtomic.index();
-    flags.has(AllocFlags::HIGHATOMIC.with(AllocFlags::OOM))
-        && zone.free_area.iter().skip(order as usize).any(|area| area.free_list[reserved].first.get() != 0)
+    let has_block = |kind: MigrateType| {
+        zone.free_area.iter().skip(order as usize).any(|area| area.free_list[kind.index()].first.get() != 0)
+    };
+    flags.has(AllocFlags::CMA) && has_block(MigrateType::Cma)
+        || flags.has(AllocFlags::HIGHATOMIC.with(AllocFlags::OOM)) && has_block(MigrateType::HighAtomic)
 }
 
 /// `zone_watermark_fast`: as [`zone_watermark_ok`] with the zone's count of free pages.

@@ -6,7 +6,9 @@
 mod frames;
 mod memmap;
 mod window;
+mod words;
 
 pub use frames::{FrameTables, Home};
 pub use memmap::Memmap;
 pub use window::DirectMap;
+pub(crate) use words::PageWords;

@@ -28,7 +28,9 @@ impl fmt::Display for Fallback<'_> {
 /// Recomputes [`ZoneState::alloc_mark`]. The holder of the zone's lock calls it after a change of what it sums up.
 pub(crate) fn update_alloc_mark(zone: &ZoneState) {
     let low = zone.watermark[Watermark::Low as usize].get() + zone.watermark_boost.get();
-    zone.alloc_mark.set((low + zone.nr_reserved_highatomic.get()) as i64);
+    // Free or not: below it, the general way finds out.
+    let kept = zone.nr_reserved_highatomic.get() + zone.cma_pages.get();
+    zone.alloc_mark.set((low + kept) as i64);
 }
 
 impl<P: Platform> Mm<P> {

@@ -1,6 +1,7 @@
 //! The page allocator of hosted machines: against a model of Linux's, at its limits, misused, and by many CPUs at once.
 
 mod bad_pages;
+mod cma;
 mod contig;
 mod fallback;
 mod highatomic;

@@ -4,6 +4,7 @@
 mod alloc;
 mod basic;
 mod bootmem;
+mod cma;
 mod grow;
 mod iter;
 mod model;
