@@ -2,8 +2,10 @@
 //!
 //! The guest is told nothing about its machine in any other way, so the same kernel boots under any PVH boot loader
 //! that makes such tables, and this VMM boots any kernel that reads them. The tables are: RSDP, XSDT, FADT (a
-//! hardware-reduced machine), DSDT (the CPUs), MADT (their local APICs), SRAT and SLIT (the NUMA nodes).
+//! hardware-reduced machine), DSDT (the CPUs), MADT (their local APICs), SRAT and SLIT (the NUMA nodes), and HMAT (what
+//! their memory costs) where the topology gives latencies or bandwidths.
 
+mod hmat;
 mod numa;
 mod platform;
 #[cfg(test)]
@@ -53,7 +55,8 @@ pub fn build(topology: &Topology, layout: &Layout) -> Result<AcpiTables, TablesT
     let srat = image.add(&numa::srat(topology, layout));
     let slit = image.add(&numa::slit(topology));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    for table in [fadt, madt, srat, slit] {
+    let hmat = hmat::hmat(topology).map(|hmat| image.add(&hmat));
+    for table in [fadt, madt, srat, slit].into_iter().chain(hmat) {
         xsdt.add_entry(table);
     }
     let xsdt = image.add(&xsdt);

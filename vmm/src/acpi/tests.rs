@@ -3,7 +3,7 @@ use std::process::Command;
 
 use super::*;
 use crate::layout::{LEGACY_HOLE, MAX_RAM_RANGES};
-use crate::topology::{AddrRange, Memory, Node};
+use crate::topology::{AddrRange, MAX_BANDWIDTH_MBPS, MAX_LATENCY_NS, Memory, Node};
 
 /// A folder of a test's own, gone when the test is over.
 struct Scratch(PathBuf);
@@ -85,7 +85,12 @@ fn check_with_iasl(name: &str, topology: &Topology) {
     let scratch = Scratch::new(name);
     let tables = walk(&tables);
     let names: Vec<_> = tables.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["XSDT", "FACP", "APIC", "SRAT", "SLIT", "DSDT"]);
+    let costs = topology.latencies.is_some() || topology.bandwidths.is_some();
+    let hmat = costs.then_some("HMAT");
+    assert!(
+        names.iter().eq(["XSDT", "FACP", "APIC", "SRAT", "SLIT"].iter().chain(&hmat).chain(&["DSDT"])),
+        "{names:?}"
+    );
     for (signature, bytes) in &tables {
         let (file, source) = (format!("{signature}.dat"), format!("{signature}.dsl"));
         std::fs::write(scratch.0.join(&file), bytes).unwrap();
@@ -110,7 +115,10 @@ fn largest() -> Topology {
     });
     let distance = |from: usize, to: usize| if from == to { 10 } else { (11 + (from * 64 + to) % 244) as u8 };
     let distances = (0..64).map(|from| (0..64).map(|to| distance(from, to)).collect()).collect();
-    Topology::new(nodes.collect(), distances).unwrap()
+    let cost = |from: usize, to: usize, max: u32| max - ((from * 64 + to) % 244) as u32;
+    let costs = |max| Some((0..64).map(|from| (0..64).map(|to| cost(from, to, max)).collect()).collect());
+    let machine = Topology::new(nodes.collect(), distances).unwrap();
+    machine.with_costs(costs(MAX_LATENCY_NS), costs(MAX_BANDWIDTH_MBPS)).unwrap()
 }
 
 #[test]
@@ -188,4 +196,56 @@ fn tables_say_what_the_topology_says() {
         assert_eq!(u64_at(slit, 36), topology.nr_nodes() as u64, "{name}");
         assert_eq!(slit[44..], topology.distances.concat(), "{name}");
     }
+}
+
+/// What a System Locality structure says: data type, base unit, initiators, targets, entries.
+type Locality = (u8, u64, Vec<u32>, Vec<u32>, Vec<u16>);
+
+/// The structures of an HMAT: node of the CPUs and node of the memory of each attribute structure; the matrices.
+fn read_hmat(table: &[u8]) -> (Vec<(u32, u32)>, Vec<Locality>) {
+    let (mut attached, mut localities) = (Vec::new(), Vec::new());
+    let mut rest = &table[40..];
+    while !rest.is_empty() {
+        let (structure, behind) = rest.split_at(u32_at(rest, 4) as usize);
+        rest = behind;
+        if structure[0] == 0 {
+            assert_eq!((structure.len(), structure[8]), (40, 1), "a valid initiator");
+            attached.push((u32_at(structure, 12), u32_at(structure, 16)));
+            continue;
+        }
+        let (rows, columns) = (u32_at(structure, 12) as usize, u32_at(structure, 16) as usize);
+        let domains: Vec<u32> =
+            structure[32..].chunks_exact(4).take(rows + columns).map(|word| u32_at(word, 0)).collect();
+        let entries = structure[32 + 4 * (rows + columns)..].chunks_exact(2);
+        let entries: Vec<u16> = entries.map(|entry| u16::from_le_bytes([entry[0], entry[1]])).collect();
+        assert_eq!(entries.len(), rows * columns);
+        let (initiators, targets) = domains.split_at(rows);
+        localities.push((structure[9], u64_at(structure, 24), initiators.into(), targets.into(), entries));
+    }
+    (attached, localities)
+}
+
+#[test]
+fn costs_are_in_the_hmat() {
+    let node = |mem: Memory, cpus: &[u32]| Node { memory: mem, cpus: cpus.to_vec() };
+    let nodes = vec![node(Memory::Plain(1 << 30), &[0]), node(Memory::None, &[1]), node(Memory::Plain(1 << 30), &[])];
+    let distances = vec![vec![10, 20, 40], vec![20, 10, 30], vec![40, 30, 10]];
+    let machine = Topology::new(nodes, distances).unwrap();
+    let hmat = |machine: &Topology| {
+        let (_, tables) = tables_of(machine);
+        walk(&tables).iter().find(|(name, _)| name == "HMAT").map(|(_, table)| read_hmat(table))
+    };
+    assert_eq!(hmat(&machine), None, "nothing said, nothing in the tables");
+
+    // CPUs in nodes 0 and 1, memory in 0 and 2; node 1 reaches node 2 sooner.
+    let latencies = Some(vec![vec![80, 99, 300], vec![140, 80, 250], vec![300, 250, 99]]);
+    let latent = machine.clone().with_costs(latencies.clone(), None).unwrap();
+    let expected = (0, 1000, vec![0, 1], vec![0, 2], vec![80, 300, 140, 250]);
+    assert_eq!(hmat(&latent), Some((vec![(0, 0), (1, 2)], vec![expected.clone()])));
+
+    let bandwidths = Some(vec![vec![100_000, 1, 40_004], vec![50_006, 1, 4], vec![1, 1, 1]]);
+    let both = machine.with_costs(latencies, bandwidths).unwrap();
+    let bandwidth = (3, 10, vec![0, 1], vec![0, 2], vec![10_000, 4_000, 5_001, 1]);
+    assert_eq!(hmat(&both), Some((vec![(0, 0), (1, 2)], vec![expected, bandwidth])));
+    check_with_iasl("costs", &both);
 }

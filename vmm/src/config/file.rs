@@ -4,9 +4,9 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::ConfigError;
 use super::flags::{NODE_KEYS, memory_key};
-use super::spec::{DistanceLayer, DistanceSpec, NodeSpec, Spec};
+use super::spec::{NodeSpec, PairLayer, PairSpec, Spec};
 use super::value::{self, Cpus};
-use crate::topology::{AddrRange, MemoryKey};
+use crate::topology::{AddrRange, MemoryKey, PairKind};
 
 type Spanned<T> = toml::Spanned<T>;
 type Value<'a> = Spanned<DeValue<'a>>;
@@ -22,9 +22,11 @@ pub(super) fn parse(text: &str, name: &str) -> Result<Spec, ConfigError> {
     for (key, value) in in_order(document.get_ref()) {
         match key.get_ref().as_ref() {
             "node" => spec.nodes = file.nodes(value)?,
-            "distance" => spec.distances.extend(file.distances(value)?),
+            "distance" => spec.layers.extend(file.pairs(PairKind::Distance, value)?),
+            "latency" => spec.layers.extend(file.pairs(PairKind::Latency, value)?),
+            "bandwidth" => spec.layers.extend(file.pairs(PairKind::Bandwidth, value)?),
             other => {
-                let reason = format!("unknown key {other:?}; the keys are node, distance");
+                let reason = format!("unknown key {other:?}; the keys are node, distance, latency, bandwidth");
                 return Err(ConfigError::new(file.line(key.span().start), "", reason));
             }
         }
@@ -110,40 +112,41 @@ impl<'a> File<'a> {
     }
 
     /// A matrix, or a table of pairs; `None` if it says nothing.
-    fn distances(&self, value: &Value) -> Result<Option<DistanceLayer>, ConfigError> {
-        let mut layer = DistanceLayer { origin: self.at(value), matrix: false, entries: Vec::new() };
+    fn pairs(&self, kind: PairKind, value: &Value) -> Result<Option<PairLayer>, ConfigError> {
+        let name = kind.name();
+        let mut layer = PairLayer { kind, origin: self.at(value), matrix: false, entries: Vec::new() };
         match value.get_ref() {
             DeValue::Array(rows) => {
                 layer.matrix = !rows.is_empty();
                 for (from, row) in rows.iter().enumerate() {
-                    let refuse = || ConfigError::new(self.at(row), "distance", format!("row {from} is not a list"));
+                    let refuse = || ConfigError::new(self.at(row), name, format!("row {from} is not a list"));
                     for (to, entry) in row.get_ref().as_array().ok_or_else(refuse)?.iter().enumerate() {
-                        layer.entries.push(self.distance(from, to, entry)?);
+                        layer.entries.push(self.pair(kind, from, to, entry)?);
                     }
                 }
             }
             DeValue::Table(pairs) => {
                 for (pair, entry) in in_order(pairs) {
                     let (from, to) = value::node_pair(pair.get_ref())
-                        .map_err(|reason| ConfigError::new(self.at(entry), "distance", reason))?;
-                    layer.entries.push(self.distance(from, to, entry)?);
+                        .map_err(|reason| ConfigError::new(self.at(entry), name, reason))?;
+                    layer.entries.push(self.pair(kind, from, to, entry)?);
                 }
             }
             other => {
                 let reason = format!("{} is neither a matrix nor a table of pairs", describe(other));
-                return Err(ConfigError::new(self.at(value), "distance", reason));
+                return Err(ConfigError::new(self.at(value), name, reason));
             }
         }
         Ok(Some(layer).filter(|layer| layer.matrix || !layer.entries.is_empty()))
     }
 
-    fn distance(&self, from: usize, to: usize, value: &Value) -> Result<DistanceSpec, ConfigError> {
+    fn pair(&self, kind: PairKind, from: usize, to: usize, value: &Value) -> Result<PairSpec, ConfigError> {
         let origin = self.at(value);
         match integer(value.get_ref()) {
-            Some(value) => Ok(DistanceSpec { from, to, value, origin }),
+            Some(value) => Ok(PairSpec { from, to, value, origin }),
             None => {
-                let reason = format!("{} is not a distance", describe(value.get_ref()));
-                Err(ConfigError::new(origin, format!("distance {from}:{to}"), reason))
+                let reason = format!("{} is not a {}", describe(value.get_ref()), kind.name());
+                Err(ConfigError::new(origin, format!("{} {from}:{to}", kind.name()), reason))
             }
         }
     }

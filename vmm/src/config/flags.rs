@@ -1,9 +1,9 @@
-//! The machine in flags: `--node` and `--distance`.
+//! The machine in flags: `--node`, `--distance`, `--latency`, `--bandwidth`.
 
 use super::error::ConfigError;
-use super::spec::{DistanceLayer, DistanceSpec, NodeSpec};
+use super::spec::{NodeSpec, PairLayer, PairSpec};
 use super::value;
-use crate::topology::{AddrRange, MemoryKey};
+use crate::topology::{AddrRange, MemoryKey, PairKind};
 
 /// The keys of a node, as an error names them.
 pub(super) const NODE_KEYS: &str = "mem, dma, dma32, normal, range, cpus";
@@ -57,17 +57,17 @@ fn split(text: &str) -> Vec<&str> {
     .collect()
 }
 
-/// Reads the values of `--distance`.
-pub(super) fn distances(values: &[String]) -> Result<DistanceLayer, ConfigError> {
-    let mut layer = DistanceLayer { origin: String::new(), matrix: false, entries: Vec::new() };
+/// Reads the values of `--distance`, or of another figure that pairs of nodes have.
+pub(super) fn pairs(kind: PairKind, values: &[String]) -> Result<PairLayer, ConfigError> {
+    let mut layer = PairLayer { kind, origin: String::new(), matrix: false, entries: Vec::new() };
     for text in values {
-        let origin = format!("--distance {text}");
-        let (from, to, value) = value::distance(text).map_err(|reason| ConfigError::new(&origin, "", reason))?;
+        let origin = format!("--{} {text}", kind.name());
+        let (from, to, value) = value::pair(kind, text).map_err(|reason| ConfigError::new(&origin, "", reason))?;
         if layer.entries.iter().any(|entry| (entry.from, entry.to) == (from, to)) {
-            return Err(ConfigError::new(origin, format!("distance {from}:{to}"), "it is given twice"));
+            return Err(ConfigError::new(origin, format!("{} {from}:{to}", kind.name()), "it is given twice"));
         }
         layer.origin.clone_from(&origin);
-        layer.entries.push(DistanceSpec { from, to, value, origin });
+        layer.entries.push(PairSpec { from, to, value, origin });
     }
     Ok(layer)
 }

@@ -14,14 +14,20 @@
 //! |---|---|---|
 //! | `--distance 0:1=21` | `[distance]` with `"0:1" = 21` | distance from 0 to 1, and back unless 1:0 is given too |
 //! | | `distance = [[10, 21], [21, 10]]` | all of them |
+//! | `--latency 0:1=140` | `[latency]`, or a matrix | ns of an access by a CPU of node 0 to memory of node 1 |
+//! | `--bandwidth 0:1=40000` | `[bandwidth]`, or a matrix | MB/s that CPUs of node 0 get from node 1 |
 //!
 //! Sizes are numbers, decimal or `0x`, with K, M, G, T for powers of 1024, and multiples of 4K: a page is the finest
 //! thing both a memory slot and the guest can tell apart, and zone and node borders inside a page block are worth
 //! looking at. A node takes its memory in one of the three forms. Where nobody says `cpus`, each node has one;
 //! otherwise a node that does not say it has none. Where no distance is given, all are 20; otherwise all must be.
 //!
-//! Flags override the file: `--node`, given at all, replaces all of the file's nodes, and `--distance` single
-//! distances. Without file and `--node` the machine is [`Topology::default`].
+//! Latencies and bandwidths are for the guest's HMAT, which has what is given here and only then, and for what
+//! experiments charge for an access. Of pairs, those that are not given follow from the distances
+//! ([`crate::topology::modelled_latency`], [`crate::topology::modelled_bandwidth`]); a matrix has to be complete.
+//!
+//! Flags override the file: `--node`, given at all, replaces all of the file's nodes, and `--distance`, `--latency`,
+//! `--bandwidth` single pairs. Without file and `--node` the machine is [`Topology::default`].
 
 mod error;
 mod file;
@@ -34,7 +40,7 @@ mod write;
 
 use std::path::{Path, PathBuf};
 
-use crate::topology::Topology;
+use crate::topology::{PairKind, Topology};
 use spec::Spec;
 
 pub use error::ConfigError;
@@ -59,6 +65,18 @@ pub struct TopologyArgs {
     /// It overrides the file's. Where no distance is given at all, every one is 20; otherwise all must be given.
     #[arg(long = "distance", value_name = "A:B=D")]
     pub distances: Vec<String>,
+
+    /// Nanoseconds that a CPU of node A needs for an access to memory of node B, and the other way round unless B:A is
+    /// given too (repeatable).
+    ///
+    /// Tells the guest (HMAT), and what experiments charge. Pairs not given follow from the distances: 80 ns for 10.
+    #[arg(long = "latency", value_name = "A:B=NS")]
+    pub latencies: Vec<String>,
+
+    /// MB/s that CPUs of node A get from memory of node B, and the other way round unless B:A is given too
+    /// (repeatable).
+    #[arg(long = "bandwidth", value_name = "A:B=MB/S")]
+    pub bandwidths: Vec<String>,
 }
 
 /// The machine that the command line describes.
@@ -71,8 +89,14 @@ pub fn resolve(args: &TopologyArgs) -> Result<Topology, ConfigError> {
     if !args.nodes.is_empty() {
         spec.nodes = flags::nodes(&args.nodes)?;
     }
-    if !args.distances.is_empty() {
-        spec.distances.push(flags::distances(&args.distances)?);
+    for (kind, values) in [
+        (PairKind::Distance, &args.distances),
+        (PairKind::Latency, &args.latencies),
+        (PairKind::Bandwidth, &args.bandwidths),
+    ] {
+        if !values.is_empty() {
+            spec.layers.push(flags::pairs(kind, values)?);
+        }
     }
     spec.topology()
 }

@@ -7,8 +7,8 @@ use pagevisor_shared::NR_CPUS;
 use super::error::ConfigError;
 use super::value::Cpus;
 use crate::topology::{
-    AddrRange, Fault, LOCAL_DISTANCE, Memory, MemoryKey, Node, Subject, Topology, TopologyError, ZoneAmounts,
-    check_distance, check_node_count, uniform_distances,
+    AddrRange, Fault, LOCAL_DISTANCE, Memory, MemoryKey, Node, PairKind, Subject, Topology, TopologyError, ZoneAmounts,
+    check_node_count, modelled_bandwidth, modelled_latency, uniform_distances,
 };
 
 /// A machine as it was written.
@@ -18,8 +18,8 @@ pub(super) struct Spec {
     pub origin: String,
     /// Its nodes.
     pub nodes: Vec<NodeSpec>,
-    /// Its distances, each layer overriding those before it.
-    pub distances: Vec<DistanceLayer>,
+    /// Its distances, latencies and bandwidths, each layer overriding those of its kind before it.
+    pub layers: Vec<PairLayer>,
 }
 
 /// A node as it was written.
@@ -40,21 +40,23 @@ struct Amount {
     origin: String,
 }
 
-/// Distances that were given together.
+/// Distances (or latencies, or bandwidths) that were given together.
 #[derive(Debug)]
-pub(super) struct DistanceLayer {
+pub(super) struct PairLayer {
+    /// What they are.
+    pub kind: PairKind,
     /// Where they stand.
     pub origin: String,
     /// Whether they are a matrix, which has to be complete in itself; of pairs, each one stands for both directions
     /// unless the other direction is given as well.
     pub matrix: bool,
-    /// The distances.
-    pub entries: Vec<DistanceSpec>,
+    /// The figures.
+    pub entries: Vec<PairSpec>,
 }
 
-/// A distance as it was written.
+/// A figure of a pair of nodes as it was written.
 #[derive(Debug)]
-pub(super) struct DistanceSpec {
+pub(super) struct PairSpec {
     /// Row.
     pub from: usize,
     /// Column.
@@ -129,7 +131,9 @@ impl Spec {
         let cpus = self.assign_cpus()?;
         let nodes = self.nodes.iter().zip(cpus).map(|(node, cpus)| Node { memory: node.memory(), cpus }).collect();
         let distances = self.distances(self.nodes.len())?;
-        Topology::new(nodes, distances)
+        let latencies = self.costs(PairKind::Latency, &distances, modelled_latency)?;
+        let bandwidths = self.costs(PairKind::Bandwidth, &distances, modelled_bandwidth)?;
+        Topology::new(nodes, distances)?.with_costs(latencies, bandwidths)
     }
 
     /// The CPU numbers of each node. Nodes that give a count get the lowest numbers that no list has, in the order of
@@ -167,23 +171,57 @@ impl Spec {
         Ok(self.nodes.iter().map(assign).collect())
     }
 
+    fn layers(&self, kind: PairKind) -> impl DoubleEndedIterator<Item = &PairLayer> {
+        self.layers.iter().filter(move |layer| layer.kind == kind)
+    }
+
     fn distances(&self, nodes: usize) -> Result<Vec<Vec<u8>>, TopologyError> {
-        if self.distances.is_empty() {
+        if self.layers(PairKind::Distance).next().is_none() {
             return Ok(uniform_distances(nodes));
         }
+        let unsaid = |from, to| (from == to).then_some(LOCAL_DISTANCE.into());
+        let matrix = self.matrix(PairKind::Distance, nodes, unsaid)?;
+        // The check of each has let nothing pass that is larger.
+        let narrow = |value: u32| u8::try_from(value).unwrap_or(u8::MAX);
+        Ok(matrix.into_iter().map(|row| row.into_iter().map(narrow).collect()).collect())
+    }
+
+    /// Latencies or bandwidths, if any is given. Those that pairs leave open follow from the distances.
+    fn costs(
+        &self,
+        kind: PairKind,
+        distances: &[Vec<u8>],
+        model: fn(u8) -> u32,
+    ) -> Result<Option<Vec<Vec<u32>>>, TopologyError> {
+        if self.layers(kind).next().is_none() {
+            return Ok(None);
+        }
+        let unsaid = |from: usize, to: usize| distances.get(from)?.get(to).copied().map(model);
+        self.matrix(kind, distances.len(), unsaid).map(Some)
+    }
+
+    /// The layers of `kind`, one over the other, over what `unsaid` gives; that counts only where all are pairs.
+    fn matrix(
+        &self,
+        kind: PairKind,
+        nodes: usize,
+        unsaid: impl Fn(usize, usize) -> Option<u32>,
+    ) -> Result<Vec<Vec<u32>>, TopologyError> {
         let mut matrix = vec![vec![None; nodes]; nodes];
-        if !self.distances.iter().any(|layer| layer.matrix) {
-            for (node, row) in matrix.iter_mut().enumerate() {
-                row[node] = Some(LOCAL_DISTANCE);
+        if !self.layers(kind).any(|layer| layer.matrix) {
+            for (from, row) in matrix.iter_mut().enumerate() {
+                for (to, entry) in row.iter_mut().enumerate() {
+                    *entry = unsaid(from, to);
+                }
             }
         }
-        for layer in &self.distances {
+        for layer in self.layers(kind) {
             layer.apply(&mut matrix)?;
         }
-        let entry = |(from, to): (usize, usize), value: Option<u8>| {
-            value.ok_or_else(|| Fault::DistanceMissing.about(Subject::Distance { from, to }))
+        let entry = |(from, to): (usize, usize), value: Option<u32>| {
+            value.ok_or_else(|| kind.missing().about(Subject::Pair { kind, from, to }))
         };
-        let row = |(from, row): (usize, Vec<Option<u8>>)| {
+        let row = |(from, row): (usize, Vec<Option<u32>>)| {
             row.into_iter().enumerate().map(|(to, value)| entry((from, to), value)).collect()
         };
         matrix.into_iter().enumerate().map(row).collect()
@@ -206,33 +244,33 @@ impl Spec {
                 .and_then(|node| node.cpus.as_ref())
                 .map(|(_, origin)| origin.as_str())
                 .or_else(|| node_origin(node)),
-            Subject::Distance { from, to } => self.distance_origin(from, to),
+            Subject::Pair { kind, from, to } => self.pair_origin(kind, from, to),
         };
         origin.unwrap_or(&self.origin)
     }
 
-    /// Where the distance stands, or where it would have to.
-    fn distance_origin(&self, from: usize, to: usize) -> Option<&str> {
-        let entries = || self.distances.iter().flat_map(|layer| &layer.entries).rev();
+    /// Where the figure stands, or where it would have to.
+    fn pair_origin(&self, kind: PairKind, from: usize, to: usize) -> Option<&str> {
+        let entries = || self.layers(kind).flat_map(|layer| &layer.entries).rev();
         let exact = entries().find(|entry| (entry.from, entry.to) == (from, to));
-        let matrix = || self.distances.iter().find(|layer| layer.matrix).map(|layer| layer.origin.as_str());
+        let matrix = || self.layers(kind).find(|layer| layer.matrix).map(|layer| layer.origin.as_str());
         let row = || entries().find(|entry| entry.from == from).map(|entry| entry.origin.as_str());
-        let any = || self.distances.last().map(|layer| layer.origin.as_str());
+        let any = || self.layers(kind).next_back().map(|layer| layer.origin.as_str());
         exact.map(|entry| entry.origin.as_str()).or_else(row).or_else(matrix).or_else(any)
     }
 }
 
-impl DistanceLayer {
+impl PairLayer {
     /// Writes the layer over what is in `matrix`.
-    fn apply(&self, matrix: &mut [Vec<Option<u8>>]) -> Result<(), TopologyError> {
+    fn apply(&self, matrix: &mut [Vec<Option<u32>>]) -> Result<(), TopologyError> {
         let nodes = matrix.len();
         let given: BTreeSet<_> = self.entries.iter().map(|entry| (entry.from, entry.to)).collect();
-        for &DistanceSpec { from, to, value, .. } in &self.entries {
+        for &PairSpec { from, to, value, .. } in &self.entries {
             let checked = match from.max(to) {
                 id if id >= nodes => Err(Fault::NoSuchNode { id, nodes }),
-                _ => check_distance(from, to, value),
+                _ => self.kind.check(from, to, value),
             };
-            let value = checked.map_err(|fault| fault.about(Subject::Distance { from, to }))?;
+            let value = checked.map_err(|fault| fault.about(Subject::Pair { kind: self.kind, from, to }))?;
             matrix[from][to] = Some(value);
             if !self.matrix && !given.contains(&(to, from)) {
                 matrix[to][from] = Some(value);

@@ -4,7 +4,7 @@ use std::fmt;
 
 use pagevisor_shared::NR_CPUS;
 
-use crate::topology::{AddrRange, Fault};
+use crate::topology::{AddrRange, Fault, PairKind};
 
 /// Bytes, written with the largest binary unit that leaves no remainder: `16M`, `3056M`, `640K`, `5`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -123,8 +123,8 @@ pub fn decimal(text: &str) -> Option<usize> {
     all_digits.then(|| text.parse().unwrap_or(usize::MAX))
 }
 
-/// A distance as it was given: from, to, and the value, which has yet to be checked.
-pub type Distance = (usize, usize, i64);
+/// A figure of a pair of nodes as it was given: from, to, and the value, which has yet to be checked.
+pub type Pair = (usize, usize, i64);
 
 /// Reads the pair of nodes `0:1`.
 pub fn node_pair(text: &str) -> Result<(usize, usize), String> {
@@ -134,8 +134,9 @@ pub fn node_pair(text: &str) -> Result<(usize, usize), String> {
 }
 
 /// Reads `0:1=20`.
-pub fn distance(text: &str) -> Result<Distance, String> {
-    let bad = || format!("{text:?} is not a distance: FROM:TO=DISTANCE, such as 0:1=20");
+pub fn pair(kind: PairKind, text: &str) -> Result<Pair, String> {
+    let (unit, example) = kind.example();
+    let bad = || format!("{text:?} is not a {}: FROM:TO={unit}, such as {example}", kind.name());
     let (pair, value) = text.split_once('=').ok_or_else(bad)?;
     let (from, to) = node_pair(pair)?;
     Ok((from, to, value.parse().map_err(|_| bad())?))

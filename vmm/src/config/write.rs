@@ -3,22 +3,33 @@
 use std::fmt::Write;
 
 use super::value::Size;
-use crate::topology::{Memory, Node, Topology};
+use crate::topology::{Memory, Node, PairKind, Topology};
 
 impl Topology {
     /// The topology as a file: everything is explicit in it, and [`Topology::from_toml`] reads it back equal.
     pub fn to_toml(&self) -> String {
-        let mut text = String::from("distance = [\n");
-        for row in &self.distances {
-            let row: Vec<String> = row.iter().map(u8::to_string).collect();
-            text += &format!("  [{}],\n", row.join(", "));
+        let mut text = String::new();
+        write_matrix(PairKind::Distance, &self.distances, &mut text);
+        if let Some(latencies) = &self.latencies {
+            write_matrix(PairKind::Latency, latencies, &mut text);
         }
-        text += "]\n";
+        if let Some(bandwidths) = &self.bandwidths {
+            write_matrix(PairKind::Bandwidth, bandwidths, &mut text);
+        }
         for node in &self.nodes {
             write_node(node, &mut text);
         }
         text
     }
+}
+
+fn write_matrix<T: ToString>(kind: PairKind, matrix: &[Vec<T>], text: &mut String) {
+    *text += &format!("{} = [\n", kind.name());
+    for row in matrix {
+        let row: Vec<String> = row.iter().map(T::to_string).collect();
+        *text += &format!("  [{}],\n", row.join(", "));
+    }
+    *text += "]\n";
 }
 
 fn write_node(node: &Node, text: &mut String) {

@@ -2,7 +2,10 @@
 
 use pagevisor_shared::{MAX_NUMNODES, NR_CPUS, units::PAGE_SIZE};
 
-use super::{Fault, LOCAL_DISTANCE, MAX_NODE_MEMORY, Memory, MemoryKey, Subject, Topology, TopologyError};
+use super::{
+    Fault, LOCAL_DISTANCE, MAX_BANDWIDTH_MBPS, MAX_LATENCY_NS, MAX_NODE_MEMORY, Memory, MemoryKey, PairKind, Subject,
+    Topology, TopologyError,
+};
 use crate::layout::{DEVICE_HOLE, Layout, PHYS_END};
 
 impl Topology {
@@ -19,7 +22,13 @@ impl Topology {
                 return Err(Fault::EmptyNode.about(Subject::Node(id)));
             }
         }
-        self.check_distances()?;
+        self.check_pairs(PairKind::Distance, &self.distances)?;
+        if let Some(latencies) = &self.latencies {
+            self.check_pairs(PairKind::Latency, latencies)?;
+        }
+        if let Some(bandwidths) = &self.bandwidths {
+            self.check_pairs(PairKind::Bandwidth, bandwidths)?;
+        }
         Layout::place(self).map(|_| ())
     }
 
@@ -52,16 +61,16 @@ impl Topology {
         }
     }
 
-    fn check_distances(&self) -> Result<(), TopologyError> {
+    fn check_pairs<T: Copy + Into<i64>>(&self, kind: PairKind, matrix: &[Vec<T>]) -> Result<(), TopologyError> {
         let nodes = self.nodes.len();
-        for from in 0..nodes.max(self.distances.len()) {
-            let row = self.distances.get(from).map_or(&[][..], Vec::as_slice);
+        for from in 0..nodes.max(matrix.len()) {
+            let row = matrix.get(from).map_or(&[][..], Vec::as_slice);
             for to in 0..nodes.max(row.len()) {
-                let subject = Subject::Distance { from, to };
+                let subject = Subject::Pair { kind, from, to };
                 let fault = match row.get(to) {
-                    None => Fault::DistanceMissing,
+                    None => kind.missing(),
                     Some(_) if from >= nodes || to >= nodes => Fault::NoSuchNode { id: from.max(to), nodes },
-                    Some(&distance) => match check_distance(from, to, distance.into()) {
+                    Some(&value) => match kind.check(from, to, value.into()) {
                         Ok(_) => continue,
                         Err(fault) => fault,
                     },
@@ -82,16 +91,30 @@ pub(crate) fn check_node_count(nodes: usize) -> Result<(), TopologyError> {
     }
 }
 
-/// Checks one distance.
-///
-/// Linux refuses a table in which another node is as near as the node itself (`slit_valid`), and would then go on
-/// with 10 and 20; so does this.
-pub(crate) fn check_distance(from: usize, to: usize, distance: i64) -> Result<u8, Fault> {
-    match u8::try_from(distance) {
-        Ok(LOCAL_DISTANCE) if from == to => Ok(LOCAL_DISTANCE),
-        _ if from == to => Err(Fault::DistanceLocal(distance)),
-        Ok(fine) if fine > LOCAL_DISTANCE => Ok(fine),
-        _ => Err(Fault::DistanceOutOfRange(distance)),
+impl PairKind {
+    /// Checks one figure.
+    ///
+    /// Linux refuses a table in which another node is as near as the node itself (`slit_valid`), and would then go on
+    /// with 10 and 20; so does this. A remote latency may be below the local one: memory next to another node's CPUs
+    /// may be of a faster kind.
+    pub(crate) fn check(self, from: usize, to: usize, value: i64) -> Result<u32, Fault> {
+        let within = |max: u32| u32::try_from(value).ok().filter(|value| (1..=max).contains(value));
+        let local = i64::from(LOCAL_DISTANCE);
+        match self {
+            Self::Distance if from == to && value != local => Err(Fault::DistanceLocal(value)),
+            Self::Distance if from != to && value <= local => Err(Fault::DistanceOutOfRange(value)),
+            Self::Distance => within(u8::MAX.into()).ok_or(Fault::DistanceOutOfRange(value)),
+            Self::Latency => within(MAX_LATENCY_NS).ok_or(Fault::LatencyOutOfRange(value)),
+            Self::Bandwidth => within(MAX_BANDWIDTH_MBPS).ok_or(Fault::BandwidthOutOfRange(value)),
+        }
+    }
+
+    /// What is wrong where there is no figure.
+    pub(crate) const fn missing(self) -> Fault {
+        match self {
+            Self::Distance => Fault::DistanceMissing,
+            Self::Latency | Self::Bandwidth => Fault::EntryMissing,
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use pagevisor_shared::{MAX_NUMNODES, NR_CPUS};
 
-use super::{AddrRange, LOCAL_DISTANCE, MAX_NODE_MEMORY, MemoryKey};
+use super::{AddrRange, LOCAL_DISTANCE, MAX_BANDWIDTH_MBPS, MAX_LATENCY_NS, MAX_NODE_MEMORY, MemoryKey, PairKind};
 use crate::config::Size;
 use crate::layout::{DEVICE_HOLE, LEGACY_HOLE, MAX_MAP_ENTRIES, MAX_RAM_RANGES, PHYS_END};
 
@@ -26,8 +26,10 @@ pub enum Subject {
     },
     /// The CPUs of a node.
     Cpus(usize),
-    /// A distance.
-    Distance {
+    /// A figure between two nodes.
+    Pair {
+        /// Which figure.
+        kind: PairKind,
         /// Row.
         from: usize,
         /// Column.
@@ -42,7 +44,7 @@ impl fmt::Display for Subject {
             Self::Node(node) => write!(f, "node {node}"),
             Self::Memory { node, key, .. } => write!(f, "node {node}, {}", key.name()),
             Self::Cpus(node) => write!(f, "node {node}, cpus"),
-            Self::Distance { from, to } => write!(f, "distance {from}:{to}"),
+            Self::Pair { kind, from, to } => write!(f, "{} {from}:{to}", kind.name()),
         }
     }
 }
@@ -157,6 +159,9 @@ pub enum Fault {
     /// Some distances are given, this one is not.
     #[error("it is missing; where one distance is given, all must be")]
     DistanceMissing,
+    /// A matrix of latencies or bandwidths with a gap in it.
+    #[error("it is missing; a matrix must be complete")]
+    EntryMissing,
     /// A node that is not there.
     #[error("there is no node {id}: the machine has {nodes}")]
     NoSuchNode {
@@ -171,6 +176,12 @@ pub enum Fault {
     /// A distance no table can hold or no kernel accepts.
     #[error("{0} is not a distance to another node: that is {min} to 255", min = LOCAL_DISTANCE + 1)]
     DistanceOutOfRange(i64),
+    /// A latency no table can hold.
+    #[error("{0} is not a latency: that is 1 to {MAX_LATENCY_NS} ns")]
+    LatencyOutOfRange(i64),
+    /// A bandwidth no machine has.
+    #[error("{0} is not a bandwidth: that is 1 to {MAX_BANDWIDTH_MBPS} MB/s")]
+    BandwidthOutOfRange(i64),
 }
 
 impl Fault {

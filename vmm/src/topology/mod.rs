@@ -5,6 +5,7 @@
 //! in the guest-physical address space follows from [`crate::layout::Layout::place`].
 
 mod check;
+mod cost;
 mod fault;
 
 use std::fmt;
@@ -13,7 +14,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Size;
 
-pub(crate) use check::{check_distance, check_node_count};
+pub(crate) use check::check_node_count;
+pub use cost::{
+    LOCAL_BANDWIDTH_MBPS, LOCAL_LATENCY_NS, MAX_BANDWIDTH_MBPS, MAX_LATENCY_NS, PairKind, modelled_bandwidth,
+    modelled_latency,
+};
 pub use fault::{Fault, Subject, TopologyError};
 
 /// Distance of a node to itself (`LOCAL_DISTANCE`).
@@ -175,6 +180,12 @@ pub struct Topology {
     pub nodes: Vec<Node>,
     /// Distance by row (from), then column (to), as SLIT and `node_distance` have it. Need not be symmetric.
     pub distances: Vec<Vec<u8>>,
+    /// Nanoseconds that an access takes, by node of the CPU, then of the memory, if the machine says so in its HMAT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latencies: Option<Vec<Vec<u32>>>,
+    /// MB/s (10^6 bytes) that accesses reach, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidths: Option<Vec<Vec<u32>>>,
 }
 
 /// A topology from elsewhere, such as a runtime manifest, before it has been checked.
@@ -183,13 +194,17 @@ pub struct Topology {
 struct Unchecked {
     nodes: Vec<Node>,
     distances: Vec<Vec<u8>>,
+    #[serde(default)]
+    latencies: Option<Vec<Vec<u32>>>,
+    #[serde(default)]
+    bandwidths: Option<Vec<Vec<u32>>>,
 }
 
 impl TryFrom<Unchecked> for Topology {
     type Error = TopologyError;
 
     fn try_from(raw: Unchecked) -> Result<Self, TopologyError> {
-        Self::new(raw.nodes, raw.distances)
+        Self::new(raw.nodes, raw.distances)?.with_costs(raw.latencies, raw.bandwidths)
     }
 }
 
@@ -201,7 +216,7 @@ impl Default for Topology {
         };
         let nodes =
             vec![Node { memory: mib(16, 112, 128), cpus: vec![0] }, Node { memory: mib(0, 0, 256), cpus: vec![1] }];
-        Self { nodes, distances: uniform_distances(2) }
+        Self { nodes, distances: uniform_distances(2), latencies: None, bandwidths: None }
     }
 }
 
@@ -215,7 +230,18 @@ pub fn uniform_distances(nodes: usize) -> Vec<Vec<u8>> {
 impl Topology {
     /// A checked topology.
     pub fn new(nodes: Vec<Node>, distances: Vec<Vec<u8>>) -> Result<Self, TopologyError> {
-        let topology = Self { nodes, distances };
+        let topology = Self { nodes, distances, latencies: None, bandwidths: None };
+        topology.validate()?;
+        Ok(topology)
+    }
+
+    /// The same machine with these latencies and bandwidths, checked.
+    pub fn with_costs(
+        self,
+        latencies: Option<Vec<Vec<u32>>>,
+        bandwidths: Option<Vec<Vec<u32>>>,
+    ) -> Result<Self, TopologyError> {
+        let topology = Self { latencies, bandwidths, ..self };
         topology.validate()?;
         Ok(topology)
     }

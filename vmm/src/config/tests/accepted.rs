@@ -62,6 +62,8 @@ fn file_and_flags_mean_the_same() {
             Node { memory: Memory::Zones(ZoneAmounts { dma: 0, dma32: 64 * MIB, normal: 4 * MIB }), cpus: vec![] },
         ],
         distances: vec![vec![10, 21, 41], vec![31, 10, 51], vec![41, 51, 10]],
+        latencies: None,
+        bandwidths: None,
     };
     assert_eq!(flags, expected);
 }
@@ -98,6 +100,31 @@ fn flags_override_the_file() {
     assert!(error.ends_with("four-node-ring.toml:10: distance 0:1: there is no node 1: the machine has 1"), "{error}");
 }
 
+/// `resolve` of nothing but two nodes and these costs.
+fn costed(latencies: &[&str], bandwidths: &[&str]) -> Topology {
+    let own = |values: &[&str]| values.iter().map(|&value| value.to_owned()).collect();
+    let args = TopologyArgs { latencies: own(latencies), bandwidths: own(bandwidths), ..TopologyArgs::default() };
+    resolve(&args).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn costs_are_symmetric_and_follow_the_distances_unless_said() {
+    assert_eq!((costed(&[], &[]).latencies, costed(&[], &[]).bandwidths), (None, None));
+    let machine = costed(&["0:1=140"], &[]);
+    assert_eq!((machine.latencies, machine.bandwidths), (Some(vec![vec![80, 140], vec![140, 80]]), None));
+    let machine = costed(&["0:1=140", "1:0=150", "1:1=90"], &["1:0=30000"]);
+    assert_eq!(machine.latencies, Some(vec![vec![80, 140], vec![150, 90]]));
+    assert_eq!(machine.bandwidths, Some(vec![vec![100_000, 30_000], vec![30_000, 100_000]]));
+
+    let nodes = "[[node]]\nmem = \"1G\"\ncpus = 1\n[[node]]\nmem = \"1G\"\n";
+    let pairs = parsed(&format!("{nodes}[latency]\n\"0:1\" = 140\n[bandwidth]\n\"0:0\" = 90000\n"));
+    assert_eq!(pairs.latencies, Some(vec![vec![80, 140], vec![140, 80]]));
+    assert_eq!(pairs.bandwidths, Some(vec![vec![90_000, 50_000], vec![50_000, 100_000]]));
+    let matrix = parsed(&format!("latency = [[1, 2], [3, 4]]\nbandwidth = [[5, 6], [7, 8]]\n{nodes}"));
+    assert_eq!(matrix.latencies, Some(vec![vec![1, 2], vec![3, 4]]));
+    assert_eq!(matrix.bandwidths, Some(vec![vec![5, 6], vec![7, 8]]));
+}
+
 #[test]
 fn shipped_topologies_are_what_they_say() {
     let shipped = shipped();
@@ -125,6 +152,7 @@ fn written_topologies_read_back_equal() {
     let mut machines = shipped();
     machines.push(("default".into(), Topology::default()));
     machines.push(("no memory".into(), resolved(&["mem=1G,cpus=[0]", "cpus=[1-2]"], &["0:1=17", "1:0=18"])));
+    machines.push(("costs".into(), costed(&["0:1=140", "1:0=150"], &["1:0=30000"])));
     for (name, topology) in machines {
         let text = topology.to_toml();
         assert_eq!(parsed(&text), topology, "{name}: {text}");

@@ -10,6 +10,8 @@ fn babble() -> impl Strategy<Value = String> {
         prop::sample::select(vec![
             "[[node]]\n",
             "[distance]\n",
+            "[latency]\n",
+            "bandwidth",
             "node",
             "distance",
             "mem",

@@ -26,5 +26,5 @@ pub(crate) fn shipped() -> Vec<(String, Topology)> {
 /// The command line `--node A --node B ... --distance X ...`.
 fn flags(nodes: &[&str], distances: &[&str]) -> TopologyArgs {
     let own = |values: &[&str]| values.iter().map(|&value| value.to_owned()).collect();
-    TopologyArgs { file: None, nodes: own(nodes), distances: own(distances) }
+    TopologyArgs { nodes: own(nodes), distances: own(distances), ..TopologyArgs::default() }
 }

@@ -24,7 +24,7 @@ fn line(nodes: &[&str], distances: &[&str], message: &str) {
 
 #[test]
 fn unknown_keys() {
-    file("nodes = 2\n", "m.toml:1: unknown key \"nodes\"; the keys are node, distance");
+    file("nodes = 2\n", "m.toml:1: unknown key \"nodes\"; the keys are node, distance, latency, bandwidth");
     more(
         "[[node]]\ncpus = 1\nmemory = \"1G\"\n",
         "m.toml:6: unknown key \"memory\"; the keys are mem, dma, dma32, normal, range, cpus",
@@ -288,4 +288,33 @@ fn distances() {
     let nodes = ["mem=64M"; 3];
     line(&nodes, &["0:1=20"], &format!("--distance 0:1=20: distance 0:2: {missing}"));
     line(&nodes, &["0:1=20", "0:2=20"], &format!("--distance 0:2=20: distance 1:2: {missing}"));
+}
+
+#[test]
+fn costs() {
+    let two = format!("{BOOT}{BOOT}");
+    let missing = "it is missing; a matrix must be complete";
+    file(&format!("latency = [[80, 140],\n[140]]\n{two}"), &format!("m.toml:2: latency 1:1: {missing}"));
+    file(&format!("bandwidth = [[1, 2]]\n{two}"), &format!("m.toml:1: bandwidth 1:0: {missing}"));
+    file(
+        &format!("{two}[latency]\n\"0:0\" = 80\n\"0:2\" = 80\n"),
+        "m.toml:9: latency 0:2: there is no node 2: the machine has 2",
+    );
+    file(&format!("{two}[bandwidth]\n\"0:1\" = 1.5\n"), "m.toml:8: bandwidth 0:1: 1.5 is not a bandwidth");
+    file("latency = 3\n", "m.toml:1: latency: 3 is neither a matrix nor a table of pairs");
+    let flag = |latency: &str, bandwidth: &str| {
+        let own = |value: &str| Vec::from_iter((!value.is_empty()).then(|| value.to_owned()));
+        let args = TopologyArgs { latencies: own(latency), bandwidths: own(bandwidth), ..TopologyArgs::default() };
+        resolve(&args).unwrap_err().to_string()
+    };
+    let range = "is not a latency: that is 1 to 65534 ns";
+    assert_eq!(flag("0:0=0", ""), format!("--latency 0:0=0: latency 0:0: 0 {range}"));
+    assert_eq!(flag("0:1=65535", ""), format!("--latency 0:1=65535: latency 0:1: 65535 {range}"));
+    let range = "is not a bandwidth: that is 1 to 10000000 MB/s";
+    assert_eq!(flag("", "1:0=-1"), format!("--bandwidth 1:0=-1: bandwidth 1:0: -1 {range}"));
+    assert_eq!(flag("0:1", ""), "--latency 0:1: \"0:1\" is not a latency: FROM:TO=NANOSECONDS, such as 0:1=140");
+    assert_eq!(
+        flag("", "0:1=fast"),
+        "--bandwidth 0:1=fast: \"0:1=fast\" is not a bandwidth: FROM:TO=MB/S, such as 0:1=40000"
+    );
 }
