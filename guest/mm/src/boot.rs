@@ -12,6 +12,7 @@ use pagevisor_shared::zone::ZoneIndex;
 use crate::Mm;
 use crate::contig::CmaAreas;
 use crate::hooks::Hooks;
+use crate::instrument::Instrument;
 use crate::memblock::{AllocError, Memblock, MemblockFlags, Region};
 use crate::page_alloc::Reports;
 use crate::platform::Platform;
@@ -104,6 +105,7 @@ impl<P: Platform> Mm<P> {
             reports: Reports::new(),
             cma: CmaAreas::new(),
             settings: Settings::new(),
+            instrument: Instrument::new(),
             boosted: [const { AtomicU64::new(0) }; 5],
             reserved_lock: AtomicU32::new(0),
         };

@@ -11,6 +11,7 @@
 //! | [`buddy`] | free areas, page blocks, fallback between migrate types |
 //! | [`pcp`] | per-CPU page lists |
 //! | [`page_alloc`] | the page allocator: fast path, slow path, freeing, reports |
+//! | [`instrument`] | what can look at every allocation and free |
 //! | [`contig`] | page isolation, ranges of frames, contiguous memory areas |
 //!
 //! One [`Mm`] owns everything; the crate has no mutable global. All that differs between ring 0 and a hosted test
@@ -19,8 +20,8 @@
 //!
 //! # Locks, by rank
 //!
-//! 1. a pageset ([`PcpState::lock`](pagevisor_shared::region::zone::PcpState::lock)): taken by `try` on the hot
-//!    paths, so an interrupt that finds it held goes to the zone instead;
+//! 1. a pageset ([`PcpState`](pagevisor_shared::region::zone::PcpState)): taken by `try` on the hot paths,
+//!    so an interrupt that finds it held goes to the zone instead;
 //! 2. a zone ([`ZoneState::lock`](pagevisor_shared::region::zone::ZoneState::lock)): taken with interrupts off,
 //!    guards free lists, page blocks and their counters.
 #![no_std]
@@ -37,6 +38,7 @@ mod cpu;
 mod hooks;
 #[cfg(feature = "hosted")]
 pub mod hosted;
+pub mod instrument;
 pub mod list;
 pub mod memblock;
 mod mm;

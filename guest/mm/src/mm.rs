@@ -11,6 +11,7 @@ use pagevisor_shared::zone::{MAX_NR_ZONES, ZoneIndex};
 
 use crate::contig::CmaAreas;
 use crate::hooks::Hooks;
+use crate::instrument::Instrument;
 use crate::page_alloc::Reports;
 use crate::platform::Platform;
 use crate::raw::{DirectMap, FrameTables, Memmap};
@@ -36,6 +37,7 @@ pub struct Mm<P: Platform> {
     pub(crate) reports: Reports,
     pub(crate) cma: CmaAreas,
     pub(crate) settings: Settings,
+    pub(crate) instrument: Instrument,
     /// `ZONE_BOOSTED_WATERMARK` of each zone, a bit each.
     pub(crate) boosted: [AtomicU64; 5],
     /// Guards the region's table of reserved memory.

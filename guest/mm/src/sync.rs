@@ -1,8 +1,11 @@
-//! Words of shared memory: how the stack reads and writes them, and the two lock protocols on them.
+//! Words of shared memory: how the stack reads and writes them, and the lock protocols on them.
 //!
 //! The state region and the page metadata are made of atomics, because other CPUs and the host read them at any
 //! time. Most of them have one writer at a time all the same, whoever holds the lock they belong to. [`Plain`] names
 //! that: loads and stores without ordering; the lock orders them.
+//!
+//! A pageset's lock is a [`Gated`] one: a lock word that the short ways try, and that is closed while something
+//! watches every allocation and free. Then the general ways hold a second word instead.
 //!
 //! The protocols are generic over the word ([`LockWord`]), so that loom can run them.
 
@@ -65,6 +68,9 @@ pub trait LockWord {
     /// Whether bit 0 is set, without ordering.
     fn is_set(&self) -> bool;
 
+    /// Whether bit 0 is set, with acquire ordering.
+    fn is_set_acquire(&self) -> bool;
+
     /// Clears the word with release ordering.
     fn clear(&self);
 }
@@ -79,6 +85,11 @@ impl LockWord for AtomicU32 {
     #[inline(always)]
     fn is_set(&self) -> bool {
         self.load(Relaxed) & 1 != 0
+    }
+
+    #[inline(always)]
+    fn is_set_acquire(&self) -> bool {
+        self.load(Acquire) & 1 != 0
     }
 
     #[inline(always)]
@@ -110,4 +121,65 @@ pub fn lock<W: LockWord>(word: &W, mut relax: impl FnMut()) {
 #[inline(always)]
 pub fn unlock<W: LockWord>(word: &W) {
     word.clear();
+}
+
+/// A lock with a gate. Who takes the gate holds the lock, as long as it is not shut; while it is, who takes `slow`
+/// holds it, and the gate stays taken.
+///
+/// Invariant: `shut` changes only under the lock, and the gate is never given back while it is set.
+#[derive(Debug)]
+pub struct Gated<'a, W> {
+    /// What the short ways try, and nothing else.
+    pub gate: &'a W,
+    /// Bit 0 is set while the gate is shut.
+    pub shut: &'a W,
+    /// The lock while the gate is shut.
+    pub slow: &'a W,
+}
+
+impl<'a, W: LockWord> Gated<'a, W> {
+    /// Takes the lock if nobody holds it, whether the gate is shut or not; gives the word to [`unlock`]. May be tried
+    /// from an interrupt, as [`try_lock`].
+    #[inline]
+    #[must_use]
+    pub fn try_lock(&self) -> Option<&'a W> {
+        if try_lock(self.gate) {
+            return Some(self.gate);
+        }
+        if self.shut.is_set_acquire() && try_lock(self.slow) {
+            // Opened before this took the slow lock: the gate is the lock again.
+            if self.shut.is_set_acquire() {
+                return Some(self.slow);
+            }
+            unlock(self.slow);
+        }
+        None
+    }
+
+    /// Takes the lock, calling `relax` while somebody else holds it; gives the word to [`unlock`].
+    #[inline]
+    pub fn lock(&self, mut relax: impl FnMut()) -> &'a W {
+        loop {
+            if let Some(held) = self.try_lock() {
+                return held;
+            }
+            relax();
+        }
+    }
+
+    /// Calls `set`, which sets or clears `shut`, under the lock, and leaves the gate shut or open accordingly.
+    pub fn change(&self, relax: impl FnMut(), set: impl FnOnce()) {
+        let held = self.lock(relax);
+        set();
+        let was_shut = core::ptr::eq(held, self.slow);
+        match (was_shut, self.shut.is_set_acquire()) {
+            // From now on the slow word is the lock, and it is free.
+            (false, true) => {}
+            (true, false) => {
+                unlock(self.gate);
+                unlock(held);
+            }
+            _ => unlock(held),
+        }
+    }
 }

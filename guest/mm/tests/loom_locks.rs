@@ -8,7 +8,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU32, Ordering};
 use loom::thread;
-use pagevisor_mm::sync::{self, LockWord};
+use pagevisor_mm::sync::{self, Gated, LockWord};
 
 struct Word(AtomicU32);
 
@@ -23,6 +23,10 @@ impl LockWord for Word {
         // Only says when trying again is worth it. A plain load may read the old value for ever in loom's eyes.
         thread::yield_now();
         false
+    }
+
+    fn is_set_acquire(&self) -> bool {
+        self.0.load(Ordering::Acquire) & 1 != 0
     }
 
     fn clear(&self) {
@@ -149,4 +153,96 @@ fn the_last_reference_frees() {
         }
         assert!(last != other.join().expect("the other CPU"));
     });
+}
+
+/// A pageset with a gate, its zone, and the two words more.
+struct Watched {
+    pageset: Pages,
+    shut: Word,
+    slow: Word,
+    zone: Pages,
+}
+
+impl Watched {
+    fn new(shut: bool) -> Self {
+        let word = |value| Word(AtomicU32::new(value));
+        Self {
+            pageset: Pages { lock: word(shut.into()), ..Pages::new(&[]) },
+            shut: word(shut.into()),
+            slow: word(0),
+            zone: Pages::new(&[]),
+        }
+    }
+
+    fn gated(&self) -> Gated<'_, Word> {
+        Gated { gate: &self.pageset.lock, shut: &self.shut, slow: &self.slow }
+    }
+
+    fn switch(&self, on: bool) {
+        self.gated().change(thread::yield_now, || self.shut.0.store(on.into(), Ordering::Release));
+    }
+
+    /// The short way: the gate or nothing.
+    fn put_fast(&self, page: u32) -> bool {
+        let open = sync::try_lock(&self.pageset.lock);
+        if open {
+            self.pageset.with(|pages| pages.push(page));
+            sync::unlock(&self.pageset.lock);
+        }
+        open
+    }
+
+    /// The general way: the lock, whichever it is, or the zone.
+    fn put_slow(&self, page: u32) {
+        match self.gated().try_lock() {
+            Some(held) => {
+                self.pageset.with(|pages| pages.push(page));
+                sync::unlock(held);
+            }
+            None => self.zone.locked(|pages| pages.push(page)),
+        }
+    }
+
+    /// Everything, with nobody at work any more.
+    fn all(&self) -> Vec<u32> {
+        let held = self.gated().try_lock().expect("nobody holds it");
+        let mut all = self.pageset.with(|pages| pages.clone());
+        sync::unlock(held);
+        all.extend(self.zone.locked(|pages| pages.clone()));
+        all.sort_unstable();
+        all
+    }
+}
+
+/// Both ways work on the pageset while its gate is shut, or opened; loom sees to it that they exclude each other.
+fn change_while_used(from: bool) {
+    loom::model(move || {
+        let watched = Arc::new(Watched::new(from));
+        let others: Vec<_> = [1, 2]
+            .map(|page| {
+                let watched = Arc::clone(&watched);
+                thread::spawn(move || {
+                    if page == 2 || !watched.put_fast(page) {
+                        watched.put_slow(page);
+                    }
+                })
+            })
+            .into();
+        watched.switch(!from);
+        for other in others {
+            other.join().expect("the other CPU");
+        }
+        assert_eq!(watched.all(), [1, 2]);
+        assert_eq!(watched.put_fast(3), from, "the gate is as it was asked for");
+    });
+}
+
+#[test]
+fn a_gate_is_shut_while_its_pageset_is_in_use() {
+    change_while_used(false);
+}
+
+#[test]
+fn a_gate_is_opened_while_its_pageset_is_in_use() {
+    change_while_used(true);
 }

@@ -178,4 +178,46 @@ pub struct Sysctl {
     pub percpu_pagelist_high_fraction: AtomicU32,
     /// 0 until the allocator ran out of mobility room (`page_group_by_mobility_disabled`).
     pub page_group_by_mobility_disabled: AtomicU32,
+    /// Allocations that are made to fail.
+    pub fail_page_alloc: FaultState,
+}
+
+/// Fault injection (`struct fault_attr` and what `fail_page_alloc` adds): what is set, and how far it has come.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct FaultState {
+    /// Percentage of allocations that fail by chance; 0 for none.
+    pub probability: AtomicU32,
+    /// Only every so many allocations are looked at.
+    pub interval: AtomicU32,
+    /// How many may still fail by chance; `u32::MAX` (-1) for no limit.
+    pub times: AtomicU32,
+    /// Pages that are still to be allocated before any allocation fails by chance.
+    pub space: AtomicI32,
+    /// Orders below it never fail by chance.
+    pub min_order: AtomicU32,
+    /// 1 if allocations that may reclaim never fail by chance.
+    pub ignore_gfp_reclaim: AtomicU32,
+    /// 1 if allocations with `__GFP_HIGHMEM` never fail by chance.
+    pub ignore_gfp_highmem: AtomicU32,
+    /// Only allocations with all of these flags fail by chance.
+    pub gfp: AtomicU32,
+    /// Where the random numbers are.
+    pub random: AtomicU64,
+    /// Allocations counted for the interval.
+    pub count: AtomicU64,
+    /// How many allocations until the one that fails; 0 for none.
+    pub nth: AtomicU64,
+    /// Only this CPU's count for [`Self::nth`]; all for `u32::MAX`.
+    pub nth_cpu: AtomicU32,
+    /// Orders below it do not count for [`Self::nth`].
+    pub nth_min_order: AtomicU32,
+    /// Only allocations with all of these flags count for [`Self::nth`].
+    pub nth_gfp: AtomicU32,
+    /// Padding.
+    pub reserved: AtomicU32,
+    /// Allocations looked at since boot, while any could fail.
+    pub looked_at: AtomicU64,
+    /// Allocations that were made to fail since boot.
+    pub failed: AtomicU64,
 }

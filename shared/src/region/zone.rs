@@ -92,13 +92,17 @@ pub const NR_PCP_LISTS: usize = MIGRATE_PCPTYPES * PCP_LOW_ORDERS + 1;
 
 /// Per-CPU pages of a zone (`struct per_cpu_pages` and `struct per_cpu_zonestat`).
 ///
-/// Invariants, when `lock` is free: `count` is the number of pages (not blocks) on all lists; list
+/// Invariants, when nobody holds it: `count` is the number of pages (not blocks) on all lists; list
 /// `order * MIGRATE_PCPTYPES + type` holds blocks of that order, the last list those of order 9. Unlike on a zone's
 /// free lists, the backward link of a list's first page is not kept up, nor the last page of an empty list.
+///
+/// Whoever holds `lock` holds the pageset, unless `hot` is set: then `lock` stays 1, which sends all allocations and
+/// frees the general way, where instrumentation is, and the pageset is held by who holds `hot_lock`. So the short way
+/// pays nothing for what could be watching it.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct PcpState {
-    /// Held by whoever works on the lists: 0 free, 1 held.
+    /// Held by whoever works on the lists: 0 free, 1 held, or closed while `hot` is set.
     pub lock: AtomicU32,
     /// Pages on the lists.
     pub count: AtomicU32,
@@ -114,10 +118,32 @@ pub struct PcpState {
     pub lists: [ListHead; NR_PCP_LISTS],
     /// Pending deltas of the zone's [`ZoneState::vm_stat`].
     pub vm_stat_diff: [AtomicI32; NR_VM_ZONE_STAT_ITEMS],
-    /// Padding.
-    pub reserved: AtomicU32,
+    /// Instrumentation in effect, as [`hot`] bits; 0 for none.
+    pub hot: AtomicU32,
     /// NUMA events not folded yet.
     pub vm_numa_event: [AtomicU64; NR_VM_NUMA_EVENT_ITEMS],
+    /// Held by whoever works on the lists while `hot` is set: 0 free, 1 held.
+    pub hot_lock: AtomicU32,
+    /// Padding.
+    pub reserved: AtomicU32,
+}
+
+/// Bits of [`PcpState::hot`]: what looks at every allocation and free.
+pub mod hot {
+    /// Something does. Set whenever another bit is.
+    pub const ON: u32 = 1;
+    /// Events are recorded.
+    pub const EVENTS: u32 = 1 << 1;
+    /// Allocations may be made to fail (`fail_page_alloc`).
+    pub const FAIL_PAGE_ALLOC: u32 = 1 << 2;
+    /// Who allocated and freed each page is noted (`page_owner`).
+    pub const PAGE_OWNER: u32 = 1 << 3;
+    /// Free pages hold a pattern (`page_poison`).
+    pub const POISON: u32 = 1 << 4;
+    /// Pages are cleared when they are allocated (`init_on_alloc`).
+    pub const INIT_ON_ALLOC: u32 = 1 << 5;
+    /// Pages are cleared when they are freed (`init_on_free`).
+    pub const INIT_ON_FREE: u32 = 1 << 6;
 }
 
 impl ListHead {
@@ -180,8 +206,10 @@ impl PcpState {
             stat_threshold: AtomicU32::new(0),
             lists: [const { ListHead::new() }; NR_PCP_LISTS],
             vm_stat_diff: [const { AtomicI32::new(0) }; NR_VM_ZONE_STAT_ITEMS],
-            reserved: AtomicU32::new(0),
+            hot: AtomicU32::new(0),
             vm_numa_event: [const { AtomicU64::new(0) }; NR_VM_NUMA_EVENT_ITEMS],
+            hot_lock: AtomicU32::new(0),
+            reserved: AtomicU32::new(0),
         }
     }
 }

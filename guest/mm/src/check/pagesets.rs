@@ -15,7 +15,9 @@ impl Checker<'_, '_> {
     /// Walks the lists of all CPUs' pagesets.
     pub(super) fn pagesets<P: Platform>(&mut self, mm: &Mm<P>) {
         for pcp in mm.pagesets(self.zone) {
-            self.equal("lock of a pageset at rest", 0, pcp.lock.get() as u64, 0);
+            let shut = u64::from(pcp.hot.get() != 0);
+            self.equal("lock of a pageset at rest", 0, pcp.lock.get() as u64, shut);
+            self.equal("second lock of a pageset at rest", 0, pcp.hot_lock.get() as u64, 0);
             let before = self.pages.pagesets;
             self.pageset(mm, pcp);
             let pages = self.pages.pagesets - before;

@@ -28,6 +28,11 @@ impl<P: Platform> Mm<P> {
         let (start, end) = (range.start.raw() as u32, range.end.raw() as u32);
         let taken = self.lock_zone(index).take_isolated(start, end);
         if let Some(taken) = &taken {
+            if self.instrumented() != 0 {
+                for pfn in taken.clone() {
+                    self.post_alloc_hook(pfn, 0, Gfp::MOVABLE);
+                }
+            }
             self.make_pages(taken.start, taken.end);
             // Free blocks may reach over the ends of the range: back with the rest of them.
             for excess in [taken.start..start, end..taken.end] {

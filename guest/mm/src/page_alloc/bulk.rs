@@ -11,6 +11,7 @@ use super::watermark::{wmark_pages, zone_watermark_fast};
 use crate::Mm;
 use crate::buddy::AllocFlags;
 use crate::list;
+use crate::pcp::gated;
 use crate::platform::Platform;
 use crate::sync::{self, Plain};
 
@@ -34,6 +35,7 @@ impl<P: Platform> Mm<P> {
             return filled;
         }
         if rest.len() > 1
+            && self.instrumented() == 0
             && let Some(context) = AllocContext::prepare(self, gfp, node, nodemask)
             && let Some(zone) = self.bulk_zone(gfp, &context, rest.len())
         {
@@ -70,9 +72,7 @@ impl<P: Platform> Mm<P> {
         let cpu = self.platform.this_cpu();
         let (index, kind) = (candidate.index, context.migratetype);
         let Some(pcp) = cpu.pcps.get(index.index()) else { return 0 };
-        if !sync::try_lock(&pcp.lock) {
-            return 0;
-        }
+        let Some(held) = gated(pcp).try_lock() else { return 0 };
         let list = &pcp.lists[kind.index()];
         let flags = AllocFlags::WMARK_LOW.with(alloc_flags_cma(gfp));
         let (mut got, mut filled) = (0, 0);
@@ -96,7 +96,7 @@ impl<P: Platform> Mm<P> {
             filled += 1;
         }
         pcp.count.drop_by(got as u32);
-        sync::unlock(&pcp.lock);
+        sync::unlock(held);
         if got != 0 {
             let event = VmEvent::PgallocDma.index() + candidate.zone.zone_type.get() as usize % 5;
             cpu.state.vm_events[event].fetch_add(got, Relaxed);

@@ -61,6 +61,9 @@ impl<P: Platform> Mm<P> {
         if let Some(index) = self.page_zone(first) {
             // What is left over goes back page by page, last on its lists.
             for pfn in used..end {
+                if self.instrumented() != 0 {
+                    self.free_hook(pfn, 0);
+                }
                 self.free_one_page(index, pfn, 0, Placement::Tail);
             }
             self.count_vm_events(VmEvent::Pgfree, (end - used) as u64);

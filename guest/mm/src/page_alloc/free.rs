@@ -11,7 +11,7 @@ use pagevisor_shared::zone::ZoneIndex;
 
 use crate::Mm;
 use crate::buddy::{Block, Placement};
-use crate::pcp::pcp_allowed_order;
+use crate::pcp::{gated, pcp_allowed_order};
 use crate::platform::Platform;
 use crate::sync::{self, Plain};
 
@@ -136,6 +136,9 @@ impl<P: Platform> Mm<P> {
         if order == 0 && flags & PageFlag::Hwpoison.mask() != 0 {
             return false;
         }
+        if self.instrumented() != 0 {
+            self.free_hook(pfn, order);
+        }
         page.flags.set(Self::pcp_flags(order));
         page.private.set(0);
         true
@@ -152,10 +155,10 @@ impl<P: Platform> Mm<P> {
         if pcp_allowed_order(order)
             && !stays_off_pagesets(order, block_type)
             && let Some(pcp) = cpu.pcps.get(index.index())
-            && sync::try_lock(&pcp.lock)
+            && let Some(held) = gated(pcp).try_lock()
         {
             self.free_unref_page_commit(index, pcp, pfn, order, block_type);
-            sync::unlock(&pcp.lock);
+            sync::unlock(held);
             return;
         }
         self.free_one_page(index, pfn, order, Placement::Auto);

@@ -13,7 +13,7 @@ use super::context::{AllocContext, Candidate, alloc_flags_cma, alloc_flags_nofra
 use super::watermark::{wmark_pages, zone_watermark_fast};
 use crate::Mm;
 use crate::buddy::AllocFlags;
-use crate::pcp::pcp_allowed_order;
+use crate::pcp::{gated, pcp_allowed_order};
 use crate::platform::Platform;
 use crate::sync::{self, Plain};
 
@@ -26,6 +26,21 @@ impl<P: Platform> Mm<P> {
 
     /// `__alloc_pages`.
     pub(super) fn alloc_pages_general(
+        &self,
+        gfp: Gfp,
+        order: Order,
+        node: NodeId,
+        nodemask: Option<NodeMask>,
+    ) -> Option<u32> {
+        if self.instrumented() != 0 {
+            return self.alloc_pages_instrumented(gfp, order, node, nodemask);
+        }
+        self.alloc_pages_plain(gfp, order, node, nodemask)
+    }
+
+    /// `__alloc_pages` without instrumentation.
+    #[inline]
+    pub(crate) fn alloc_pages_plain(
         &self,
         gfp: Gfp,
         order: Order,
@@ -126,13 +141,11 @@ impl<P: Platform> Mm<P> {
     #[inline]
     fn rmqueue_pcplist(&self, index: ZoneIndex, order: u32, kind: MigrateType, flags: AllocFlags) -> Option<u32> {
         let pcp = self.platform.this_cpu().pcps.get(index.index())?;
-        if !sync::try_lock(&pcp.lock) {
-            return None;
-        }
+        let held = gated(pcp).try_lock()?;
         // Less is freed at once as long as pages are allocated again.
         pcp.free_factor.set(pcp.free_factor.get() >> 1);
         let pfn = self.rmqueue_pcplist_locked(index, pcp, order, kind, flags);
-        sync::unlock(&pcp.lock);
+        sync::unlock(held);
         pfn
     }
 

@@ -16,6 +16,7 @@ impl<P: Platform> Mm<P> {
     pub(crate) fn prep_new_page(&self, pfn: u32, order: u32, gfp: Gfp) {
         let page = self.memmap().page(pfn);
         page.private.set(0);
+        let gfp = if self.instrumented() == 0 { gfp } else { self.post_alloc_hook(pfn, order, gfp) };
         self.prep_flags(pfn, order, gfp);
         // Release: whoever gets a reference by `get_page` sees the page prepared.
         page._refcount.store(1, Release);
@@ -38,12 +39,13 @@ impl<P: Platform> Mm<P> {
         page.flags.set(flags);
     }
 
-    /// Clears a block that was just taken off the lists.
+    /// Clears a block that is on no list and has no owner.
     #[allow(unsafe_code, reason = "the one place where the allocator writes to the memory it hands out")]
-    fn clear_block(&self, pfn: u32, order: u32) {
+    pub(crate) fn clear_block(&self, pfn: u32, order: u32) {
         let Ok(order) = Order::new(order) else { return };
         // SAFETY: only called on a block that the calling function has just taken off the free lists and not yet
-        // given to anyone; blocks on those lists are RAM.
+        // given to anyone, or whose last owner has just given it up and that is not on a list yet; blocks on those
+        // lists are RAM.
         unsafe { self.direct_map().clear(Pfn::new(pfn as u64), order) };
     }
 }

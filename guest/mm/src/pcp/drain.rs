@@ -4,6 +4,7 @@ use pagevisor_shared::region::zone::PcpState;
 use pagevisor_shared::units::CpuId;
 use pagevisor_shared::zone::ZoneIndex;
 
+use super::gated;
 use crate::Mm;
 use crate::platform::Platform;
 use crate::sync::{self, Plain};
@@ -11,12 +12,12 @@ use crate::sync::{self, Plain};
 impl<P: Platform> Mm<P> {
     /// Empties one pageset (`drain_pages_zone`).
     fn drain_pageset(&self, index: ZoneIndex, pcp: &PcpState) {
-        sync::lock(&pcp.lock, || self.platform.relax());
+        let held = gated(pcp).lock(|| self.platform.relax());
         let count = pcp.count.get();
         if count != 0 {
             self.lock_zone(index).free_pcppages_bulk(pcp, count, 0);
         }
-        sync::unlock(&pcp.lock);
+        sync::unlock(held);
     }
 
     /// Gives all pages on the pagesets of `cpu` back to their zones (`drain_pages`). Not from interrupts: it waits for

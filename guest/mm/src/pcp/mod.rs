@@ -8,10 +8,20 @@
 mod drain;
 mod lists;
 
+use core::sync::atomic::AtomicU32;
+
 pub(crate) use lists::keeps_none;
 use pagevisor_shared::migrate::{MIGRATE_PCPTYPES, MigrateType};
-use pagevisor_shared::region::zone::{NR_PCP_LISTS, PCP_LOW_ORDERS};
+use pagevisor_shared::region::zone::{NR_PCP_LISTS, PCP_LOW_ORDERS, PcpState};
 use pagevisor_shared::units::PAGEBLOCK_ORDER;
+
+use crate::sync::Gated;
+
+/// The lock of a pageset, for all but the short ways. Its gate is shut while instrumentation is on.
+#[inline(always)]
+pub(crate) const fn gated(pcp: &PcpState) -> Gated<'_, AtomicU32> {
+    Gated { gate: &pcp.lock, shut: &pcp.hot, slow: &pcp.hot_lock }
+}
 
 /// Whether blocks of `order` are kept on pagesets (`pcp_allowed_order`).
 #[inline(always)]

@@ -4,6 +4,7 @@ mod bad_pages;
 mod cma;
 mod contig;
 mod fallback;
+mod faults;
 mod highatomic;
 mod isolation;
 mod many_cpus;

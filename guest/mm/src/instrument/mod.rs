@@ -1,0 +1,103 @@
+//! What can look at every allocation and free: events, fault injection, who owns a page, patterns in free pages.
+//!
+//! While any of it is on, the gates of all pagesets are shut ([`crate::sync::Gated`]). The short ways find the lock
+//! taken, as they may at any time, and leave everything to the general ways, which ask [`Mm::instrumented`]. So the
+//! short ways do nothing at all for instrumentation that is off.
+//!
+//! Where things attach:
+//!
+//! | when | function |
+//! |---|---|
+//! | before an allocation looks for memory, and when its result is known | `alloc_pages_instrumented` |
+//! | a block was taken off the lists, before its owner has it | `post_alloc_hook` |
+//! | a block was found fit to be freed, before it is on a list | `free_hook` |
+//!
+//! - `fault`: allocations that are made to fail.
+
+mod fault;
+
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering::{Relaxed, Release};
+
+use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::region::zone::hot;
+use pagevisor_shared::units::{NodeId, NodeMask, Order};
+
+pub use fault::{BadFault, FailNth, FaultAttr};
+
+use crate::Mm;
+use crate::pcp::gated;
+use crate::platform::Platform;
+use crate::sync::{self, Plain};
+
+/// What is on.
+#[derive(Debug)]
+pub(crate) struct Instrument {
+    /// Bits of [`hot`].
+    active: AtomicU32,
+    /// Guards changes of the bits.
+    lock: AtomicU32,
+}
+
+impl Instrument {
+    /// Nothing is on.
+    pub(crate) const fn new() -> Self {
+        Self { active: AtomicU32::new(0), lock: AtomicU32::new(0) }
+    }
+}
+
+impl<P: Platform> Mm<P> {
+    /// What looks at allocations and frees now: [`hot`] bits, 0 for nothing.
+    #[inline(always)]
+    pub fn instrumented(&self) -> u32 {
+        self.instrument.active.load(Relaxed)
+    }
+
+    /// Turns the [`hot`] bits of `which` on or off. When it returns, allocations and frees that begin on any CPU see
+    /// it; those under way may not. Not from interrupts: it waits for the pagesets' locks.
+    pub fn set_instrumented(&self, which: u32, on: bool) {
+        sync::lock(&self.instrument.lock, || self.platform.relax());
+        let bits = self.instrument.active.get() & !hot::ON;
+        let bits = if on { bits | which & !hot::ON } else { bits & !which };
+        let bits = if bits == 0 { 0 } else { bits | hot::ON };
+        // Whoever comes through a gate that is shut finds the bits.
+        self.instrument.active.store(bits, Release);
+        for pcp in self.region.pcps() {
+            // Release: the holder of the other lock word sees what the holder of this one did.
+            gated(pcp).change(|| self.platform.relax(), || pcp.hot.store(bits, Release));
+        }
+        sync::unlock(&self.instrument.lock);
+    }
+
+    /// `__alloc_pages` while something is on.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn alloc_pages_instrumented(
+        &self,
+        gfp: Gfp,
+        order: Order,
+        node: NodeId,
+        nodemask: Option<NodeMask>,
+    ) -> Option<u32> {
+        if self.instrumented() & hot::FAIL_PAGE_ALLOC != 0 && self.should_fail_alloc_page(gfp, order) {
+            return None;
+        }
+        self.alloc_pages_plain(gfp, order, node, nodemask)
+    }
+
+    /// A block was taken off the lists and nobody has it yet (`post_alloc_hook`). Gives the flags to prepare it with.
+    #[cold]
+    pub(crate) fn post_alloc_hook(&self, _pfn: u32, _order: u32, gfp: Gfp) -> Gfp {
+        let hot = self.instrumented();
+        if hot & hot::INIT_ON_ALLOC != 0 { gfp | Gfp::ZERO } else { gfp }
+    }
+
+    /// A block was found fit to be freed and is not on a list yet (the end of `free_pages_prepare`).
+    #[cold]
+    pub(crate) fn free_hook(&self, pfn: u32, order: u32) {
+        let hot = self.instrumented();
+        if hot & hot::INIT_ON_FREE != 0 {
+            self.clear_block(pfn, order);
+        }
+    }
+}
