@@ -140,9 +140,11 @@ fn in_the_background_it_is_nobodys_child() {
 fn a_background_guest_that_fails_says_why() {
     let place = Place::new();
     let detach = |args: &[&str]| place.run(&[&["run", "--detach", "--name", "fails"], args].concat());
-    for (args, status, words) in
-        [(&["--timeout", "0.02"][..], 7, "not ready after 20 ms"), (&["--kernel", "/bin/sh"], 2, "/bin/sh")]
-    {
+    let never_ready = ["--append", "pagevisor.test=never-ready"];
+    for (args, status, words) in [
+        (&[&["--timeout", "0.2"], &never_ready[..]].concat()[..], 7, "not ready after 200 ms"),
+        (&["--kernel", "/bin/sh"], 2, "/bin/sh"),
+    ] {
         let output = detach(args);
         assert_eq!(output.code(), status, "{output:?}");
         assert!(output.stderr.contains(words), "{output:?}");
@@ -150,7 +152,7 @@ fn a_background_guest_that_fails_says_why() {
         assert_eq!((place.sockets(), process::named("fails").len()), (0, 0));
     }
     // A signal to the command while the guest boots ends both.
-    let booting = start(&mut place.command(&["run", "--detach", "--name", "fails"]));
+    let booting = start(place.command(&["run", "--detach", "--name", "fails"]).args(never_ready));
     eventually("the socket", || place.sockets() == 1);
     booting.signal(libc::SIGTERM);
     let output = booting.finish();

@@ -1,4 +1,4 @@
-//! `pagevisor.test=NAME`: things a machine should not do, done on purpose once it is ready.
+//! `pagevisor.test=NAME`: things a machine should not do, done on purpose once it is ready, or just before.
 //!
 //! The host's tests use these to see each kind of end, and the interrupts:
 //!
@@ -13,6 +13,7 @@
 //! | `stack-overflow` | a recursion without end |
 //! | `divide` | a division by zero |
 //! | `hang` | an endless loop with interrupts off |
+//! | `never-ready` | the machine is up but never says so, and idles for ever |
 //! | `timer` | the one-shot timer ends a halt; logs `selftest: timer ok` |
 //! | `ipi` | every other CPU runs a function; logs `selftest: ipi ok` |
 //! | `mem-info` | takes all blocks of order 10, so that an allocation fails with its report; gives them back |
@@ -32,6 +33,9 @@ use crate::{clock, platform, power, smp};
 
 /// The word on the command line.
 pub const OPTION: &str = "pagevisor.test";
+
+/// The test that is done before the machine is ready.
+pub const NEVER_READY: &str = "never-ready";
 
 /// Runs the test `name`. Nothing here is inlined, so that backtraces name it.
 #[inline(never)]
