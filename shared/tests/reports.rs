@@ -57,6 +57,16 @@ fn buddyinfo_is_linux_s() {
     }
 }
 
+/// Of T4 the indices were taken while nothing changed the free lists.
+#[test]
+fn extfrag_is_linux_s() {
+    let buffer = filled("T4");
+    fill_free_areas(&buffer.region(), &file("T4", "buddyinfo"));
+    let expected = |name: &str| file("T4", &format!("extfrag.{name}"));
+    assert_same(&text(|out| report::extfrag_index(&buffer.region(), out)), &expected("extfrag_index"));
+    assert_same(&text(|out| report::unusable_index(&buffer.region(), out)), &expected("unusable_index"));
+}
+
 /// Block counts as the tables at the end of each node's part of `pagetypeinfo` give them.
 fn block_counts(expected: &str, zone: ZoneIndex) -> [u64; MIGRATE_TYPES] {
     let line = expected

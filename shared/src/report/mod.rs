@@ -19,6 +19,7 @@
 
 mod buddyinfo;
 pub mod counters;
+mod extfrag;
 mod iomem;
 mod mem_info;
 pub mod meminfo;
@@ -27,6 +28,7 @@ pub mod vmstat;
 mod zoneinfo;
 
 pub use buddyinfo::{BlockCounts, buddyinfo, pagetypeinfo};
+pub use extfrag::{ContigPageInfo, extfrag_index, unusable_index};
 pub use iomem::iomem;
 pub use mem_info::{MemInfo, mem_info, mem_info_text};
 pub use meminfo::{meminfo, node_meminfo};

@@ -10,8 +10,8 @@ use pagevisor_shared::region::records::ResourceKind;
 use pagevisor_shared::region::zone::ZoneState;
 use pagevisor_shared::report::counters::{self, FreeCounts};
 use pagevisor_shared::report::meminfo::{self, Amount};
-use pagevisor_shared::report::{distance, vmstat as counted_by};
-use pagevisor_shared::units::{CpuMask, NodeId, PAGE_SIZE, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER};
+use pagevisor_shared::report::{ContigPageInfo, distance, vmstat as counted_by};
+use pagevisor_shared::units::{CpuMask, MAX_ORDER, NodeId, PAGE_SIZE, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER};
 use pagevisor_shared::vmstat::ZoneStat;
 use pagevisor_shared::zone::{Watermark, ZoneIndex, ZoneType};
 use serde_json::{Map, Value, json};
@@ -82,6 +82,16 @@ fn zones<'a>(region: &RegionRef<'a>) -> impl Iterator<Item = (NodeId, ZoneType, 
 pub(super) fn buddyinfo(region: &RegionRef<'_>) -> Value {
     let rows = zones(region).filter(|(.., zone)| counters::is_populated(zone)).map(|(node, kind, _, zone)| {
         json!({ "node": node.index(), "zone": kind.name(), "nr_free": FreeCounts::read(zone).by_order() })
+    });
+    json!({ "zones": rows.collect::<Vec<_>>() })
+}
+
+/// An index of each order, in thousandths.
+pub(super) fn extfrag(region: &RegionRef<'_>, index: fn(&ContigPageInfo, usize) -> i64) -> Value {
+    let rows = zones(region).filter(|(.., zone)| counters::is_populated(zone)).map(|(node, kind, _, zone)| {
+        let blocks = FreeCounts::read(zone).by_order();
+        let indices = (0..MAX_ORDER).map(|order| index(&ContigPageInfo::new(&blocks, order), order));
+        json!({ "node": node.index(), "zone": kind.name(), "thousandths": indices.collect::<Vec<_>>() })
     });
     json!({ "zones": rows.collect::<Vec<_>>() })
 }

@@ -283,6 +283,19 @@ FLAGS: 10200
 }
 
 #[test]
+fn fragmentation_is_linux_s() {
+    let guest = FakeGuest::used();
+    let state = guest.view();
+    // 3120 pages: 3 blocks of order 10, one of order 5, one of order 4.
+    let expected = "Node 0, zone      DMA 0.000 0.000 0.000 0.000 0.000 0.005 0.015 0.015 0.015 0.015 0.015 \n";
+    starts_with(&text(&state, "unusable_index"), expected);
+    let unusable = json_of(&state, "unusable_index");
+    let row = json!({ "node": 0, "zone": "DMA", "thousandths": [0, 0, 0, 0, 0, 5, 15, 15, 15, 15, 15] });
+    assert_eq!(unusable["zones"][0], row);
+    assert_eq!(json_of(&state, "extfrag_index")["zones"][0]["thousandths"], json!(vec![-1000; 11]));
+}
+
+#[test]
 fn json_has_the_numbers_of_the_text() {
     let guest = FakeGuest::used();
     let state = guest.view();

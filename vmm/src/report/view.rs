@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use pagevisor_shared::layout::VMEMMAP_START;
 use pagevisor_shared::report as linux;
-use pagevisor_shared::report::counters;
+use pagevisor_shared::report::{ContigPageInfo, counters};
 use pagevisor_shared::units::NodeId;
 use pagevisor_shared::zone::ZoneIndex;
 use serde_json::Value;
@@ -72,6 +72,10 @@ pub enum View {
     Vmstat,
     /// `/proc/iomem`
     Iomem,
+    /// `/sys/kernel/debug/extfrag/extfrag_index`
+    ExtfragIndex,
+    /// `/sys/kernel/debug/extfrag/unusable_index`
+    UnusableIndex,
     /// `/sys/devices/system/node/nodeN/...`
     Node(NodeId, NodeFile),
     /// `numactl --hardware`
@@ -107,13 +111,15 @@ impl std::error::Error for BadView {}
 
 impl View {
     /// What views there are, as a user may write them.
-    pub const KNOWN: [&'static str; 14] = [
+    pub const KNOWN: [&'static str; 16] = [
         "buddyinfo",
         "pagetypeinfo",
         "zoneinfo",
         "meminfo",
         "vmstat",
         "iomem",
+        "extfrag_index",
+        "unusable_index",
         "node/N/{meminfo,numastat,vmstat,distance,cpulist,cpumap}",
         "numa",
         "kmem -f",
@@ -153,6 +159,8 @@ impl View {
             Self::Meminfo => linux::meminfo(&region, &mut text),
             Self::Vmstat => linux::vmstat(&region, &mut text),
             Self::Iomem => linux::iomem(&region, &mut text),
+            Self::ExtfragIndex => linux::extfrag_index(&region, &mut text),
+            Self::UnusableIndex => linux::unusable_index(&region, &mut text),
             Self::Node(node, file) => {
                 check_node(state, *node)?;
                 match file {
@@ -184,6 +192,8 @@ impl View {
             Self::Meminfo => json::meminfo(&region),
             Self::Vmstat => json::vmstat(&region),
             Self::Iomem => json::iomem(&region),
+            Self::ExtfragIndex => json::extfrag(&region, ContigPageInfo::fragmentation_index),
+            Self::UnusableIndex => json::extfrag(&region, ContigPageInfo::unusable_free_index),
             Self::Node(node, file) => {
                 check_node(state, *node)?;
                 json::node(&region, *node, *file)
@@ -252,6 +262,8 @@ impl FromStr for View {
             ["meminfo"] => Ok(Self::Meminfo),
             ["vmstat"] => Ok(Self::Vmstat),
             ["iomem"] => Ok(Self::Iomem),
+            ["extfrag_index"] => Ok(Self::ExtfragIndex),
+            ["unusable_index"] => Ok(Self::UnusableIndex),
             ["numa"] => Ok(Self::Numa),
             ["kmem", "-f"] => Ok(Self::KmemFree),
             ["kmem", "-n"] => Ok(Self::KmemNodes),
@@ -290,6 +302,8 @@ impl fmt::Display for View {
             Self::Meminfo => f.write_str("meminfo"),
             Self::Vmstat => f.write_str("vmstat"),
             Self::Iomem => f.write_str("iomem"),
+            Self::ExtfragIndex => f.write_str("extfrag_index"),
+            Self::UnusableIndex => f.write_str("unusable_index"),
             Self::Node(node, file) => write!(f, "node/{}/{}", node.index(), file.name()),
             Self::Numa => f.write_str("numa"),
             Self::KmemFree => f.write_str("kmem -f"),
