@@ -17,6 +17,7 @@
 //! | `timer` | the one-shot timer ends a halt; logs `selftest: timer ok` |
 //! | `ipi` | every other CPU runs a function; logs `selftest: ipi ok` |
 //! | `mem-info` | takes all blocks of order 10, so that an allocation fails with its report; gives them back |
+//! | `scatter` | takes blocks of all orders and mobilities, gives every other one back and keeps the rest |
 
 use core::arch::{asm, naked_asm};
 use core::hint::black_box;
@@ -53,6 +54,7 @@ pub fn run(name: &str) {
         "timer" => timer(),
         "ipi" => ipi(),
         "mem-info" => mem_info(),
+        "scatter" => scatter(),
         _ => pr_err!("{OPTION}: no test is named {name}"),
     }
 }
@@ -62,6 +64,33 @@ fn bad_instruction() {
     // SAFETY: it changes nothing but the MMX state, which belongs to nobody in ring 0.
     unsafe { emms() };
     pr_info!("selftest: bad-instruction was executed");
+}
+
+/// Leaves memory as some use does: pages on pagesets, blocks in use, compound and not, page blocks of all mobilities.
+#[inline(never)]
+fn scatter() {
+    let Some(mm) = platform::mm() else { return };
+    let (mut kept, mut failed) = (0u32, 0u32);
+    for turn in 0..96u32 {
+        let order = if turn < 48 { 0 } else { turn % 10 };
+        let Ok(order) = Order::new(order) else { continue };
+        let gfp = match turn % 4 {
+            0 => Gfp::KERNEL,
+            1 => Gfp::HIGHUSER_MOVABLE,
+            2 => Gfp::KERNEL | Gfp::RECLAIMABLE,
+            _ => Gfp::KERNEL | Gfp::COMP | Gfp::DMA32,
+        };
+        match mm.alloc_pages(gfp, order) {
+            Some(block) if turn / 4 % 2 == 0 => mm.free_pages(block, order),
+            Some(_) => kept += 1,
+            None => failed += 1,
+        }
+    }
+    if failed == 0 {
+        pr_info!("selftest: scatter ok, {kept} blocks kept");
+    } else {
+        pr_err!("selftest: scatter failed: {failed} allocations");
+    }
 }
 
 /// `emms`, which KVM's emulator does not know. It hides in an operand (`0f 77 c3`: `emms; ret`): the check of the
