@@ -16,3 +16,4 @@ pub mod runtime;
 pub mod state;
 pub mod symbols;
 pub mod topology;
+pub mod verify;

@@ -35,6 +35,8 @@ pub enum Command {
     Stop(NameArgs),
     /// Print the kernel log of a running guest, as dmesg does
     Log(LogArgs),
+    /// Pause a running guest and prove that its allocator's structures are sound
+    Verify(VerifyArgs),
     /// Tell where the built-in guest kernel is, for use with another VMM
     Kernel(KernelArgs),
 }
@@ -143,6 +145,18 @@ pub struct LogArgs {
     /// Go on printing new messages until the guest ends
     #[arg(long, short)]
     pub follow: bool,
+}
+
+/// `pagevisor verify`
+#[derive(Args, Debug)]
+#[command(after_help = "Exit status: 0 if everything holds; 9 if not, with one finding per line.")]
+pub struct VerifyArgs {
+    /// The guest
+    pub name: GuestName,
+
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `pagevisor kernel`

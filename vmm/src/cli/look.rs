@@ -1,9 +1,7 @@
 //! Looking into a guest: one that this process runs, or one of another process.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -11,51 +9,15 @@ use serde_json::{Map, Value, json};
 
 use super::args::RunArgs;
 use super::failure::{Context, Failure};
-use super::run::host;
 use super::session::Session;
 use crate::error::exit_status;
 use crate::machine::Machine;
 use crate::report::{ReportError, proc_tree, summary, summary_json};
-use crate::runtime::Attached;
-use crate::state::{Backing, MemfdMemory, StateView};
-
-/// The state of a guest of another process.
-pub(super) fn attached(attached: Attached) -> Result<StateView, Failure> {
-    let mut backings = Vec::new();
-    for (node, fd) in attached.guest.nodes.iter().zip(attached.nodes) {
-        let Some(fd) = fd else { continue };
-        let file = Arc::new(File::from(fd));
-        backings.extend(node.ranges.iter().map(|range| Backing {
-            start: range.base,
-            size: range.size,
-            file: file.clone(),
-            offset: range.offset,
-        }));
-    }
-    Ok(StateView::open(&File::from(attached.region), Box::new(MemfdMemory::new(backings)))?)
-}
-
-/// The state of this process's own guest.
-pub(super) fn own(machine: &Machine) -> Result<StateView, Failure> {
-    let memory = machine.memory();
-    let open = || -> io::Result<_> { Ok((memory.state().read_only()?, memory.read_only_nodes()?)) };
-    let (region, files) = open().map_err(host("cannot open the guest's memory"))?;
-    let mut backings = Vec::new();
-    for (node, file) in files {
-        let file = Arc::new(file);
-        backings.extend(memory.ranges().iter().filter(|range| range.node == Some(node)).map(|range| Backing {
-            start: range.start,
-            size: range.size,
-            file: file.clone(),
-            offset: range.offset,
-        }));
-    }
-    Ok(StateView::open(&region, Box::new(MemfdMemory::new(backings)))?)
-}
+use crate::state::StateView;
 
 /// The files of `--proc-dir`.
 pub(super) fn proc_files(machine: &Machine) -> Result<Vec<(PathBuf, String)>, Failure> {
-    let files = proc_tree(&own(machine)?)?;
+    let files = proc_tree(&StateView::of_machine(machine)?)?;
     Ok(files.into_iter().map(|(path, text)| (path.into(), text)).collect())
 }
 
@@ -63,7 +25,7 @@ pub(super) fn proc_files(machine: &Machine) -> Result<Vec<(PathBuf, String)>, Fa
 ///
 /// A view that does not verify is printed like the others; the failure comes after all of them.
 pub(super) fn report(session: &Session<'_>, args: &RunArgs, out: &mut impl Write) -> Result<(), Failure> {
-    let state = own(&session.machine)?;
+    let state = StateView::of_machine(&session.machine)?;
     let boot = Boot::of(session, &state);
     if args.json { report_json(session, args, &state, &boot, out) } else { report_text(args, &state, &boot, out) }
 }

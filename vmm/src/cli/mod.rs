@@ -12,6 +12,7 @@ mod serial;
 mod session;
 mod signals;
 mod text;
+mod verify;
 
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
@@ -62,6 +63,7 @@ fn execute(command: Command, out: &mut impl Write) -> Result<u8, Failure> {
         Command::Show(args) => remote::show(&args, out)?,
         Command::Stop(args) => remote::stop(&args)?,
         Command::Log(args) => remote::log(&args, out)?,
+        Command::Verify(args) => return verify::verify(&args, out),
         Command::Kernel(args) => kernel::kernel(&args, kernel_elf(), out)?,
     }
     Ok(exit_status::OK)

@@ -8,18 +8,18 @@ use serde::Serialize;
 use super::args::{ListArgs, LogArgs, NameArgs, ShowArgs};
 use super::failure::{Context, Failure};
 use super::log::LogReader;
-use super::look;
 use super::text::duration;
 use crate::error::exit_status;
 use crate::report::View;
 use crate::runtime::{ClientError, Connection, GuestName, Phase, RegionMap, RuntimeDir, RuntimeDirError, Status};
+use crate::state::StateView;
 
 /// How long a guest may take to end when asked to.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 /// How often a followed log is looked at. There is nothing to wait on: logging costs the guest no exit.
 const LOG_INTERVAL: Duration = Duration::from_millis(50);
 
-fn connect(name: &GuestName) -> Result<Connection, Failure> {
+pub(super) fn connect(name: &GuestName) -> Result<Connection, Failure> {
     match RuntimeDir::open(&RuntimeDir::locate())? {
         Some(dir) => Ok(Connection::open(&dir, name)?),
         None => Err(RuntimeDirError::NoSuchGuest(name.clone()).into()),
@@ -117,5 +117,5 @@ pub(super) fn show(args: &ShowArgs, out: &mut impl Write) -> Result<(), Failure>
     if attached.guest.state == Phase::Booting {
         return Err(Failure::new(exit_status::FAILURE, format!("guest '{}' is still booting", args.name)));
     }
-    Ok(view.render(&look::attached(attached)?, json, out)?)
+    Ok(view.render(&StateView::of_attached(attached)?, json, out)?)
 }

@@ -53,14 +53,15 @@ unsafe impl Send for Target {}
 pub(crate) struct Kick(Mutex<Option<Target>>);
 
 impl Kick {
-    /// Takes the vCPU out of the guest and keeps it from entering again. Nothing happens if it does not run.
+    /// Takes the vCPU out of the guest and keeps it from entering until its thread has looked at why
+    /// ([`VcpuGate::admit`]). Nothing happens if it does not run.
     pub(crate) fn kick(&self) {
         let target = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(target) = &*target {
             // SAFETY: by `VcpuGate` the vCPU's mapping and its thread exist while the target is set, which the lock
             // held here keeps so.
             unsafe {
-                target.immediate_exit.as_ref().store(1, Ordering::Release);
+                target.immediate_exit.as_ref().store(1, Ordering::SeqCst);
                 libc::pthread_kill(target.thread, kick_signal());
             }
         }
@@ -69,7 +70,10 @@ impl Kick {
 
 /// Held by a vCPU thread while its vCPU may be kicked. It borrows the kick and is made from the vCPU, so it has to be
 /// dropped before either goes away: [`super::Vcpu::run`] sees to that.
-pub(crate) struct VcpuGate<'a>(&'a Kick);
+pub(crate) struct VcpuGate<'a> {
+    kick: &'a Kick,
+    immediate_exit: NonNull<AtomicU8>,
+}
 
 impl<'a> VcpuGate<'a> {
     /// Opens the gate for the calling thread, which is to run `vcpu`.
@@ -79,12 +83,19 @@ impl<'a> VcpuGate<'a> {
         // SAFETY: `pthread_self` always succeeds.
         let thread = unsafe { libc::pthread_self() };
         *kick.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Target { thread, immediate_exit });
-        Ok(Self(kick))
+        Ok(Self { kick, immediate_exit })
+    }
+
+    /// Lets the vCPU enter the guest again. To be called before looking at what a kick was for: what kicks after this
+    /// is seen at the next entry.
+    pub(crate) fn admit(&self) {
+        // SAFETY: the vCPU's mapping exists as long as the gate, which is dropped before the vCPU is.
+        unsafe { self.immediate_exit.as_ref() }.store(0, Ordering::SeqCst);
     }
 }
 
 impl Drop for VcpuGate<'_> {
     fn drop(&mut self) {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.kick.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }

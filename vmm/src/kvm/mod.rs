@@ -11,8 +11,8 @@ mod vm;
 
 pub use exit::{Cause, CpuState};
 pub(crate) use kick::Kick;
-pub use regs::{REGISTERS, Registers};
+pub use regs::{CpuRegisters, REGISTERS, Registers, USER_REGISTERS};
 pub use system::{KVM_DEVICE, KvmError, KvmSystem, has_hardware_virtualization};
-pub(crate) use vcpu::{Buses, Vcpu};
+pub(crate) use vcpu::{Buses, Supervisor, Vcpu};
 pub(crate) use vm::Vm;
 pub use vm::VmError;

@@ -4,6 +4,7 @@ use std::fmt;
 
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use pagevisor_shared::region::PanicRecord;
+use serde::{Deserialize, Serialize};
 
 /// Number of registers in a report.
 pub const REGISTERS: usize = PanicRecord::REGISTER_NAMES.len();
@@ -66,6 +67,73 @@ impl fmt::Display for Registers {
             write!(f, "{name:>3}: {value:016x}")?;
         }
         write!(f, "\nCR0: {cr0:016x} CR2: {cr2:016x}\nCR3: {cr3:016x} CR4: {cr4:016x}")
+    }
+}
+
+/// General registers and segments, as many as `struct user_regs_struct` has.
+pub const USER_REGISTERS: usize = 27;
+
+/// Registers of a vCPU that is paused, as a debugger asks for them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct CpuRegisters {
+    /// In the order of Linux's `struct user_regs_struct`: R15 R14 R13 R12 RBP RBX R11 R10 R9 R8 RAX RCX RDX RSI RDI
+    /// ORIG_RAX RIP CS RFLAGS RSP SS FS_BASE GS_BASE DS ES FS GS.
+    pub user: [u64; USER_REGISTERS],
+    /// CR0, CR2, CR3, CR4.
+    pub control: [u64; 4],
+}
+
+impl CpuRegisters {
+    /// From what KVM tells.
+    pub(crate) fn new(regs: &kvm_regs, sregs: &kvm_sregs) -> Self {
+        let selector = |segment: &kvm_segment| u64::from(segment.selector);
+        Self {
+            user: [
+                regs.r15,
+                regs.r14,
+                regs.r13,
+                regs.r12,
+                regs.rbp,
+                regs.rbx,
+                regs.r11,
+                regs.r10,
+                regs.r9,
+                regs.r8,
+                regs.rax,
+                regs.rcx,
+                regs.rdx,
+                regs.rsi,
+                regs.rdi,
+                u64::MAX,
+                regs.rip,
+                selector(&sregs.cs),
+                regs.rflags,
+                regs.rsp,
+                selector(&sregs.ss),
+                sregs.fs.base,
+                sregs.gs.base,
+                selector(&sregs.ds),
+                selector(&sregs.es),
+                selector(&sregs.fs),
+                selector(&sregs.gs),
+            ],
+            control: [sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4],
+        }
+    }
+
+    /// The instruction pointer.
+    pub const fn rip(&self) -> u64 {
+        self.user[16]
+    }
+
+    /// The page-table root.
+    pub const fn cr3(&self) -> u64 {
+        self.control[2]
+    }
+
+    /// Whether the CPU translates addresses: one that waits to be started does not.
+    pub const fn has_paging(&self) -> bool {
+        self.control[0] >> 31 & 1 != 0
     }
 }
 

@@ -10,6 +10,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::exit::{Cause, CpuState};
 use super::kick::{Kick, VcpuGate};
+use super::regs::CpuRegisters;
 use crate::devices::{Bus, PowerRequest};
 use crate::memory::GuestMemory;
 
@@ -18,6 +19,16 @@ use crate::memory::GuestMemory;
 pub(crate) struct Buses {
     pub ports: Bus,
     pub mmio: Bus,
+}
+
+/// Who decides when a vCPU runs.
+pub(crate) trait Supervisor {
+    /// Whether the machine has ended: the vCPU does not enter the guest again.
+    fn ended(&self) -> bool;
+
+    /// Keeps the calling thread, that of vCPU `cpu`, for as long as the machine is paused. Called after every kick, when
+    /// the vCPU has finished what it was doing and `registers` can read it.
+    fn hold(&self, cpu: u32, registers: &dyn Fn() -> CpuRegisters);
 }
 
 /// A virtual CPU.
@@ -31,6 +42,8 @@ pub(crate) struct Vcpu {
 /// What an exit, whose borrow of the vCPU is over, asks for.
 enum Next {
     Run,
+    /// It was kicked.
+    Kicked,
     TripleFault,
     InternalError,
     Power(PowerRequest),
@@ -46,23 +59,37 @@ impl Vcpu {
         &self.fd
     }
 
-    /// Runs the guest on the calling thread until `ended` says so after a kick, or something ends it, which is given
-    /// back.
-    pub(crate) fn run(mut self, kick: &Kick, buses: &Buses, ended: &dyn Fn() -> bool) -> Option<Cause> {
+    /// Runs the guest on the calling thread until `supervisor` says after a kick that it has ended, or something ends
+    /// it, which is given back.
+    pub(crate) fn run(mut self, kick: &Kick, buses: &Buses, supervisor: &dyn Supervisor) -> Option<Cause> {
         // Closed before `self` is dropped, however this function is left: locals go before arguments.
-        let _gate = match VcpuGate::open(kick, &mut self.fd) {
+        let gate = match VcpuGate::open(kick, &mut self.fd) {
             Ok(gate) => gate,
             Err(error) => {
                 return Some(Cause::Host(format!("the thread of vCPU {} cannot be signalled: {error}", self.id)));
             }
         };
-        while !ended() {
+        // A kick that came before the gate was open went nowhere.
+        supervisor.hold(self.id, &|| self.registers());
+        while !supervisor.ended() {
             match self.enter(buses) {
                 Next::Run => {}
+                Next::Kicked => {
+                    gate.admit();
+                    supervisor.hold(self.id, &|| self.registers());
+                }
                 next => return Some(self.cause(next)),
             }
         }
         None
+    }
+
+    /// The vCPU's registers; zeros if KVM does not tell.
+    fn registers(&self) -> CpuRegisters {
+        match (self.fd.get_regs(), self.fd.get_sregs()) {
+            (Ok(regs), Ok(sregs)) => CpuRegisters::new(&regs, &sregs),
+            _ => CpuRegisters::default(),
+        }
     }
 
     /// Enters the guest once and serves the access it comes back with.
@@ -72,7 +99,7 @@ impl Vcpu {
             Ok(VcpuExit::IoIn(port, data)) => buses.ports.read(port.into(), data),
             Ok(VcpuExit::MmioWrite(address, data)) => buses.mmio.write(address, data),
             Ok(VcpuExit::MmioRead(address, data)) => buses.mmio.read(address, data),
-            Ok(VcpuExit::Intr) => {}
+            Ok(VcpuExit::Intr) => return Next::Kicked,
             Ok(VcpuExit::Shutdown) => return Next::TripleFault,
             Ok(VcpuExit::InternalError) => return Next::InternalError,
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => return Next::Power(PowerRequest::Off(0)),
@@ -85,7 +112,7 @@ impl Vcpu {
             Ok(exit) => return Next::Unexpected(format!("KVM gave back the unexpected exit {exit:?}")),
             Err(error) => match error.errno() {
                 // A kick; or a vCPU that waited for INIT or SIPI, which KVM wants to be run again. It sleeps in KVM.
-                libc::EINTR | libc::EAGAIN => {}
+                libc::EINTR | libc::EAGAIN => return Next::Kicked,
                 _ => return Next::Unexpected(format!("KVM could not run the guest: {error}")),
             },
         }
@@ -99,7 +126,7 @@ impl Vcpu {
             Next::Power(request) => Cause::Power(request),
             Next::TripleFault => Cause::TripleFault(cpu),
             Next::Unexpected(what) => Cause::Unexpected { cpu, what },
-            Next::Run | Next::InternalError => {
+            Next::Run | Next::Kicked | Next::InternalError => {
                 let (suberror, code) = self.internal_error();
                 if !code.is_empty() {
                     cpu.code = code;

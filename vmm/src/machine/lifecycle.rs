@@ -7,8 +7,9 @@ use std::time::Instant;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::pause::PauseGate;
 use super::wait::StopReason;
-use crate::kvm::{Cause, Kick};
+use crate::kvm::{Cause, CpuRegisters, Kick, Supervisor};
 
 /// What made a machine end.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -27,6 +28,8 @@ pub(super) struct Lifecycle {
     /// vCPU threads that have not left.
     running: AtomicUsize,
     kicks: Vec<Kick>,
+    /// Where vCPU threads wait while the machine is paused.
+    pub pause: PauseGate,
     /// Readable once the guest is ready.
     pub ready: EventFd,
     /// Readable once the machine has ended and no vCPU runs any more.
@@ -42,6 +45,7 @@ impl Lifecycle {
             ready_at: OnceLock::new(),
             running: AtomicUsize::new(vcpus),
             kicks: (0..vcpus).map(|_| Kick::default()).collect(),
+            pause: PauseGate::new(vcpus),
             ready: event()?,
             ended: event()?,
         })
@@ -68,9 +72,15 @@ impl Lifecycle {
     /// Ends the machine, unless it has ended, and makes all vCPU threads leave.
     pub(super) fn end(&self, ending: Ending) {
         if self.ending.set(ending).is_ok() {
-            // A thread that does not stand in its kick yet looks at `ending` after it does: both take the same lock.
-            self.kicks.iter().for_each(Kick::kick);
+            self.kick_all();
+            self.pause.wake();
         }
+    }
+
+    /// Makes all vCPUs leave the guest for a moment. A thread that does not stand in its kick yet looks at what there
+    /// is to do after it does: both take the same lock.
+    pub(super) fn kick_all(&self) {
+        self.kicks.iter().for_each(Kick::kick);
     }
 
     /// As [`Self::end`], for a vCPU.
@@ -89,6 +99,16 @@ impl Lifecycle {
             // The counter is empty, so the write cannot fail.
             let _ = self.ended.write(1);
         }
+    }
+}
+
+impl Supervisor for Lifecycle {
+    fn ended(&self) -> bool {
+        self.ending().is_some()
+    }
+
+    fn hold(&self, cpu: u32, registers: &dyn Fn() -> CpuRegisters) {
+        self.pause.hold(cpu as usize, registers, &|| self.ended());
     }
 }
 

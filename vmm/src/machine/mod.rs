@@ -18,6 +18,7 @@
 
 mod end;
 mod lifecycle;
+mod pause;
 mod report;
 mod start;
 mod wait;
@@ -43,6 +44,7 @@ use lifecycle::{Ending, Lifecycle};
 use pagevisor_shared::device::shutdown;
 
 pub use end::End;
+pub use pause::{PauseError, Paused, Pauser};
 pub use report::{CpuReport, Exception, InternalErrorReport, PanicReport};
 pub use wait::{Deadline, StopEvent, StopReason};
 use wait::{event_fd, wait_any};
@@ -175,6 +177,19 @@ impl Machine {
     /// Ends the machine. [`Self::wait`] then gives [`End::Stopped`], unless it had ended before.
     pub fn stop(&self, reason: StopReason) {
         self.lifecycle.end(Ending::Stopped(reason));
+    }
+
+    /// Takes all vCPUs out of the guest until the guard is dropped, at a point where the guest's tables are consistent.
+    ///
+    /// # Errors
+    /// [`PauseError`] says which vCPU does not stop, or that there is none any more.
+    pub fn pause(&self) -> Result<Paused, PauseError> {
+        self.pauser().pause()
+    }
+
+    /// Pauses this machine, from wherever it is taken to.
+    pub fn pauser(&self) -> Pauser {
+        Pauser::new(self.lifecycle.clone(), self.memory.clone())
     }
 
     /// How the machine ended, if it has.

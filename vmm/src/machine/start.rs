@@ -153,8 +153,7 @@ impl Machine {
         let lifecycle = self.lifecycle.clone();
         let body = move || {
             let running = Running(&lifecycle);
-            let ended = || lifecycle.ending().is_some();
-            if let Some(cause) = vcpu.run(lifecycle.kick(index), &buses, &ended) {
+            if let Some(cause) = vcpu.run(lifecycle.kick(index), &buses, &*lifecycle) {
                 lifecycle.end_by(cause);
             }
             drop(running);

@@ -14,6 +14,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, getsockopt, recvmsg, send}
 use super::dir::{RuntimeDir, RuntimeDirError};
 use super::name::GuestName;
 use super::protocol::{Guest, MAX_FDS, MAX_REPLY, PROTOCOL_VERSION, Reply, Request, Status, Verb};
+use crate::kvm::CpuRegisters;
 
 /// How long a guest's process may take for a reply. It has a thread for that, so only a stopped or starved process
 /// comes near.
@@ -69,6 +70,27 @@ pub struct Attached {
     pub region: OwnedFd,
     /// Memory by node, read-only; `None` for a node without.
     pub nodes: Vec<Option<OwnedFd>>,
+}
+
+/// A guest of another process that is paused for as long as this lives.
+#[derive(Debug)]
+pub struct RemotePause<'a> {
+    connection: &'a Connection,
+    registers: Vec<CpuRegisters>,
+}
+
+impl RemotePause<'_> {
+    /// The vCPUs' registers, by CPU.
+    pub fn registers(&self) -> &[CpuRegisters] {
+        &self.registers
+    }
+}
+
+impl Drop for RemotePause<'_> {
+    fn drop(&mut self) {
+        // If it fails the connection is of no more use, and the guest runs again when it closes.
+        let _ = self.connection.ask(Verb::Resume);
+    }
 }
 
 impl Connection {
@@ -131,6 +153,18 @@ impl Connection {
         let region = fds.next().ok_or_else(|| nonsense("no state region"))?;
         let nodes = guest.nodes.iter().map(|node| if node.ranges.is_empty() { None } else { fds.next() }).collect();
         Ok(Attached { guest, region, nodes })
+    }
+
+    /// Takes all vCPUs out of the guest, at a point where its tables are consistent, until the guard is dropped or this
+    /// process ends.
+    ///
+    /// # Errors
+    /// When a vCPU does not stop, or the guest's process does not answer as it should.
+    pub fn pause(&self) -> Result<RemotePause<'_>, ClientError> {
+        match self.ask(Verb::Pause)?.0 {
+            Reply::Paused(registers) => Ok(RemotePause { connection: self, registers }),
+            other => Err(self.unexpected(&other)),
+        }
     }
 
     /// Ends the guest, and returns when its process is gone.

@@ -23,7 +23,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 
-pub use client::{Attached, ClientError, Connection};
+pub use client::{Attached, ClientError, Connection, RemotePause};
 pub use dir::{Claim, RuntimeDir, RuntimeDirError};
 pub use name::{BadName, GuestName};
 pub use protocol::{Guest, GuestNode, GuestRange, PROTOCOL_VERSION, Phase, Status};

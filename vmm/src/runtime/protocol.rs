@@ -8,6 +8,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::kvm::CpuRegisters;
+
 /// Version of this protocol; a client and a guest of different versions do not talk.
 pub const PROTOCOL_VERSION: u32 = 1;
 
@@ -28,6 +30,10 @@ pub(super) enum Verb {
     Status,
     /// The guest's end.
     Stop,
+    /// All vCPUs out of the guest, until [`Verb::Resume`] or the end of the connection.
+    Pause,
+    /// The vCPUs back into the guest.
+    Resume,
 }
 
 /// A request.
@@ -49,6 +55,10 @@ pub(super) enum Reply {
     Status(Status),
     /// To [`Verb::Stop`]: it has begun; the connection closes when the guest is gone.
     Stopping,
+    /// To [`Verb::Pause`]: the vCPUs' registers, by CPU.
+    Paused(Vec<CpuRegisters>),
+    /// To [`Verb::Resume`].
+    Running,
     /// The request cannot be served, and why.
     Error(String),
 }

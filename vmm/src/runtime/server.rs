@@ -15,6 +15,7 @@ use nix::unistd::geteuid;
 
 use super::dir::Claim;
 use super::protocol::{Guest, MAX_REPLY, MAX_REQUEST, PROTOCOL_VERSION, Phase, Reply, Request, Status, Verb};
+use crate::machine::{PauseError, Paused};
 
 /// How long a client may stay silent before its first request.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -31,6 +32,8 @@ pub struct Endpoint {
     pub phase: Box<dyn Fn() -> Phase + Send>,
     /// Asks for the guest's end, and returns at once.
     pub stop: Box<dyn Fn() + Send>,
+    /// Pauses the guest for as long as what it gives lives. It takes some seconds at most.
+    pub pause: Box<dyn Fn() -> Result<Paused, PauseError> + Send>,
 }
 
 /// Serves a control socket from a thread of its own. Dropping it ends the thread, removes the socket and closes all
@@ -66,10 +69,11 @@ impl Drop for ControlServer {
 }
 
 /// A connection. `deadline` is set until the first request is served; after that a client may stay as long as it
-/// likes, to see the guest end.
+/// likes, to see the guest end. A guest that it paused runs again when it goes, whatever way it goes.
 struct Client {
     fd: OwnedFd,
     deadline: Option<Instant>,
+    paused: Option<Paused>,
 }
 
 struct Server {
@@ -140,7 +144,7 @@ impl Server {
         if self.clients.len() >= MAX_CLIENTS {
             return drop(send(&fd, &Reply::Error("too many clients are connected to this guest".into()), &[]));
         }
-        self.clients.push(Client { fd, deadline: Some(Instant::now() + SILENCE) });
+        self.clients.push(Client { fd, deadline: Some(Instant::now() + SILENCE), paused: None });
     }
 
     /// Reads and answers a request. An error means that the connection is of no more use.
@@ -179,6 +183,21 @@ impl Server {
             Verb::Stop => {
                 (self.endpoint.stop)();
                 send(&client.fd, &Reply::Stopping, &[])
+            }
+            Verb::Pause => {
+                // What it held before is let go after the new pause has begun: in between the guest does not run.
+                match (self.endpoint.pause)() {
+                    Ok(paused) => {
+                        let registers = paused.registers().to_vec();
+                        client.paused = Some(paused);
+                        send(&client.fd, &Reply::Paused(registers), &[])
+                    }
+                    Err(error) => send(&client.fd, &Reply::Error(error.to_string()), &[]),
+                }
+            }
+            Verb::Resume => {
+                client.paused = None;
+                send(&client.fd, &Reply::Running, &[])
             }
         }
     }

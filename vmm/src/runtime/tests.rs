@@ -62,6 +62,7 @@ fn serve(path: &Path) -> (ControlServer, Arc<AtomicUsize>) {
         stop: Box::new(move || {
             counter.fetch_add(1, Ordering::SeqCst);
         }),
+        pause: Box::new(|| Err(crate::machine::PauseError::Stuck(3))),
     };
     let claim = RuntimeDir::open(path).unwrap().unwrap().claim(&name("ring")).unwrap();
     (ControlServer::start(claim, endpoint).unwrap(), stops)

@@ -13,6 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
@@ -95,6 +96,16 @@ impl GuestMemory for Arc<FakeMemory> {
 
     fn size(&self) -> u64 {
         self.ranges.iter().map(|(start, end)| end - start).sum()
+    }
+
+    fn ranges(&self) -> Vec<Range<u64>> {
+        self.ranges.iter().map(|(start, end)| *start..*end).collect()
+    }
+
+    fn next_data(&self, within: Range<u64>) -> Result<Option<Range<u64>>, StateError> {
+        let pages = self.pages.lock().unwrap();
+        let first = pages.range(within.start & !0xfff..within.end).next();
+        Ok(first.map(|(page, _)| (*page).max(within.start)..(page + 4096).min(within.end)))
     }
 }
 

@@ -2,6 +2,9 @@
 
 use std::fmt;
 use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -17,6 +20,44 @@ pub trait GuestMemory: fmt::Debug + Send + Sync {
 
     /// Bytes of memory in all: what bounds any walk through it.
     fn size(&self) -> u64;
+
+    /// The addresses that have memory, ascending and apart from each other.
+    fn ranges(&self) -> Vec<Range<u64>>;
+
+    /// The first part of `within` that may hold anything but zeros; `None` when all of it is zero, or is no memory. It
+    /// lies in one of [`Self::ranges`] and is never empty.
+    ///
+    /// # Errors
+    /// When the host does not tell.
+    fn next_data(&self, within: Range<u64>) -> Result<Option<Range<u64>>, StateError>;
+}
+
+/// Where data begin at or after `offset` of `file`, or where they end (`lseek` with `SEEK_DATA` or `SEEK_HOLE`). `None`
+/// beyond the last of them. A file system that cannot tell says that everything is data.
+fn seek(file: &File, offset: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
+    let offset = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: takes three integers and touches no memory. Nobody relies on the file's position: all reads name theirs.
+    let found = unsafe { libc::lseek(file.as_raw_fd(), offset, whence) };
+    match u64::try_from(found) {
+        Ok(found) => Ok(Some(found)),
+        Err(_) => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+            error => Err(error),
+        },
+    }
+}
+
+impl Backing {
+    /// The first data of this range in guest addresses `within`, which lie in the range.
+    fn next_data(&self, within: &Range<u64>) -> io::Result<Option<Range<u64>>> {
+        let place = |address: u64| self.offset.saturating_add(address - self.start);
+        let Some(start) = seek(&self.file, place(within.start), libc::SEEK_DATA)? else { return Ok(None) };
+        let end = seek(&self.file, start, libc::SEEK_HOLE)?.unwrap_or(u64::MAX);
+        // The file is untrusted where it is a dump: what it says is kept within what was asked for.
+        let address = |place: u64| place.saturating_sub(self.offset).saturating_add(self.start);
+        let found = address(start).max(within.start)..address(end).min(within.end);
+        Ok((found.start < found.end).then_some(found))
+    }
 }
 
 /// A range of guest memory and the file behind it.
@@ -85,6 +126,29 @@ impl GuestMemory for MemfdMemory {
 
     fn size(&self) -> u64 {
         self.ranges.iter().fold(0, |sum, range| sum.saturating_add(range.size))
+    }
+
+    fn ranges(&self) -> Vec<Range<u64>> {
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for range in &self.ranges {
+            match ranges.last_mut() {
+                Some(last) if last.end == range.start => last.end = range.start + range.size,
+                _ => ranges.push(range.start..range.start + range.size),
+            }
+        }
+        ranges
+    }
+
+    fn next_data(&self, within: Range<u64>) -> Result<Option<Range<u64>>, StateError> {
+        let first = self.ranges.partition_point(|range| range.start + range.size <= within.start);
+        for range in self.ranges.iter().skip(first).take_while(|range| range.start < within.end) {
+            let part = range.start.max(within.start)..(range.start + range.size).min(within.end);
+            let found = range.next_data(&part).map_err(|source| StateError::Read { at: part.start, source })?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
     }
 }
 

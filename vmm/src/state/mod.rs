@@ -22,6 +22,7 @@ mod free;
 mod lists;
 mod memmap;
 mod memory;
+mod open;
 mod region;
 mod sections;
 #[cfg(test)]

@@ -68,6 +68,11 @@ impl Code {
         self.bytes(&[0xf4, 0xeb, 0xfd])
     }
 
+    /// `1: inc dword [address]; jmp 1b`
+    pub fn count(self, address: u32) -> Self {
+        self.with_word(&[0xff, 0x05], address).bytes(&[0xeb, 0xf8])
+    }
+
     /// `1: jmp 1b`
     pub fn spin(self) -> Self {
         self.bytes(&[0xeb, 0xfe])

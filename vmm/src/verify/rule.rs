@@ -1,0 +1,188 @@
+//! The rules, each with a name that scripts can rely on.
+
+use std::fmt;
+
+macro_rules! rules {
+    ($($(#[doc = $doc:literal])+ $rule:ident = $name:literal,)+) => {
+        /// Something that must hold.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        pub enum Rule {
+            $($(#[doc = $doc])+ $rule,)+
+        }
+
+        impl Rule {
+            /// All rules.
+            pub const ALL: &[Self] = &[$(Self::$rule),+];
+
+            /// The rule's name.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$rule => $name,)+
+                }
+            }
+        }
+    };
+}
+
+rules! {
+    /// memblock's memory ranges ascend, do not overlap, and name nodes that exist.
+    MemblockMemory = "memblock-memory",
+    /// memblock's memory ranges are memory that the machine has.
+    MemblockBacking = "memblock-backing",
+    /// memblock's reserved ranges ascend and do not overlap.
+    MemblockReserved = "memblock-reserved",
+    /// `max_pfn`, the number of sections and the count of all pages are those of memblock's memory.
+    MemblockTotals = "memblock-totals",
+    /// The section table has an entry for exactly the sections with memory, and names their zones.
+    SectionTable = "section-table",
+    /// Every page block's byte names a migrate type.
+    PageblockType = "pageblock-type",
+    /// Page tables lie in memory, each is used once, and none of them on a free page.
+    PageTable = "page-table",
+    /// Every vCPU's page-table root has the kernel's half of the address space as the kernel's own root has it.
+    PageTableRoot = "page-table-root",
+    /// Nothing can be written and executed.
+    MapWritableExecutable = "map-writable-executable",
+    /// The kernel's root maps nothing in the user's half.
+    MapUserHalf = "map-user-half",
+    /// The direct map maps an address to its own physical address.
+    DirectMapTarget = "direct-map-target",
+    /// The direct map maps RAM only.
+    DirectMapNotRam = "direct-map-not-ram",
+    /// Every GiB of the direct map that is filled maps all the RAM in it.
+    DirectMapHole = "direct-map-hole",
+    /// The direct map is data: writable but for the kernel's text and read-only data, never executable.
+    DirectMapProtection = "direct-map-protection",
+    /// The kernel's image is mapped where it was loaded.
+    KernelMapTarget = "kernel-map-target",
+    /// Text runs and cannot be written, read-only data can do neither, data can be written and do not run.
+    KernelMapProtection = "kernel-map-protection",
+    /// All of the kernel's image is mapped, and nothing beyond.
+    KernelMapExtent = "kernel-map-extent",
+    /// The state region is mapped where the roots say.
+    RegionMap = "region-map",
+    /// Page metadata is mapped for every section that exists.
+    MemmapMissing = "memmap-missing",
+    /// Page metadata is mapped for no section that does not exist.
+    MemmapStray = "memmap-stray",
+    /// Page metadata lies in reserved memory, and no two sections share it.
+    MemmapBacking = "memmap-backing",
+    /// No free page is mapped anywhere but in the direct map.
+    FreePageMapped = "free-page-mapped",
+    /// A page in use is mapped as often as its `_mapcount` says.
+    PageMapcount = "page-mapcount",
+    /// Links of a free list lead to frames of the zone that have metadata.
+    FreeListZone = "free-list-zone",
+    /// Blocks of a free list are aligned to their order.
+    FreeListAlign = "free-list-align",
+    /// The backward link of each block leads to where the forward link came from.
+    FreeListBackLink = "free-list-back-link",
+    /// A free list ends at the block that its head names.
+    FreeListEnd = "free-list-end",
+    /// A free list has no more blocks than the zone can have.
+    FreeListLength = "free-list-length",
+    /// The head of a free block is marked as one of the list's order.
+    FreeListMark = "free-list-mark",
+    /// A free block names the migrate type of the list it is on.
+    FreeListType = "free-list-type",
+    /// Free blocks of isolated page blocks and of contiguous areas are on the lists for these, and no others.
+    FreeListPageblock = "free-list-pageblock",
+    /// Nobody holds a reference to a free block.
+    FreeListReferences = "free-list-references",
+    /// A free block has no page flags.
+    FreeListFlags = "free-list-flags",
+    /// The buddy of a free block is not a free block of the same order.
+    FreeListBuddy = "free-list-buddy",
+    /// `nr_free` of a list is the number of blocks on it.
+    FreeListCount = "free-list-count",
+    /// A block that is marked as free is on a free list.
+    BuddyMarkStray = "buddy-mark-stray",
+    /// Links of a pageset's list are sound.
+    PagesetLink = "pageset-link",
+    /// Blocks on a pageset's list are of the zone and aligned to the list's order.
+    PagesetBlock = "pageset-block",
+    /// Nobody holds a reference to a page on a pageset, and it is no free block of the zone.
+    PagesetReferences = "pageset-references",
+    /// A block on a pageset has no flags, and the list's order.
+    PagesetFlags = "pageset-flags",
+    /// A block on a pageset is on the list of its migrate type.
+    PagesetType = "pageset-type",
+    /// `count` of a pageset is the number of pages on its lists.
+    PagesetCount = "pageset-count",
+    /// A pageset's lock is free.
+    PagesetLock = "pageset-lock",
+    /// `high` of a pageset follows from the zone's size and the settings.
+    PagesetHigh = "pageset-high",
+    /// `batch` of a pageset follows from the zone's size.
+    PagesetBatch = "pageset-batch",
+    /// A page is in one state only: free, on a pageset, in use, or reserved.
+    PageTwoStates = "page-two-states",
+    /// Every page is in some state.
+    PageNoState = "page-no-state",
+    /// Nothing is said about pages that are not there.
+    PageOutsideMemory = "page-outside-memory",
+    /// A block in use has an order that fits where it is; a compound page names the order it was allocated with.
+    PageInUse = "page-in-use",
+    /// Nobody holds a reference to memory that was reserved at boot.
+    ReservedReferences = "reserved-references",
+    /// Free memory that is said to hold zeros does.
+    FreePageZero = "free-page-zero",
+    /// A zone's record is that of its place in the table.
+    ZoneIdentity = "zone-identity",
+    /// A zone's lock is free and its sequence counter even.
+    ZoneLock = "zone-lock",
+    /// A zone's first frame and span are those of its memory.
+    ZoneSpan = "zone-span",
+    /// `present_pages` of a zone is the memory it has.
+    ZonePresentPages = "zone-present-pages",
+    /// `managed_pages` of a zone is what it has without what was reserved.
+    ZoneManagedPages = "zone-managed-pages",
+    /// Free pages, pages on pagesets, in use and reserved are all the pages of a zone.
+    ZoneAccounting = "zone-accounting",
+    /// `nr_free_pages` with what CPUs hold back is what is on the free lists, but for isolated blocks.
+    ZoneNrFreePages = "zone-nr-free-pages",
+    /// `nr_free_cma` with what CPUs hold back is what is on the free lists of contiguous areas.
+    ZoneNrFreeCma = "zone-nr-free-cma",
+    /// A zone counter that nothing counts yet is zero.
+    ZoneCounter = "zone-counter",
+    /// `cma_pages` covers the page blocks of contiguous areas.
+    ZoneCmaPages = "zone-cma-pages",
+    /// `nr_reserved_highatomic` is whole page blocks, at least as many as there are, within its limit.
+    ZoneHighatomic = "zone-highatomic",
+    /// The watermarks follow from managed pages and settings.
+    ZoneWatermark = "zone-watermark",
+    /// The watermark boost is within its limit.
+    ZoneWatermarkBoost = "zone-watermark-boost",
+    /// `alloc_mark` is the sum it stands for.
+    ZoneAllocMark = "zone-alloc-mark",
+    /// `lowmem_reserve` follows from the managed pages of the zones above and the settings.
+    ZoneLowmemReserve = "zone-lowmem-reserve",
+    /// The zone's copies of `high` and `batch` follow from its size and the settings.
+    ZonePageset = "zone-pageset",
+    /// A CPU holds back no more of a counter than its threshold, which follows from the zone's size.
+    StatThreshold = "stat-threshold",
+    /// `percpu_drift_mark` follows from the watermarks and the threshold.
+    PercpuDriftMark = "percpu-drift-mark",
+    /// The settings are values that Linux accepts.
+    SysctlRange = "sysctl-range",
+    /// A node's sizes are those of its memory.
+    NodeSizes = "node-sizes",
+    /// A node's CPUs are those that say so, and online.
+    NodeCpus = "node-cpus",
+    /// Distances are valid, and each node is nearest to itself.
+    NodeDistance = "node-distance",
+    /// The fallback order of nodes follows from the distances.
+    NodeFallbackOrder = "node-fallback-order",
+    /// The zonelists hold the populated zones of the nodes in fallback order, highest first.
+    NodeZonelist = "node-zonelist",
+    /// The starting points in a zonelist are the first zones not above each type.
+    NodeFirstZone = "node-first-zone",
+    /// A CPU allocates from its node first, or from the nearest with memory.
+    CpuMemNode = "cpu-mem-node",
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}

@@ -1,0 +1,140 @@
+//! The verifier on live guests: nothing to find in sound ones, and every damage found. Needs /dev/kvm.
+
+mod damage;
+mod tiny;
+
+use std::time::{Duration, Instant};
+
+use damage::{Bench, Field, Free};
+use pagevisor::machine::{Deadline, Machine, MachineConfig, PauseError};
+use pagevisor::topology::Topology;
+use pagevisor::verify::{Report, Rule, verify};
+use pagevisor_shared::page::encode_next;
+use pagevisor_shared::region::log::{LOG_LINE_MAX, LogRead};
+use tiny::{Code, PATIENCE, start, stop_event};
+
+/// A guest that is ready and whose memory has seen some use.
+fn used_guest() -> Machine {
+    let mut config = MachineConfig::new(Topology::default()).unwrap();
+    config.append = "pagevisor.test=scatter cma=16M".into();
+    let machine = start(config);
+    machine.wait_ready(Deadline::after(PATIENCE), &stop_event()).unwrap_or_else(|end| panic!("{end}"));
+    let deadline = Instant::now() + PATIENCE;
+    while !logged(&machine, "selftest: scatter ok") {
+        assert!(Instant::now() < deadline, "the guest does not get ready");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    machine
+}
+
+/// Whether the guest has logged a line that starts with `text`.
+fn logged(machine: &Machine, text: &str) -> bool {
+    let region = machine.memory().state().open().unwrap();
+    let (log, mut buffer) = (region.log(), [0; LOG_LINE_MAX]);
+    let mut position = log.oldest();
+    while let LogRead::Record(record, next) = log.read(position, &mut buffer) {
+        if record.text.starts_with(text.as_bytes()) {
+            return true;
+        }
+        position = next;
+    }
+    false
+}
+
+/// A way to damage a guest, and the rule that must tell.
+type Mutation = (&'static str, Rule, fn(&Bench<'_>));
+
+fn small(free: &Free) -> bool {
+    free.order < 9
+}
+
+const FREE_LISTS: &[Mutation] = &[
+    ("a forward link that skips a block", Rule::FreeListBackLink, |bench| {
+        let free = bench.free(3, |_| true);
+        let behind = bench.next(bench.next(free.pfn));
+        bench.set_meta(free.pfn, Field::Next, encode_next(free.pfn, behind));
+    }),
+    ("a backward link to elsewhere", Rule::FreeListBackLink, |bench| {
+        let free = bench.free(2, |_| true);
+        bench.set_meta(bench.next(free.pfn), Field::Prev, 0x77);
+    }),
+    ("a block without its mark", Rule::FreeListMark, |bench| {
+        bench.set_meta(bench.free(1, small).pfn, Field::Mapcount, 0);
+    }),
+    ("a wrong count of blocks", Rule::FreeListCount, |bench| {
+        let free = bench.free(1, |_| true);
+        bench.change(&bench.area(free).nr_free[free.kind.index()], |count| count + 1);
+    }),
+    ("a reference to a free block", Rule::FreeListReferences, |bench| {
+        bench.set_meta(bench.free(1, small).pfn, Field::Refcount, 1);
+    }),
+];
+
+#[track_caller]
+fn assert_sound(report: &Report) {
+    let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+    assert!(report.is_sound(), "{}", findings.join("\n"));
+}
+
+#[test]
+fn every_damage_is_found_and_nothing_else() {
+    let machine = used_guest();
+    let paused = machine.pause().unwrap();
+    let bench = Bench::new(&machine);
+    let check = || verify(&bench.view, paused.registers()).unwrap();
+    assert_sound(&check());
+    for (what, rule, damage) in FREE_LISTS.iter().copied() {
+        damage(&bench);
+        let report = check();
+        let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+        assert!(report.has(rule), "{what}: no finding of {rule} but:\n{}", findings.join("\n"));
+        bench.restore();
+        assert_sound(&check());
+    }
+}
+
+#[test]
+fn a_paused_guest_stands_still_and_goes_on() {
+    // Counts in memory, for ever.
+    let counter = 0x20_0000;
+    let machine = start(tiny::config(Code::default().store(counter, 0).count(counter)));
+    let value = || {
+        use vm_memory::{Bytes, GuestAddress};
+        machine.memory().ram().read_obj::<u32>(GuestAddress(counter.into())).unwrap()
+    };
+    let moves = || {
+        let (before, deadline) = (value(), Instant::now() + PATIENCE);
+        while value() == before {
+            assert!(Instant::now() < deadline, "the guest does not run");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    moves();
+    for _ in 0..20 {
+        let paused = machine.pause().unwrap();
+        let before = value();
+        let registers = paused.registers()[0];
+        assert!(registers.rip() >= tiny::KERNEL && registers.rip() < tiny::KERNEL + 0x1000, "{registers:?}");
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(value(), before, "a paused guest ran");
+        // A second one keeps it paused when the first lets go.
+        let second = machine.pause().unwrap();
+        drop(paused);
+        std::thread::sleep(Duration::from_millis(2));
+        assert_eq!(value(), before, "a guest that is still paused ran");
+        drop(second);
+        moves();
+    }
+    let paused = machine.pauser();
+    drop(machine);
+    assert_eq!(paused.pause().unwrap_err(), PauseError::Ended);
+}
+
+#[test]
+fn a_paused_machine_can_be_dropped() {
+    let machine = used_guest();
+    let paused = machine.pause().unwrap();
+    assert_eq!(paused.registers().len(), 2);
+    drop(machine);
+    drop(paused);
+}
