@@ -35,6 +35,18 @@ impl ZoneType {
         if raw < MAX_NR_ZONES { Some(Self::ALL[raw]) } else { None }
     }
 
+    /// The type of frame `pfn` by its address, on a node without ZONE_MOVABLE.
+    #[inline]
+    pub const fn of_frame(pfn: u64) -> Self {
+        if pfn < MAX_DMA_PFN {
+            Self::Dma
+        } else if pfn < MAX_DMA32_PFN {
+            Self::Dma32
+        } else {
+            Self::Normal
+        }
+    }
+
     /// The type as an index.
     #[inline(always)]
     pub const fn index(self) -> usize {

@@ -110,17 +110,18 @@ fn bring_up(start_info: StartInfo, options: &Options) -> (&'static RegionRef<'st
     smp::set_online();
     monitor::start(&mut memblock);
     smp::prepare(&machine, &mut memblock);
-    boot_mm(region, options, &mut memblock);
+    boot_mm(region, options, start_info.command_line(), &mut memblock);
     (region, machine)
 }
 
 /// Starts the memory stack and gives every CPU its record of it.
-fn boot_mm(region: &RegionRef<'static>, options: &Options, memblock: &mut Memblock) {
+fn boot_mm(region: &RegionRef<'static>, options: &Options, command_line: &str, memblock: &mut Memblock) {
     memblock.allow_resize();
     let booted = Mm::boot(BootConfig {
         platform: &platform::KERNEL,
         region: region.clone(),
         memblock,
+        command_line,
         fresh_is_zero: options.zeroed,
         hooks: Hooks::none(),
         map_memmap: &mut |memblock, chunk| {
@@ -139,6 +140,7 @@ fn boot_mm(region: &RegionRef<'static>, options: &Options, memblock: &mut Memblo
             record.set_local(local);
         }
     }
+    mm.finish_boot();
 }
 
 /// Everything is up: tells so, does what the command line asks for, idles.

@@ -10,16 +10,17 @@ use pagevisor_shared::units::{NodeId, NodeMask, PAGE_SHIFT};
 use pagevisor_shared::zone::ZoneIndex;
 
 use crate::Mm;
-use crate::contig::CmaAreas;
+use crate::contig::{CmaAreas, dma_contiguous_reserve};
 use crate::hooks::Hooks;
 use crate::instrument::Instrument;
 use crate::memblock::{AllocError, Memblock, MemblockFlags, Region};
 use crate::page_alloc::Reports;
-use crate::platform::Platform;
+use crate::params::Params;
+use crate::platform::{Level, Platform};
 use crate::raw::FrameTables;
 use crate::sparse::{self, MapMemmap};
 use crate::sync::Plain;
-use crate::zone::{Settings, free_area_init, mark_frames, zone_ranges};
+use crate::zone::{MovableStart, Settings, free_area_init, mark_frames, zone_ranges};
 
 /// What [`Mm::boot`] needs.
 pub struct BootConfig<'a, P: Platform> {
@@ -29,6 +30,8 @@ pub struct BootConfig<'a, P: Platform> {
     pub region: RegionRef<'static>,
     /// All memory with its nodes, and all that is in use reserved.
     pub memblock: &'a mut Memblock,
+    /// The kernel's command line; what it says about memory is obeyed.
+    pub command_line: &'a str,
     /// Memory that nobody has used since the machine started reads as zero.
     pub fresh_is_zero: bool,
     /// Upward calls.
@@ -77,20 +80,23 @@ impl<P: Platform> Mm<P> {
     /// spent afterwards.
     ///
     /// Runs on the boot CPU before the others, and does not ask the platform for the current CPU. The caller then
-    /// gives each CPU the record that [`Self::cpu_local`] makes.
+    /// gives each CPU the record that [`Self::cpu_local`] makes, and calls [`Self::finish_boot`].
     ///
     /// # Errors
     /// [`BootError`] when the configuration is impossible or memory is short.
     pub fn boot(config: BootConfig<'_, P>) -> Result<Self, BootError> {
-        let BootConfig { platform, region, memblock, fresh_is_zero, hooks, map_memmap } = config;
+        let BootConfig { platform, region, memblock, command_line, fresh_is_zero, hooks, map_memmap } = config;
+        let params = Params::parse(command_line, &mut |why| platform.log(Level::Warning, format_args!("{why}")));
         let cpus = check_nodes(&region, memblock)?;
+        let boot_area = params.cma.and_then(|request| dma_contiguous_reserve(platform, memblock, request));
         sparse::sparse_init(memblock, map_memmap)?;
         let frames = FrameTables::allocate(platform, memblock)?;
-        let memory = free_area_init(&region, memblock);
+        let movable = MovableStart::find(memblock, params.movable);
+        let memory = free_area_init(&region, memblock, &movable);
         if memory == NodeMask::default() {
             return Err(BootError::Empty);
         }
-        mark_frames(&frames, memblock);
+        mark_frames(&frames, memblock, &movable);
         let mm = Self {
             platform,
             nodes: region.nodes(),
@@ -104,6 +110,7 @@ impl<P: Platform> Mm<P> {
             hooks,
             reports: Reports::new(),
             cma: CmaAreas::new(),
+            boot_area,
             settings: Settings::new(),
             instrument: Instrument::new(),
             boosted: [const { AtomicU64::new(0) }; 5],
@@ -111,9 +118,11 @@ impl<P: Platform> Mm<P> {
         };
         mm.publish(memblock);
         mm.build_all_zonelists(memory, cpus);
-        mm.memblock_free_all(memblock);
+        mm.report_movable(&movable);
+        mm.memblock_free_all(memblock, &movable);
         mm.report_zonelists();
         mm.init_settings();
+        mm.init_instruments(&params);
         for cpu in mm.cpus {
             let node = NodeId::new(cpu.node.get() as usize).unwrap_or_default();
             cpu.mem_node.set(mm.local_memory_node(node).index() as u32);
@@ -140,9 +149,9 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Hands all memory that is not reserved to the buddy allocator (`memblock_free_all`).
-    fn memblock_free_all(&self, memblock: &Memblock) {
+    fn memblock_free_all(&self, memblock: &Memblock, movable: &MovableStart) {
         let used = memblock.used_range();
-        let mut zones = zone_ranges(memblock);
+        let mut zones = zone_ranges(memblock, movable);
         let mut zone = zones.next();
         for free in memblock.free_mem_ranges(None, MemblockFlags::HOTPLUG) {
             let (mut start, end) = (free.start.raw().div_ceil(1 << PAGE_SHIFT), free.end.raw() >> PAGE_SHIFT);

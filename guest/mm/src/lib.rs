@@ -44,6 +44,7 @@ pub mod memblock;
 mod mm;
 pub mod page;
 pub mod page_alloc;
+mod params;
 pub mod pcp;
 pub mod platform;
 pub mod raw;

@@ -1,5 +1,6 @@
 //! The instance that owns everything.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use pagevisor_shared::gfp::Gfp;
@@ -16,7 +17,7 @@ use crate::page_alloc::Reports;
 use crate::platform::Platform;
 use crate::raw::{DirectMap, FrameTables, Memmap};
 use crate::sync::Plain;
-use crate::zone::{Settings, zone_type_of};
+use crate::zone::Settings;
 
 /// The memory stack of one machine.
 ///
@@ -36,6 +37,8 @@ pub struct Mm<P: Platform> {
     pub(crate) hooks: Hooks<P>,
     pub(crate) reports: Reports,
     pub(crate) cma: CmaAreas,
+    /// Memory reserved for the area that the command line asked for.
+    pub(crate) boot_area: Option<Range<PhysAddr>>,
     pub(crate) settings: Settings,
     pub(crate) instrument: Instrument,
     /// `ZONE_BOOSTED_WATERMARK` of each zone, a bit each.
@@ -124,7 +127,7 @@ impl<P: Platform> Mm<P> {
             base <= addr && addr - base < range.size.get()
         })?;
         let node = NodeId::new(range.node.get() as usize).unwrap_or_default();
-        let index = ZoneIndex::of(node, zone_type_of(pfn));
+        let index = ZoneIndex::of(node, self.region.zone_type_of(node, pfn));
         (index.index() < self.zones.len()).then_some(index)
     }
 

@@ -187,6 +187,16 @@ impl<'a> RegionRef<'a> {
         self.zones().get(ZoneIndex::of(node, zone).index())
     }
 
+    /// The type of the zone that frame `pfn` of `node` lies in: by its address, or ZONE_MOVABLE, which reaches from
+    /// where it starts to the node's end.
+    pub fn zone_type_of(&self, node: NodeId, pfn: u64) -> ZoneType {
+        let movable = self.zone(node, ZoneType::Movable).filter(|zone| zone.spanned_pages.load(Ordering::Relaxed) != 0);
+        match movable.map(|zone| zone.zone_start_pfn.load(Ordering::Relaxed)) {
+            Some(start) if start <= pfn => ZoneType::Movable,
+            _ => ZoneType::of_frame(pfn),
+        }
+    }
+
     /// Offset in bytes of zone `zone`'s record in the region.
     pub const fn zone_offset(&self, zone: ZoneIndex) -> u64 {
         let (offset, stride, _) = self.layout.tables[Table::Zone as usize];

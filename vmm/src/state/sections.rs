@@ -10,7 +10,7 @@ use pagevisor_shared::units::{
     MAX_PHYSMEM_BITS, NodeId, PAGE_SHIFT, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, PAGES_PER_SECTION, PFN_SECTION_SHIFT,
     SECTION_SIZE_BITS,
 };
-use pagevisor_shared::zone::{MAX_DMA_PFN, MAX_DMA32_PFN, ZoneIndex, ZoneType};
+use pagevisor_shared::zone::{ZoneIndex, ZoneType};
 
 use super::StateView;
 use super::error::{Corrupt, StateError};
@@ -45,6 +45,8 @@ pub struct Sections {
     entries: Vec<u16>,
     memory: Vec<Frames>,
     reserved: Vec<Frames>,
+    /// First frame of ZONE_MOVABLE by node; `u64::MAX` on a node without it.
+    movable: Vec<u64>,
     zones: usize,
 }
 
@@ -61,10 +63,15 @@ impl StateView {
         let mut bytes = vec![0; roots.nr_sections as usize * 2];
         self.memory().read(roots.sections, &mut bytes)?;
         let region = self.region();
+        let movable_start = |node| {
+            let zone = region.zone(NodeId::new(node)?, ZoneType::Movable)?;
+            (zone.spanned_pages.load(Relaxed) != 0).then(|| zone.zone_start_pfn.load(Relaxed))
+        };
         Ok(Sections {
             entries: bytes.as_chunks().0.iter().map(|entry| u16::from_le_bytes(*entry)).collect(),
             memory: frames(region.memory(), Round::Inward),
             reserved: frames(region.reserved(), Round::Outward),
+            movable: (0..region.nr_nodes()).map(|node| movable_start(node).unwrap_or(u64::MAX)).collect(),
             zones: region.zones().len(),
         })
     }
@@ -131,17 +138,6 @@ fn holds(ranges: &[Frames], pfn: u64) -> bool {
     behind.checked_sub(1).and_then(|index| ranges.get(index)).is_some_and(|range| pfn < range.end)
 }
 
-/// The zone type a frame belongs to by its address.
-const fn zone_type(pfn: u64) -> ZoneType {
-    if pfn < MAX_DMA_PFN {
-        ZoneType::Dma
-    } else if pfn < MAX_DMA32_PFN {
-        ZoneType::Dma32
-    } else {
-        ZoneType::Normal
-    }
-}
-
 impl Sections {
     /// Number of entries of the section table.
     pub fn len(&self) -> u64 {
@@ -181,7 +177,9 @@ impl Sections {
                 let next = self.memory.partition_point(|range| range.end <= pfn);
                 let range = self.memory.get(next).or(self.memory.last())?;
                 let inside = pfn.clamp(range.start, range.end.saturating_sub(1));
-                ZoneIndex::of(NodeId::new(range.node as usize)?, zone_type(inside))
+                let movable = self.movable.get(range.node as usize).is_some_and(|start| *start <= inside);
+                let kind = if movable { ZoneType::Movable } else { ZoneType::of_frame(inside) };
+                ZoneIndex::of(NodeId::new(range.node as usize)?, kind)
             }
             entry => ZoneIndex(entry - 1),
         };

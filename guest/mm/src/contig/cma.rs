@@ -68,25 +68,57 @@ impl CmaAreas {
     }
 }
 
-/// Reserves memory for an area of `size` bytes, rounded up to page blocks, below `limit` (0 for none) and on `node` if
-/// possible; from 4 GiB up where there is room (`cma_declare_contiguous_nid`).
+/// The memory wanted for an area.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CmaRequest {
+    /// Bytes; rounded up to page blocks.
+    pub size: u64,
+    /// The lowest address it may have, rounded up to a page block; 0 for no wish.
+    pub base: PhysAddr,
+    /// Where it must end at the latest; 0 for no limit.
+    pub limit: PhysAddr,
+    /// It must be at `base` and nowhere else.
+    pub fixed: bool,
+    /// The node it is to be on if possible.
+    pub node: Option<NodeId>,
+}
+
+impl CmaRequest {
+    /// An area of `size` bytes anywhere.
+    pub const fn of_size(size: u64) -> Self {
+        Self { size, base: PhysAddr::new(0), limit: PhysAddr::new(0), fixed: false, node: None }
+    }
+}
+
+/// Reserves memory for an area; from 4 GiB up where there is room and no other wish (`cma_declare_contiguous_nid`).
 ///
 /// # Errors
 /// [`AllocError`] when there is no such memory.
-pub fn cma_declare_contiguous(
-    memblock: &mut Memblock,
-    size: u64,
-    limit: PhysAddr,
-    node: Option<NodeId>,
-) -> Result<Range<PhysAddr>, AllocError> {
+pub fn cma_declare_contiguous(memblock: &mut Memblock, request: CmaRequest) -> Result<Range<PhysAddr>, AllocError> {
     const HIGH: u64 = 4 << 30;
-    let size = size.max(1).next_multiple_of(CMA_MIN_ALIGNMENT);
+    let CmaRequest { size, base, limit, fixed, node } = request;
+    let short = AllocError { size, align: CMA_MIN_ALIGNMENT, nid: node, from: base, max_addr: limit };
+    let size = size.max(1).checked_next_multiple_of(CMA_MIN_ALIGNMENT).ok_or(short)?;
+    let base = base.raw().checked_next_multiple_of(CMA_MIN_ALIGNMENT).ok_or(short)?;
     let end = memblock.end_of_dram().raw();
     let limit = if limit.raw() == 0 || limit.raw() > end { end } else { limit.raw() };
     let limit = PhysAddr::new(limit & !(CMA_MIN_ALIGNMENT - 1));
+    if base.checked_add(size).is_none_or(|top| top > limit.raw()) {
+        return Err(short);
+    }
+    if fixed && base != 0 {
+        // An unaligned place was rounded, so it is not the one asked for.
+        let start = PhysAddr::new(base);
+        if start != request.base || memblock.is_region_reserved(start, size) || !memblock.is_region_memory(start, size)
+        {
+            return Err(short);
+        }
+        memblock.reserve(start, size).map_err(|_| short)?;
+        return Ok(start..PhysAddr::new(base + size));
+    }
     let mut above = None;
     // Low memory is for devices that reach no other; and just above 4 GiB it does not split the rest.
-    if !memblock.bottom_up() && end >= HIGH + size {
+    if !memblock.bottom_up() && base == 0 && end >= HIGH + size {
         memblock.set_bottom_up(true);
         let start = PhysAddr::new(HIGH);
         above = memblock.phys_alloc_range_nid(size, CMA_MIN_ALIGNMENT, start, limit, node, false).ok();
@@ -94,7 +126,7 @@ pub fn cma_declare_contiguous(
     }
     let start = match above {
         Some(start) => start,
-        None => memblock.phys_alloc_range_nid(size, CMA_MIN_ALIGNMENT, PhysAddr::new(0), limit, node, false)?,
+        None => memblock.phys_alloc_range_nid(size, CMA_MIN_ALIGNMENT, PhysAddr::new(base), limit, node, false)?,
     };
     Ok(start..PhysAddr::new(start.raw() + size))
 }

@@ -2,18 +2,21 @@
 //!
 //! - `isolation`: page blocks of which nothing is given out any more (`mm/page_isolation.c`);
 //! - `range`: allocating a range of frames, or one of a given size (`alloc_contig_range`);
-//! - `cma`: areas that are lent to movable pages (`mm/cma.c`).
+//! - `cma`: areas that are lent to movable pages (`mm/cma.c`);
+//! - `reserve`: the area that the command line asks for.
 //!
 //! Pages in use cannot be moved elsewhere yet, so a range that holds any is busy.
 
 mod cma;
 mod isolation;
 mod range;
+mod reserve;
 
 use core::fmt;
 
 pub(crate) use cma::CmaAreas;
-pub use cma::{CMA_MIN_ALIGNMENT, CmaArea, MAX_CMA_AREAS, cma_declare_contiguous};
+pub use cma::{CMA_MIN_ALIGNMENT, CmaArea, CmaRequest, MAX_CMA_AREAS, cma_declare_contiguous};
+pub(crate) use reserve::dma_contiguous_reserve;
 
 /// Why a range cannot be had.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -24,6 +24,7 @@ impl Machine {
             cpus.filter_map(|cpu| mm.cpu_local(cpu)).map(|local| &*Box::leak(Box::new(local))).collect();
         platform.set_cpus(locals);
         platform.bind(CpuId::default());
+        mm.finish_boot();
         Self { platform, mm: Some(Box::new(mm)) }
     }
 

@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "hands the arena's memory to the stack")]
 
 use core::ops::Range;
+use std::string::String;
 use std::vec::Vec;
 
 use pagevisor_shared::region::{RegionLayout, RegionRef};
@@ -28,6 +29,7 @@ pub struct Topology {
     distances: Vec<(usize, usize, u8)>,
     reserved: Vec<Range<u64>>,
     fresh_is_zero: bool,
+    command_line: String,
 }
 
 impl Default for Topology {
@@ -39,7 +41,13 @@ impl Default for Topology {
 impl Topology {
     /// A machine without nodes.
     pub const fn new() -> Self {
-        Self { nodes: Vec::new(), distances: Vec::new(), reserved: Vec::new(), fresh_is_zero: true }
+        Self {
+            nodes: Vec::new(),
+            distances: Vec::new(),
+            reserved: Vec::new(),
+            fresh_is_zero: true,
+            command_line: String::new(),
+        }
     }
 
     /// Adds a node with memory ranges `(start, end)` in bytes and `cpus` CPUs. CPUs are numbered node by node.
@@ -68,6 +76,13 @@ impl Topology {
     #[must_use]
     pub fn reserve(mut self, start: u64, end: u64) -> Self {
         self.reserved.push(start..end);
+        self
+    }
+
+    /// Sets the kernel's command line.
+    #[must_use]
+    pub fn command_line(mut self, line: &str) -> Self {
+        self.command_line = line.into();
         self
     }
 
@@ -134,6 +149,7 @@ impl Topology {
             platform,
             region,
             memblock: &mut memblock,
+            command_line: &self.command_line,
             fresh_is_zero: self.fresh_is_zero,
             hooks,
             // The window of page metadata is mapped already; its own memory stands in for the node's.

@@ -26,8 +26,9 @@ use pagevisor_shared::units::{NodeId, NodeMask, Order};
 pub use fault::{BadFault, FailNth, FaultAttr};
 
 use crate::Mm;
+use crate::params::Params;
 use crate::pcp::gated;
-use crate::platform::Platform;
+use crate::platform::{Level, Platform};
 use crate::sync::{self, Plain};
 
 /// What is on.
@@ -47,6 +48,19 @@ impl Instrument {
 }
 
 impl<P: Platform> Mm<P> {
+    /// Turns on what the command line asks for.
+    pub(crate) fn init_instruments(&self, params: &Params) {
+        if params.hot != 0 {
+            self.set_instrumented(params.hot, true);
+        }
+        if let Some(attr) = params.fail_page_alloc {
+            // What `parse` gives can only be out of range in the number of failures.
+            if let Err(error) = self.set_fail_page_alloc(attr) {
+                self.platform.log(Level::Warning, format_args!("FAULT_INJECTION: {error}"));
+            }
+        }
+    }
+
     /// What looks at allocations and frees now: [`hot`] bits, 0 for nothing.
     #[inline(always)]
     pub fn instrumented(&self) -> u32 {

@@ -6,11 +6,11 @@ use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MIGRATE_TYPES;
 use pagevisor_shared::region::records::{MAX_ZONELISTS, ZONELIST_FALLBACK, ZONELIST_NOFALLBACK};
 use pagevisor_shared::region::zone::ZoneState;
-use pagevisor_shared::units::{NodeId, NodeMask, PAGEBLOCK_NR_PAGES};
+use pagevisor_shared::units::{NodeId, NodeMask, PAGE_SHIFT, PAGEBLOCK_NR_PAGES};
 use pagevisor_shared::zone::{MAX_NR_ZONES, Watermark, ZoneIndex, ZoneRef, ZoneType};
 
-use super::watermark;
 use super::zonelist::{NodeLoad, NodeMap, NodeOrder};
+use super::{MovableStart, watermark};
 use crate::Mm;
 use crate::platform::{Level, Platform};
 use crate::sync::Plain;
@@ -118,6 +118,18 @@ impl<P: Platform> Mm<P> {
                 if disabled { "off" } else { "on" },
             ),
         );
+    }
+
+    /// Tells where ZONE_MOVABLE starts, as Linux does, if there is one.
+    pub(crate) fn report_movable(&self, movable: &MovableStart) {
+        if movable.nodes().next().is_none() {
+            return;
+        }
+        self.platform.log(Level::Info, format_args!("Movable zone start for each node"));
+        for (node, start) in movable.nodes() {
+            let addr = start << PAGE_SHIFT;
+            self.platform.log(Level::Info, format_args!("  Node {}: {addr:#018x}", node.index()));
+        }
     }
 
     /// Sets the settings to Linux's defaults and everything that follows from them.

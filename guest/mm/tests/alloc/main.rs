@@ -9,6 +9,7 @@ mod highatomic;
 mod isolation;
 mod many_cpus;
 mod model;
+mod movable;
 mod reference;
 mod serving;
 mod short;
