@@ -15,6 +15,7 @@
 //! is a value ([`Corrupt`], [`ListFault`]) that says where it was and what was found there.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod digest;
 mod error;
 #[cfg(test)]
 pub(crate) mod fake;

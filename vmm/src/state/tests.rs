@@ -163,6 +163,23 @@ fn free_lists_are_walked_and_verified() {
 }
 
 #[test]
+fn equal_free_lists_have_equal_digests() {
+    let guest = FakeGuest::used();
+    let digest = guest.view().free_list_digest().unwrap();
+    assert_eq!((digest.len(), &guest.view().free_list_digest().unwrap()), (64, &digest));
+    assert_eq!(FakeGuest::used().view().free_list_digest().unwrap(), digest);
+    // Two lists of one order change places.
+    let list = &guest.region().zones()[DMA32].free_area[0].free_list;
+    let [from, to] = [MigrateType::Unmovable, MigrateType::Reclaimable].map(|kind| &list[kind.index()].first);
+    to.store(from.swap(0, Relaxed), Relaxed);
+    let swapped = guest.view().free_list_digest().unwrap();
+    assert_ne!(swapped, digest);
+    // A cycle ends.
+    guest.set_meta(0x3005, 4, encode_next(0x3005, 0x3001));
+    assert_ne!(guest.view().free_list_digest().unwrap(), swapped);
+}
+
+#[test]
 fn what_cpus_hold_back_counts_as_free() {
     let guest = FakeGuest::used();
     let region = guest.region();
