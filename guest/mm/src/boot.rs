@@ -114,6 +114,7 @@ impl<P: Platform> Mm<P> {
             settings: Settings::new(),
             instrument: Instrument::new(),
             boosted: [const { AtomicU64::new(0) }; 5],
+            reclaim_locked: AtomicU64::new(0),
             reserved_lock: AtomicU32::new(0),
         };
         mm.publish(memblock);

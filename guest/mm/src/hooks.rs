@@ -4,7 +4,7 @@
 use core::fmt;
 
 use pagevisor_shared::gfp::Gfp;
-use pagevisor_shared::units::{NodeMask, Order, Pfn};
+use pagevisor_shared::units::{NodeId, NodeMask, Order, Pfn};
 use pagevisor_shared::zone::{ZoneIndex, ZoneType};
 
 use crate::Mm;
@@ -25,6 +25,22 @@ pub struct ReclaimRequest {
     pub nodemask: Option<NodeMask>,
 }
 
+/// What reclaiming one node came to (`NODE_RECLAIM_*`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NodeReclaim {
+    /// Nothing was looked at.
+    NoScan = -2,
+    /// There is nothing to reclaim.
+    Full = -1,
+    /// Some pages came free, fewer than were wanted.
+    Some = 0,
+    /// As many as were wanted.
+    Success = 1,
+}
+
+/// Reclaims one node.
+pub type ReclaimNode<P> = fn(&Mm<P>, NodeId, Gfp, Order) -> NodeReclaim;
+
 /// A function value of a layer above.
 type Hook<P, R> = Option<fn(&Mm<P>, &ReclaimRequest) -> R>;
 
@@ -36,6 +52,8 @@ pub struct Hooks<P: Platform> {
     pub direct_reclaim: Hook<P, u64>,
     /// Compacts; gives a block it captured for the request, if it did (`try_to_compact_pages`).
     pub direct_compact: Hook<P, Option<Pfn>>,
+    /// Reclaims one node for an allocation, which may block, before it goes to another (`__node_reclaim`).
+    pub node_reclaim: Option<ReclaimNode<P>>,
     /// Kills a process to get memory; tells whether it made progress (`out_of_memory`).
     pub out_of_memory: Hook<P, bool>,
 }
@@ -43,7 +61,7 @@ pub struct Hooks<P: Platform> {
 impl<P: Platform> Hooks<P> {
     /// No layer above.
     pub const fn none() -> Self {
-        Self { wake_kswapd: None, direct_reclaim: None, direct_compact: None, out_of_memory: None }
+        Self { wake_kswapd: None, direct_reclaim: None, direct_compact: None, node_reclaim: None, out_of_memory: None }
     }
 }
 
@@ -53,6 +71,7 @@ impl<P: Platform> fmt::Debug for Hooks<P> {
             .field("wake_kswapd", &self.wake_kswapd.is_some())
             .field("direct_reclaim", &self.direct_reclaim.is_some())
             .field("direct_compact", &self.direct_compact.is_some())
+            .field("node_reclaim", &self.node_reclaim.is_some())
             .field("out_of_memory", &self.out_of_memory.is_some())
             .finish()
     }

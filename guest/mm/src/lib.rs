@@ -54,6 +54,6 @@ pub mod zone;
 
 pub use boot::{BootConfig, BootError};
 pub use cpu::{CpuLocal, Route};
-pub use hooks::{Hooks, ReclaimRequest};
+pub use hooks::{Hooks, NodeReclaim, ReclaimNode, ReclaimRequest};
 pub use mm::Mm;
 pub use sparse::MemmapChunk;

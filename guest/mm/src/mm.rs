@@ -43,6 +43,8 @@ pub struct Mm<P: Platform> {
     pub(crate) instrument: Instrument,
     /// `ZONE_BOOSTED_WATERMARK` of each zone, a bit each.
     pub(crate) boosted: [AtomicU64; 5],
+    /// `PGDAT_RECLAIM_LOCKED` of each node, a bit each.
+    pub(crate) reclaim_locked: AtomicU64,
     /// Guards the region's table of reserved memory.
     pub(crate) reserved_lock: AtomicU32,
 }

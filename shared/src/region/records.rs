@@ -178,6 +178,11 @@ pub struct Sysctl {
     pub percpu_pagelist_high_fraction: AtomicU32,
     /// 0 until the allocator ran out of mobility room (`page_group_by_mobility_disabled`).
     pub page_group_by_mobility_disabled: AtomicU32,
+    /// Whether a node is reclaimed before its neighbours are asked (`RECLAIM_ZONE` 1, `RECLAIM_WRITE` 2,
+    /// `RECLAIM_UNMAP` 4).
+    pub zone_reclaim_mode: AtomicU32,
+    /// Padding.
+    pub reserved: AtomicU32,
     /// Allocations that are made to fail.
     pub fail_page_alloc: FaultState,
 }

@@ -7,7 +7,7 @@ use pagevisor_shared::page::PG_BUDDY;
 use pagevisor_shared::page_flags::{PG_ORDER_MASK, PG_ORDER_SHIFT, PageFlag};
 use pagevisor_shared::region::zone::FreeArea;
 use pagevisor_shared::units::{MAX_ORDER, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, Pfn};
-use pagevisor_shared::zone::Watermark;
+use pagevisor_shared::zone::{Watermark, ZoneIndex};
 
 use super::lock::LockedZone;
 use crate::Mm;
@@ -94,6 +94,18 @@ struct Moved {
 }
 
 impl<P: Platform> Mm<P> {
+    /// Takes `pages` off the boost of zone `index`'s watermarks, or all of it: what background reclaim does once it has
+    /// made up for the boost (`balance_pgdat`).
+    pub fn lower_watermark_boost(&self, index: ZoneIndex, pages: u64) {
+        if index.index() >= self.zones.len() {
+            return;
+        }
+        let zone = self.lock_zone(index);
+        let boost = &zone.state.watermark_boost;
+        boost.set(boost.get().saturating_sub(pages));
+        update_alloc_mark(zone.state);
+    }
+
     /// The migrate type of the page block of `pfn` (`get_pageblock_migratetype`).
     pub fn pageblock_migratetype(&self, pfn: Pfn) -> MigrateType {
         self.frames.migratetype(pfn.raw())

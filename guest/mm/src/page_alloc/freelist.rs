@@ -101,6 +101,7 @@ impl<P: Platform> Mm<P> {
         let mark = wmark_pages(candidate.zone, flags.watermark());
         zone_watermark_fast(candidate.zone, order, mark, context.highest, flags, gfp)
             || flags.has(AllocFlags::NO_WATERMARKS)
+            || self.node_reclaim_enabled() && self.reclaimed_enough(candidate, gfp, order, mark, flags, context)
     }
 
     /// Takes a block from a zone, from this CPU's pageset if it keeps such blocks (`rmqueue`).

@@ -16,6 +16,7 @@ mod exact;
 mod fast;
 mod free;
 mod freelist;
+mod node_reclaim;
 mod prep;
 mod slow;
 mod warn;

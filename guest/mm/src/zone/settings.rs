@@ -38,6 +38,21 @@ impl fmt::Display for BadSetting {
 
 impl core::error::Error for BadSetting {}
 
+/// What `vm.numa_zonelist_order` reads as.
+pub const NUMA_ZONELIST_ORDER: &str = "Node";
+
+/// An order of zonelists that does not exist any more (`EINVAL`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BadZonelistOrder;
+
+impl fmt::Display for BadZonelistOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("zonelists are in order of nodes only")
+    }
+}
+
+impl core::error::Error for BadZonelistOrder {}
+
 /// Passes a value on if it is between `low` and `high` (`proc_dointvec_minmax`).
 const fn checked(name: &'static str, value: u32, low: u32, high: u32) -> Result<u32, BadSetting> {
     if low <= value && value <= high { Ok(value) } else { Err(BadSetting { name, value }) }
@@ -150,6 +165,31 @@ impl<P: Platform> Mm<P> {
             self.setup_per_zone_lowmem_reserve();
         });
         Ok(())
+    }
+
+    /// Sets whether a node is reclaimed before its neighbours are asked (`vm.zone_reclaim_mode`): 1 to reclaim, 2 and 4
+    /// for how; 0 for not at all. Nothing follows before an allocation looks at it.
+    ///
+    /// # Errors
+    /// [`BadSetting`] for a value that is no Linux `int`.
+    pub fn set_zone_reclaim_mode(&self, mode: u32) -> Result<(), BadSetting> {
+        let mode = checked("zone_reclaim_mode", mode, 0, INT_MAX)?;
+        self.change(|| self.region.sysctl().zone_reclaim_mode.set(mode));
+        Ok(())
+    }
+
+    /// Sets the order of zonelists (`vm.numa_zonelist_order`). There is one left: by node. Its name and `default` are
+    /// accepted, or what begins like them, and change nothing (`__parse_numa_zonelist_order`).
+    ///
+    /// # Errors
+    /// [`BadZonelistOrder`] for another value.
+    pub fn set_numa_zonelist_order(&self, order: &str) -> Result<(), BadZonelistOrder> {
+        if matches!(order.as_bytes().first(), Some(b'd' | b'D' | b'n' | b'N')) {
+            return Ok(());
+        }
+        let line = format_args!("Ignoring unsupported numa_zonelist_order value:  {order}");
+        self.platform.log(Level::Warning, line);
+        Err(BadZonelistOrder)
     }
 
     /// Sets the fraction of a zone that pagesets may hold together (`vm.percpu_pagelist_high_fraction`): 8 or more for

@@ -10,6 +10,7 @@ mod isolation;
 mod many_cpus;
 mod model;
 mod movable;
+mod node_reclaim;
 mod reference;
 mod serving;
 mod short;

@@ -126,6 +126,7 @@ fn with_hooks() -> Machine {
         direct_reclaim: Some(reclaim),
         direct_compact: None,
         out_of_memory: Some(out_of_memory),
+        node_reclaim: None,
     };
     Topology::new().node(&[(4096 * MIB, 4160 * MIB)], 1).try_boot(hooks).expect("it boots")
 }
