@@ -117,6 +117,10 @@ fn work(
         let Some(run) = runs.get(number) else { return };
         let started = Instant::now();
         let result = runner.run(run, timeout, stop);
+        if matches!(result, Err(RunError::Fatal(_))) {
+            // Here, so that no other worker begins a run meanwhile.
+            stop.stop(StopReason::Request);
+        }
         if sender.send((number, result, started.elapsed())).is_err() {
             return;
         }
