@@ -5,11 +5,11 @@ mod tiny;
 
 use std::time::{Duration, Instant};
 
-use damage::{Bench, Field, Free};
+use damage::Bench;
+use damage::mutations::{FREE_LISTS, MAPS, Mutation, PAGES, ZONES};
 use pagevisor::machine::{Deadline, Machine, MachineConfig, PauseError};
 use pagevisor::topology::Topology;
 use pagevisor::verify::{Report, Rule, verify};
-use pagevisor_shared::page::encode_next;
 use pagevisor_shared::region::log::{LOG_LINE_MAX, LogRead};
 use tiny::{Code, PATIENCE, start, stop_event};
 
@@ -41,49 +41,20 @@ fn logged(machine: &Machine, text: &str) -> bool {
     false
 }
 
-/// A way to damage a guest, and the rule that must tell.
-type Mutation = (&'static str, Rule, fn(&Bench<'_>));
-
-fn small(free: &Free) -> bool {
-    free.order < 9
-}
-
-const FREE_LISTS: &[Mutation] = &[
-    ("a forward link that skips a block", Rule::FreeListBackLink, |bench| {
-        let free = bench.free(3, |_| true);
-        let behind = bench.next(bench.next(free.pfn));
-        bench.set_meta(free.pfn, Field::Next, encode_next(free.pfn, behind));
-    }),
-    ("a backward link to elsewhere", Rule::FreeListBackLink, |bench| {
-        let free = bench.free(2, |_| true);
-        bench.set_meta(bench.next(free.pfn), Field::Prev, 0x77);
-    }),
-    ("a block without its mark", Rule::FreeListMark, |bench| {
-        bench.set_meta(bench.free(1, small).pfn, Field::Mapcount, 0);
-    }),
-    ("a wrong count of blocks", Rule::FreeListCount, |bench| {
-        let free = bench.free(1, |_| true);
-        bench.change(&bench.area(free).nr_free[free.kind.index()], |count| count + 1);
-    }),
-    ("a reference to a free block", Rule::FreeListReferences, |bench| {
-        bench.set_meta(bench.free(1, small).pfn, Field::Refcount, 1);
-    }),
-];
-
 #[track_caller]
 fn assert_sound(report: &Report) {
     let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
     assert!(report.is_sound(), "{}", findings.join("\n"));
 }
 
-#[test]
-fn every_damage_is_found_and_nothing_else() {
+/// Does each kind of damage, expects its rule to tell, takes it back and expects nothing.
+fn check_mutations(mutations: &[Mutation]) {
     let machine = used_guest();
     let paused = machine.pause().unwrap();
     let bench = Bench::new(&machine);
     let check = || verify(&bench.view, paused.registers()).unwrap();
     assert_sound(&check());
-    for (what, rule, damage) in FREE_LISTS.iter().copied() {
+    for (what, rule, damage) in mutations.iter().copied() {
         damage(&bench);
         let report = check();
         let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
@@ -91,6 +62,47 @@ fn every_damage_is_found_and_nothing_else() {
         bench.restore();
         assert_sound(&check());
     }
+}
+
+#[test]
+fn damaged_free_lists_are_found() {
+    check_mutations(FREE_LISTS);
+}
+
+#[test]
+fn damaged_pages_and_pagesets_are_found() {
+    check_mutations(PAGES);
+}
+
+#[test]
+fn damaged_zones_and_nodes_are_found() {
+    check_mutations(ZONES);
+}
+
+#[test]
+fn damaged_maps_and_memory_tables_are_found() {
+    check_mutations(MAPS);
+}
+
+#[test]
+fn a_foreign_page_table_root_is_found() {
+    let machine = used_guest();
+    let paused = machine.pause().unwrap();
+    let bench = Bench::new(&machine);
+    let mut registers = paused.registers().to_vec();
+    assert!(registers.iter().all(|registers| registers.has_paging()));
+    // The next page is no table of the kernel's.
+    registers[1].control[2] += 0x1000;
+    let report = verify(&bench.view, &registers).unwrap();
+    assert_eq!(report.findings.iter().map(|finding| finding.rule).collect::<Vec<_>>(), [Rule::PageTableRoot]);
+}
+
+#[test]
+fn every_rule_has_its_damage() {
+    let all = [FREE_LISTS, PAGES, ZONES, MAPS];
+    let damaged = |rule: &Rule| all.iter().flat_map(|kinds| kinds.iter()).any(|(_, tells, _)| tells == rule);
+    let missing: Vec<_> = Rule::ALL.iter().filter(|rule| !damaged(rule)).collect();
+    assert_eq!(missing, [&Rule::PageTableRoot], "this one has a test of its own");
 }
 
 #[test]

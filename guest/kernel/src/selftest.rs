@@ -86,6 +86,9 @@ fn scatter() {
             None => failed += 1,
         }
     }
+    // Some that stay on a pageset together.
+    let pages = [(); 8].map(|()| mm.alloc_pages(Gfp::KERNEL, Order::ZERO));
+    pages.into_iter().flatten().for_each(|page| mm.free_pages(page, Order::ZERO));
     if failed == 0 {
         pr_info!("selftest: scatter ok, {kept} blocks kept");
     } else {

@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use pagevisor_shared::region::zone::PcpState;
 use pagevisor_shared::region::{GuestState, RegionRef};
 
 use super::lifecycle::Lifecycle;
@@ -162,7 +163,12 @@ fn has_locks(region: &RegionRef<'_>) -> bool {
         .zones()
         .iter()
         .any(|zone| zone.lock.load(Ordering::Relaxed) != 0 || zone.seq.load(Ordering::Relaxed) & 1 != 0);
-    zones || region.pcps().iter().any(|pcp| pcp.lock.load(Ordering::Relaxed) != 0)
+    // The first lock of a pageset stays taken while something watches allocations.
+    let held = |pcp: &PcpState| {
+        let closed = u32::from(pcp.hot.load(Ordering::Relaxed) != 0);
+        pcp.lock.load(Ordering::Relaxed) != closed || pcp.hot_lock.load(Ordering::Relaxed) != 0
+    };
+    zones || region.pcps().iter().any(held)
 }
 
 /// A machine that is paused for as long as this lives.

@@ -117,11 +117,6 @@ impl Metadata {
         Some(self.runs.get(index).and_then(in_run).unwrap_or_default())
     }
 
-    /// Frames that have metadata.
-    pub const fn mapped(&self) -> &Spans {
-        &self.mapped
-    }
-
     /// The metadata that somebody has touched, of frames in `within`.
     pub fn touched<'a>(&'a self, within: &'a Spans) -> impl Iterator<Item = (u64, &'a PageMeta)> + 'a {
         self.runs.iter().flat_map(move |run| {

@@ -19,16 +19,21 @@
 //!
 //! The cost grows with the memory that the guest has touched, not with the memory it has: holes of its memory files are
 //! known to be zero, and free blocks that nobody has touched are linked implicitly.
-#![allow(dead_code, reason = "families of rules are added one by one")]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod free;
+mod maps;
 mod memory;
 mod metadata;
+mod order;
+mod pages;
+mod pagesets;
 mod report;
 mod rule;
+mod settings;
 mod spans;
 mod tables;
+mod zones;
 
 use std::time::Instant;
 
@@ -44,7 +49,10 @@ use crate::state::{Roots, StateError, StateView};
 use free::Block;
 use memory::Memory;
 use metadata::Metadata;
+use pages::Usage;
+use pagesets::Cached;
 use report::Findings;
+use spans::Spans;
 use tables::Tables;
 
 /// First address behind the memory map's window: 2^32 records.
@@ -63,6 +71,12 @@ struct Verifier<'v> {
     metadata: Metadata,
     /// Free blocks, by zone and list.
     blocks: Vec<Block>,
+    /// Blocks on pagesets.
+    cached: Vec<Cached>,
+    /// Frames of both.
+    free: Spans,
+    /// By zone.
+    usage: Vec<Usage>,
 }
 
 /// Verifies a guest that does not run. `registers` are those of its vCPUs, as far as they are known.
@@ -81,6 +95,9 @@ pub fn verify(view: &StateView, registers: &[CpuRegisters]) -> Result<Report, St
         memory: Memory::default(),
         metadata: Metadata::default(),
         blocks: Vec::new(),
+        cached: Vec::new(),
+        free: Spans::default(),
+        usage: Vec::new(),
     };
     verifier.run(registers)?;
     let Findings { list: findings, more } = verifier.findings;
@@ -94,6 +111,13 @@ impl Verifier<'_> {
         self.check_roots(registers)?;
         self.read_metadata()?;
         self.check_free_lists();
+        self.check_pagesets();
+        self.check_pages()?;
+        self.check_maps();
+        self.check_zones();
+        self.check_nodes();
+        self.check_settings();
+        self.check_order();
         Ok(())
     }
 

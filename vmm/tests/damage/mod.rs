@@ -1,15 +1,21 @@
 //! Damaging a paused guest's memory, word by word, and taking it back.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod mutations;
+
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 
 use pagevisor::machine::Machine;
 use pagevisor::state::{PageMeta, StateView};
 use pagevisor_shared::migrate::MigrateType;
+use pagevisor_shared::page::{PG_BUDDY, encode_next, encode_prev};
+use pagevisor_shared::page_flags::{PG_ORDER_MASK, PG_ORDER_SHIFT};
 use pagevisor_shared::region::RegionRef;
-use pagevisor_shared::region::zone::{FreeArea, ListHead, ZoneState};
+use pagevisor_shared::region::records::ResourceKind;
+use pagevisor_shared::region::zone::{FreeArea, ListHead, PcpState, ZoneState};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Index of a field of the page metadata.
@@ -149,5 +155,146 @@ impl<'m> Bench<'m> {
     /// The block behind `pfn` on its list.
     pub fn next(&self, pfn: u32) -> u32 {
         self.meta(pfn).next_of(pfn)
+    }
+
+    /// Whether the list has just one block.
+    pub fn one_block(&self, free: Free) -> bool {
+        self.list(free).first.value() == self.list(free).last.value()
+    }
+
+    /// Empties a list of one block.
+    pub fn unlist(&self, free: Free) {
+        self.set(&self.list(free).first, 0);
+        self.set(&self.list(free).last, 0);
+        self.change(&self.area(free).nr_free[free.kind.index()], |count| count - 1);
+    }
+
+    /// Puts a marked block first on a list, in front of all others.
+    pub fn list_alone(&self, free: Free, pfn: u32) {
+        let first = self.list(free).first.value();
+        self.mark(free, pfn);
+        self.set_meta(pfn, Field::Prev, encode_prev(pfn, 0));
+        self.set_meta(pfn, Field::Next, encode_next(pfn, first));
+        match first {
+            0 => self.set(&self.list(free).last, pfn),
+            first => self.set_meta(first, Field::Prev, encode_prev(first, pfn)),
+        }
+        self.set(&self.list(free).first, pfn);
+    }
+
+    /// Puts a marked block at the end of a list that is not empty.
+    pub fn append(&self, free: Free, pfn: u32) {
+        let last = self.list(free).last.value();
+        self.mark(free, pfn);
+        self.set_meta(pfn, Field::Prev, encode_prev(pfn, last));
+        self.set_meta(pfn, Field::Next, encode_next(pfn, 0));
+        self.set_meta(last, Field::Next, encode_next(last, pfn));
+        self.set(&self.list(free).last, pfn);
+    }
+
+    fn mark(&self, free: Free, pfn: u32) {
+        self.set_meta(pfn, Field::Mapcount, PG_BUDDY);
+        self.set_meta(pfn, Field::Private, free.order as u32);
+        self.set_meta(pfn, Field::Flags, pagevisor_shared::page_flags::PG_NOTZERO);
+        self.set_meta(pfn, Field::Refcount, 0);
+        self.set_meta(pfn, Field::Index, free.kind.block_byte().into());
+        self.change(&self.area(free).nr_free[free.kind.index()], |count| count + 1);
+    }
+
+    /// A pageset of CPU 0 with a list of at least two blocks of order 0, and the list's number.
+    pub fn cached(&self) -> (&'m PcpState, usize) {
+        let pagesets = self.region.pcps().iter().take(self.region.zones().len());
+        let mut lists = pagesets.flat_map(|pcp| (0..3).map(move |list| (pcp, list)));
+        let found = lists.find(|(pcp, list)| {
+            let list = &pcp.lists[*list];
+            list.first.value() != 0 && list.first.value() != list.last.value()
+        });
+        found.expect("no pageset with pages in this guest")
+    }
+
+    /// The zone of that pageset.
+    pub fn used_zone_index(&self) -> usize {
+        let pcp = self.cached().0;
+        self.region.pcps().iter().position(|other| std::ptr::eq(other, pcp)).unwrap()
+    }
+
+    pub fn used_zone(&self) -> &'m ZoneState {
+        self.zone(self.used_zone_index())
+    }
+
+    /// The first page in use that `wanted` accepts, with its metadata.
+    pub fn find_in_use(&self, wanted: impl Fn(&PageMeta) -> bool) -> (u32, PageMeta) {
+        let mut memmap = self.view.memmap();
+        for range in self.region.memory() {
+            let (start, size) = (range.base.value() >> 12, range.size.value() >> 12);
+            let mut pfn = start;
+            let mut pages = Vec::new();
+            while pfn < start + size {
+                assert!(memmap.get_chunk(pfn, &mut pages).unwrap());
+                for page in &pages {
+                    if page.refcount != 0 && wanted(page) && pfn < start + size {
+                        return (pfn as u32, *page);
+                    }
+                    pfn += 1;
+                }
+            }
+        }
+        panic!("no such page in use");
+    }
+
+    /// A block in use of more than one page.
+    pub fn in_use(&self) -> (u32, PageMeta) {
+        self.find_in_use(|page| page.flags & PG_ORDER_MASK != 0)
+    }
+
+    pub fn in_use_of(&self, order: u32) -> (u32, PageMeta) {
+        self.find_in_use(|page| page.flags & PG_ORDER_MASK == order << PG_ORDER_SHIFT)
+    }
+
+    /// Where the byte of a frame's page block is.
+    pub fn block_gpa(&self, pfn: u32) -> u64 {
+        self.region.header().roots.pageblocks.value() + u64::from(pfn / 512)
+    }
+
+    /// The entry that decides about `address` at `level` (3: the top), and where it is.
+    pub fn entry(&self, address: u64, level: u32) -> (u64, u64) {
+        let mut table = self.region.header().roots.pgd.value();
+        let mut at = level;
+        for here in (level..4).rev() {
+            at = here;
+            let slot = table + (address >> (12 + 9 * here) & 0x1ff) * 8;
+            let entry = self.peek_u64(slot);
+            if here == level {
+                return (slot, entry);
+            }
+            assert!(entry & 1 != 0 && (entry & 0x80 == 0 || here == 3), "{address:#x} ends at level {here}");
+            table = entry & 0x000f_ffff_ffff_f000;
+        }
+        panic!("level {at}");
+    }
+
+    /// The entry that maps `address`, and where it is.
+    pub fn leaf(&self, address: u64) -> (u64, u64) {
+        let (slot, entry) = self.entry(address, 1);
+        if entry & 0x80 != 0 { (slot, entry) } else { self.entry(address, 0) }
+    }
+
+    /// A resource as `/proc/iomem` has it.
+    pub fn resource(&self, kind: ResourceKind) -> Range<u64> {
+        let mut resources = self.region.resources().iter();
+        let found = resources.find(|resource| resource.kind.value() == kind as u32).expect("no such resource");
+        found.start.value()..found.end.value() + 1
+    }
+
+    /// End of the first stretch of RAM that goes beyond 64 MiB, aligned to 2 MiB.
+    pub fn last_below_4g(&self) -> u64 {
+        let mut ranges = self.region.memory().iter().map(|range| range.base.value() + range.size.value());
+        let end = ranges.rfind(|end| *end < 1 << 30).expect("memory in the first GiB");
+        end.next_multiple_of(2 << 20)
+    }
+
+    /// The last frame of memory.
+    pub fn last_frame(&self) -> u64 {
+        self.region.header().roots.max_pfn.value() - 1
     }
 }
