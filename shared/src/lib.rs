@@ -4,6 +4,7 @@
 //!   with Linux's names and, where a number is visible to users, Linux's numbers;
 //! - the layout of a page's metadata ([`page`]) and of the guest's address space ([`layout`]);
 //! - the state region ([`region`]): the allocator's live counters, in memory that host and guest share;
+//! - who owns each page ([`page_owner`]);
 //! - the devices through which they meet ([`device`]);
 //! - the texts that both sides print from the same state ([`report`]).
 //!
@@ -17,6 +18,7 @@ pub mod layout;
 pub mod migrate;
 pub mod page;
 pub mod page_flags;
+pub mod page_owner;
 pub mod region;
 pub mod report;
 pub mod sync;

@@ -230,6 +230,12 @@ pub fn dump_stack() {
     print_trace(Backtrace { rip: 0, rbp: cpu::frame_pointer() });
 }
 
+/// Fills `trace` with the return addresses of the calls that led to the caller's, innermost first; gives how many.
+pub fn backtrace(trace: &mut [u64]) -> usize {
+    let calls = Backtrace { rip: 0, rbp: cpu::frame_pointer() };
+    trace.iter_mut().zip(calls).map(|(slot, call)| *slot = call).count()
+}
+
 fn print_trace(trace: Backtrace) {
     pr!(Warning, "Call Trace:");
     for address in trace.take(MAX_BACKTRACE) {

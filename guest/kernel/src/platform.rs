@@ -77,6 +77,10 @@ unsafe impl Platform for Kernel {
         log::write(level, line);
     }
 
+    fn backtrace(&self, trace: &mut [u64]) -> usize {
+        oops::backtrace(trace)
+    }
+
     fn dump_stack(&self) {
         oops::dump_stack();
     }

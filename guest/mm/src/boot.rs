@@ -91,6 +91,7 @@ impl<P: Platform> Mm<P> {
         let boot_area = params.cma.and_then(|request| dma_contiguous_reserve(platform, memblock, request));
         sparse::sparse_init(memblock, map_memmap)?;
         let frames = FrameTables::allocate(platform, memblock)?;
+        let instrument = Instrument::allocate(platform, memblock, &params)?;
         let movable = MovableStart::find(memblock, params.movable);
         let memory = free_area_init(&region, memblock, &movable);
         if memory == NodeMask::default() {
@@ -112,7 +113,7 @@ impl<P: Platform> Mm<P> {
             cma: CmaAreas::new(),
             boot_area,
             settings: Settings::new(),
-            instrument: Instrument::new(),
+            instrument,
             boosted: [const { AtomicU64::new(0) }; 5],
             reclaim_locked: AtomicU64::new(0),
             reserved_lock: AtomicU32::new(0),

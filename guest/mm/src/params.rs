@@ -5,6 +5,8 @@
 //! | `kernelcore=SIZE\|N%`, `movablecore=SIZE\|N%` | how much memory is not, or is, ZONE_MOVABLE |
 //! | `cma=SIZE[@BASE[-LIMIT]]` | a contiguous memory area |
 //! | `fail_page_alloc=INTERVAL,PROBABILITY,SPACE,TIMES` | allocations that fail |
+//! | `page_owner=BOOL` | noting who allocated and freed each page |
+//! | `page_poison=BOOL` | a pattern in free pages |
 //! | `init_on_alloc=BOOL`, `init_on_free=BOOL` | clearing pages when they are allocated, or freed |
 //!
 //! A size has a suffix `K`, `M`, `G` or `T`; numbers may be hexadecimal or octal as in C.
@@ -61,6 +63,8 @@ impl Params {
                 "movablecore" => core(value).map(|core| params.movable.movablecore = core),
                 "cma" => cma(value).map(|request| params.cma = Some(request)),
                 "fail_page_alloc" => FaultAttr::parse(value).map(|attr| params.fail_page_alloc = Some(attr)),
+                "page_owner" => params.switch(hot::PAGE_OWNER, value),
+                "page_poison" => params.switch(hot::POISON, value),
                 "init_on_alloc" => params.switch(hot::INIT_ON_ALLOC, value),
                 "init_on_free" => params.switch(hot::INIT_ON_FREE, value),
                 _ => Some(()),

@@ -70,6 +70,9 @@ pub unsafe trait Platform: Sync + 'static {
     /// Writes a line to the kernel log.
     fn log(&self, level: Level, line: fmt::Arguments<'_>);
 
+    /// Fills `trace` with the return addresses of the calls that led here, innermost first; gives how many there are.
+    fn backtrace(&self, trace: &mut [u64]) -> usize;
+
     /// Writes the call trace of the current CPU to the kernel log, as `dump_stack` does.
     fn dump_stack(&self);
 }

@@ -108,6 +108,13 @@ pub struct Roots {
     pub region_phys: AtomicU64,
     /// Virtual address of the node table (`node_data`); the region's node records when 0.
     pub node_data: AtomicU64,
+    /// Physical address of the table of page owners, [`crate::page_owner::OwnerRecord`] by frame up to
+    /// [`Self::max_pfn`]; 0 when nobody keeps it.
+    pub page_owner: AtomicU64,
+    /// Physical address of the table of call traces, [`crate::page_owner::StackRecord`].
+    pub stacks: AtomicU64,
+    /// Records in that table.
+    pub nr_stacks: AtomicU64,
 }
 
 /// Most frames in a recorded backtrace.

@@ -78,6 +78,8 @@ pub struct HostPlatform {
     cpus: Mutex<Vec<&'static CpuLocal>>,
     /// Dumped stacks.
     stacks: AtomicU64,
+    /// What stands for the calls that led to an allocation.
+    trace: Mutex<Vec<u64>>,
 }
 
 static POOL: OnceLock<Mutex<Vec<&'static HostPlatform>>> = OnceLock::new();
@@ -102,6 +104,7 @@ impl HostPlatform {
             log: Mutex::new(Vec::new()),
             cpus: Mutex::new(Vec::new()),
             stacks: AtomicU64::new(0),
+            trace: Mutex::new(Vec::new()),
         }))
     }
 
@@ -114,6 +117,7 @@ impl HostPlatform {
         self.stacks.store(0, Relaxed);
         locked(&self.log).clear();
         locked(&self.cpus).clear();
+        locked(&self.trace).clear();
         locked(POOL.get_or_init(|| Mutex::new(Vec::new()))).push(self);
     }
 
@@ -159,6 +163,11 @@ impl HostPlatform {
     /// Moves the clock on.
     pub fn advance(&self, nanos: u64) {
         self.clock.fetch_add(nanos, Relaxed);
+    }
+
+    /// Sets what [`Platform::backtrace`] gives.
+    pub fn set_backtrace(&self, trace: &[u64]) {
+        *locked(&self.trace) = trace.to_vec();
     }
 
     /// How many stacks were dumped.
@@ -208,6 +217,12 @@ unsafe impl Platform for HostPlatform {
 
     fn log(&self, level: Level, line: fmt::Arguments<'_>) {
         locked(&self.log).push((level, line.to_string()));
+    }
+
+    fn backtrace(&self, trace: &mut [u64]) -> usize {
+        let calls = locked(&self.trace);
+        trace.iter_mut().zip(&*calls).for_each(|(slot, call)| *slot = *call);
+        trace.len().min(calls.len())
     }
 
     fn dump_stack(&self) {

@@ -12,20 +12,28 @@
 //! | a block was taken off the lists, before its owner has it | `post_alloc_hook` |
 //! | a block was found fit to be freed, before it is on a list | `free_hook` |
 //!
-//! - `fault`: allocations that are made to fail.
+//! - `fault`: allocations that are made to fail;
+//! - `owner`: who allocated and freed each page;
+//! - `poison`: a pattern in free pages.
 
 mod fault;
+mod owner;
+mod poison;
 
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::region::zone::hot;
-use pagevisor_shared::units::{NodeId, NodeMask, Order};
+use pagevisor_shared::units::{NodeId, NodeMask, Order, PAGE_SHIFT};
 
 pub use fault::{BadFault, FailNth, FaultAttr};
+use owner::Owners;
+pub use poison::PAGE_POISON;
+use poison::Poison;
 
 use crate::Mm;
+use crate::memblock::{AllocError, Memblock};
 use crate::params::Params;
 use crate::pcp::gated;
 use crate::platform::{Level, Platform};
@@ -38,20 +46,47 @@ pub(crate) struct Instrument {
     active: AtomicU32,
     /// Guards changes of the bits.
     lock: AtomicU32,
+    owners: Owners,
+    poison: Poison,
 }
 
 impl Instrument {
-    /// Nothing is on.
-    pub(crate) const fn new() -> Self {
-        Self { active: AtomicU32::new(0), lock: AtomicU32::new(0) }
+    /// Nothing is on, but there is room for what `params` want.
+    ///
+    /// # Errors
+    /// [`AllocError`] when there is no room for it.
+    pub(crate) fn allocate<P: Platform>(
+        platform: &P,
+        memblock: &mut Memblock,
+        params: &Params,
+    ) -> Result<Self, AllocError> {
+        let frames = memblock.end_of_dram().raw() >> PAGE_SHIFT;
+        let (mut owners, mut poison) = (Owners::none(), Poison::none());
+        if params.hot & hot::PAGE_OWNER != 0 {
+            owners = Owners::allocate(platform, memblock, frames)?;
+        }
+        if params.hot & hot::POISON != 0 {
+            poison = Poison::allocate(platform, memblock, frames)?;
+        }
+        Ok(Self { active: AtomicU32::new(0), lock: AtomicU32::new(0), owners, poison })
     }
 }
 
 impl<P: Platform> Mm<P> {
     /// Turns on what the command line asks for.
     pub(crate) fn init_instruments(&self, params: &Params) {
-        if params.hot != 0 {
-            self.set_instrumented(params.hot, true);
+        self.instrument.owners.publish(self.platform, &self.region.header().roots);
+        let mut wanted = params.hot;
+        let clearing = hot::INIT_ON_ALLOC | hot::INIT_ON_FREE;
+        if wanted & hot::POISON != 0 && wanted & clearing != 0 {
+            wanted &= !clearing;
+            let line = format_args!(
+                "mem auto-init: CONFIG_PAGE_POISONING is on, will take precedence over init_on_alloc and init_on_free"
+            );
+            self.platform.log(Level::Info, line);
+        }
+        if wanted != 0 {
+            self.set_instrumented(wanted, true);
         }
         if let Some(attr) = params.fail_page_alloc {
             // What `parse` gives can only be out of range in the number of failures.
@@ -101,8 +136,14 @@ impl<P: Platform> Mm<P> {
 
     /// A block was taken off the lists and nobody has it yet (`post_alloc_hook`). Gives the flags to prepare it with.
     #[cold]
-    pub(crate) fn post_alloc_hook(&self, _pfn: u32, _order: u32, gfp: Gfp) -> Gfp {
+    pub(crate) fn post_alloc_hook(&self, pfn: u32, order: u32, gfp: Gfp) -> Gfp {
         let hot = self.instrumented();
+        if hot & hot::POISON != 0 {
+            self.unpoison_block(pfn, order);
+        }
+        if hot & hot::PAGE_OWNER != 0 {
+            self.set_page_owner(pfn, order, gfp);
+        }
         if hot & hot::INIT_ON_ALLOC != 0 { gfp | Gfp::ZERO } else { gfp }
     }
 
@@ -110,6 +151,12 @@ impl<P: Platform> Mm<P> {
     #[cold]
     pub(crate) fn free_hook(&self, pfn: u32, order: u32) {
         let hot = self.instrumented();
+        if hot & hot::PAGE_OWNER != 0 {
+            self.reset_page_owner(pfn);
+        }
+        if hot & hot::POISON != 0 {
+            self.poison_block(pfn, order);
+        }
         if hot & hot::INIT_ON_FREE != 0 {
             self.clear_block(pfn, order);
         }

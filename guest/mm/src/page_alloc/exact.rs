@@ -4,6 +4,7 @@ use core::sync::atomic::Ordering::Release;
 
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::page_flags::{PG_ORDER_MASK, PageFlag};
+use pagevisor_shared::region::zone::hot;
 use pagevisor_shared::units::{NodeId, Order, PAGE_SIZE, Pfn};
 use pagevisor_shared::vmstat::VmEvent;
 
@@ -27,6 +28,9 @@ impl<P: Platform> Mm<P> {
         }
         head.flags.set(flags & !PG_ORDER_MASK);
         self.make_pages(pfn.raw() as u32 + 1, pfn.raw() as u32 + (1 << order.raw()));
+        if self.instrumented() & hot::PAGE_OWNER != 0 {
+            self.split_page_owner(pfn.raw() as u32, 1 << order.raw());
+        }
     }
 
     /// Makes frames `[start, end)`, which are off all lists and are not the head of a block, pages in use.
@@ -58,6 +62,9 @@ impl<P: Platform> Mm<P> {
         let head = self.memmap().page(start);
         head.flags.set(head.flags.get() & !PG_ORDER_MASK);
         self.make_pages(start + 1, used);
+        if self.instrumented() & hot::PAGE_OWNER != 0 {
+            self.split_page_owner(start, used - start);
+        }
         if let Some(index) = self.page_zone(first) {
             // What is left over goes back page by page, last on its lists.
             for pfn in used..end {

@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::page::Page;
 use pagevisor_shared::page_flags::{PG_NOTZERO, PG_ORDER_MASK, PG_ORDER_SHIFT, PageFlag};
+use pagevisor_shared::region::zone::hot;
 use pagevisor_shared::units::{Order, PAGEBLOCK_ORDER, Pfn};
 use pagevisor_shared::vmstat::VmEvent;
 use pagevisor_shared::zone::ZoneIndex;
@@ -91,6 +92,9 @@ impl<P: Platform> Mm<P> {
     fn free_all_but_first(&self, index: ZoneIndex, pfn: u32, order: Order) {
         let page = self.memmap().page(pfn);
         page.flags.set(page.flags.get() & !PG_ORDER_MASK);
+        if self.instrumented() & hot::PAGE_OWNER != 0 {
+            self.split_page_owner(pfn, 1);
+        }
         for order in (0..order.raw()).rev() {
             let half = pfn + (1 << order);
             self.memmap().page(half).flags.set(Self::pcp_flags(order));

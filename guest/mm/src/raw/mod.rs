@@ -5,10 +5,12 @@
 
 mod frames;
 mod memmap;
+mod table;
 mod window;
 mod words;
 
 pub use frames::{FrameTables, Home};
 pub use memmap::Memmap;
+pub(crate) use table::BootTable;
 pub use window::DirectMap;
 pub(crate) use words::PageWords;

@@ -1,6 +1,8 @@
 //! The direct map: the content of physical memory.
 
 use core::ptr::NonNull;
+use core::slice;
+use core::sync::atomic::AtomicU64;
 
 use pagevisor_shared::units::{Order, PAGE_SIZE, Pfn, PhysAddr};
 
@@ -37,5 +39,24 @@ impl DirectMap {
     pub(crate) unsafe fn clear(self, pfn: Pfn, order: Order) {
         // SAFETY: the caller owns the block, which lies in RAM, which the direct map makes writable.
         unsafe { self.at(pfn.addr()).write_bytes(0, (PAGE_SIZE as usize) << order.raw()) };
+    }
+
+    /// Fills the block of `order` at `pfn` with `byte`.
+    ///
+    /// # Safety
+    /// As for [`Self::clear`].
+    pub(crate) unsafe fn fill(self, pfn: Pfn, order: Order, byte: u8) {
+        // SAFETY: the caller owns the block, which lies in RAM, which the direct map makes writable.
+        unsafe { self.at(pfn.addr()).write_bytes(byte, (PAGE_SIZE as usize) << order.raw()) };
+    }
+
+    /// The content of the page at `pfn`.
+    ///
+    /// # Safety
+    /// The page is RAM. Its content may be anything and may change.
+    pub(crate) unsafe fn words(self, pfn: Pfn) -> &'static [AtomicU64] {
+        // SAFETY: RAM lies inside the direct map for the life of the program (promise of `Platform`), pages are
+        // aligned, and atomics are valid with any content.
+        unsafe { slice::from_raw_parts(self.at(pfn.addr()).cast(), PAGE_SIZE as usize / 8) }
     }
 }

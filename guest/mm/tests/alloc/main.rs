@@ -14,6 +14,7 @@ mod node_reclaim;
 mod reference;
 mod serving;
 mod short;
+mod watched;
 
 use pagevisor_mm::Mm;
 use pagevisor_mm::check::violations;
