@@ -34,7 +34,7 @@ fn help_lists_commands_and_statuses() {
         assert_eq!(listed, ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "130"]);
     }
     let help = sandbox.run(&["--help"]).stdout;
-    for command in ["run", "list", "show", "stop", "log", "kernel"] {
+    for command in ["run", "experiment", "list", "show", "stop", "log", "kernel"] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(command)), "{command} is not in {help}");
     }
     let version = sandbox.run(&["--version"]);

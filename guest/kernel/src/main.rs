@@ -41,6 +41,7 @@ mod selftest;
 mod serial;
 mod smp;
 mod sync;
+mod sysctl;
 
 use core::sync::atomic::Ordering;
 
@@ -79,6 +80,9 @@ extern "C" fn kernel_main(tsc: u64, start_info: u64) -> ! {
     cpu::irq_enable();
     smp::start(&machine);
     paging::forget_low_memory();
+    if let Some(mm) = platform::mm() {
+        sysctl::apply(mm, region, start_info.command_line());
+    }
     ready(region, &options)
 }
 

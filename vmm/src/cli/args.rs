@@ -1,5 +1,6 @@
 //! What can be typed.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub struct Cli {
 pub enum Command {
     /// Boot a guest and show its memory
     Run(Box<RunArgs>),
+    /// Run workloads over machines and settings, and make tables of what they measure
+    Experiment(ExperimentArgs),
     /// List the running guests
     List(ListArgs),
     /// Show a view of a running guest
@@ -107,6 +110,38 @@ impl RunArgs {
     pub fn guest_name(&self) -> Option<GuestName> {
         self.name.clone().or_else(|| self.stays().then(|| GuestName::of_process(std::process::id())))
     }
+}
+
+/// `pagevisor experiment`
+///
+/// Each run is a guest of its own. A finished run is kept for good in DIR/runs.jsonl: the same command does only what is
+/// missing, such as after Ctrl-C, or when the file has grown. A run that failed has its reason as its result.
+#[derive(Args, Debug)]
+#[command(after_help = STATUS_HELP)]
+pub struct ExperimentArgs {
+    /// File that describes the experiment, such as vmm/experiments/fallback.toml
+    #[arg(value_name = "EXPERIMENT")]
+    pub file: PathBuf,
+
+    /// Runs at a time; side by side they disturb each other's times, but not their placements
+    #[arg(long, short, value_name = "N", default_value = "1")]
+    pub jobs: NonZeroUsize,
+
+    /// Put the results there [default: NAME-results for an experiment in NAME.toml]
+    #[arg(long, short, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+
+    /// Do the runs again that failed
+    #[arg(long)]
+    pub retry_failed: bool,
+
+    /// Only list the runs
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Do not tell how far the experiment is
+    #[arg(long)]
+    pub no_progress: bool,
 }
 
 /// `pagevisor list`

@@ -2,10 +2,12 @@
 
 mod args;
 mod detach;
+mod experiment;
 mod failure;
 mod kernel;
 mod log;
 mod look;
+mod progress;
 mod remote;
 mod run;
 mod serial;
@@ -59,6 +61,7 @@ fn notice(text: impl std::fmt::Display) {
 fn execute(command: Command, out: &mut impl Write) -> Result<u8, Failure> {
     match command {
         Command::Run(args) => return run::run(&args, out),
+        Command::Experiment(args) => return experiment::experiment(&args, out),
         Command::List(args) => remote::list(&args, out)?,
         Command::Show(args) => remote::show(&args, out)?,
         Command::Stop(args) => remote::stop(&args)?,

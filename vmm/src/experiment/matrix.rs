@@ -61,6 +61,14 @@ impl Setting {
         }
     }
 
+    /// `NAME=VALUE`, in quotes where one could not see where the value ends.
+    pub(super) fn with(self, value: &Value) -> String {
+        match value {
+            Value::Text(text) if text.is_empty() || text.contains(' ') => format!("{}={text:?}", self.name()),
+            plain => format!("{}={plain}", self.name()),
+        }
+    }
+
     /// The setting of this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|setting| setting.name() == name)
@@ -120,7 +128,7 @@ impl Run {
 impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.name, self.seeded())?;
-        self.settings.iter().try_for_each(|(setting, value)| write!(f, " {}={value}", setting.name()))
+        self.settings.iter().try_for_each(|(setting, value)| write!(f, " {}", setting.with(value)))
     }
 }
 

@@ -3,7 +3,8 @@
 //! ```text
 //! file.rs     what the user wrote            -> Experiment
 //! matrix.rs   every combination of it        -> Run, with a key that tells it from all others
-//! runner.rs   a guest that does one run      -> Measures
+//! runner.rs   who does one run               -> Measures
+//! guest.rs    a guest that does
 //! record.rs   a finished run, for good: one line of runs.jsonl
 //! engine.rs   runs what is missing, several at a time
 //! table.rs    rows as columns                -> csv.rs, parquet.rs, summary.rs
@@ -25,8 +26,10 @@
 mod engine;
 mod error;
 mod file;
+mod guest;
 mod journal;
 mod matrix;
+mod measure;
 mod record;
 mod runner;
 mod summary;
@@ -37,6 +40,7 @@ mod tests;
 pub use engine::{Engine, Event, Outcome};
 pub use error::ExperimentError;
 pub use file::Experiment;
+pub use guest::GuestRunner;
 pub use journal::Journal;
 pub use matrix::{Run, Setting};
 pub use record::{Fallbacks, Machine, Measures, PairMeasure, Record, RunResult, ZoneMeasure};

@@ -4,10 +4,12 @@ use std::fmt::Write;
 
 use pagevisor_shared::units::PAGEBLOCK_ORDER;
 
+use super::matrix::Setting;
 use super::record::{Indices, Measures, Record};
+use crate::workload::Value;
 
 /// The results as a table of text: a line for each topology, workload and setting, in the order of `records`; figures
-/// are medians over the seeds.
+/// are medians over the seeds. Settings that are the same everywhere are said once, above the table.
 pub fn summary(records: &[&Record]) -> String {
     let mut rows = vec![HEADINGS.map(str::to_owned).to_vec()];
     let mut groups: Vec<Vec<&Record>> = Vec::new();
@@ -17,11 +19,16 @@ pub fn summary(records: &[&Record]) -> String {
             None => groups.push(vec![record]),
         }
     }
-    rows.extend(groups.iter().map(|group| row(group)));
+    let common: Vec<(Setting, &Value)> = common_settings(records);
+    rows.extend(groups.iter().map(|group| row(group, &common)));
     // Nobody needs a column that says nothing.
     let kept: Vec<usize> =
         (0..HEADINGS.len()).filter(|&column| rows.iter().skip(1).any(|row| row[column] != "-")).collect();
     let mut text = String::new();
+    if !common.is_empty() {
+        let settings: Vec<String> = common.iter().map(|(setting, value)| setting.with(value)).collect();
+        text += &format!("everywhere: {}\n", settings.join(" "));
+    }
     for row in &rows {
         let mut line = String::new();
         for &column in &kept {
@@ -69,7 +76,15 @@ fn alike(a: &Record, b: &Record) -> bool {
     a.topology == b.topology && a.workload == b.workload && a.settings == b.settings
 }
 
-fn row(group: &[&Record]) -> Vec<String> {
+/// The settings that all records have with the same value.
+fn common_settings<'a>(records: &[&'a Record]) -> Vec<(Setting, &'a Value)> {
+    let Some((first, others)) = records.split_first() else { return Vec::new() };
+    let same = |setting: &Setting, value: &Value| others.iter().all(|other| other.settings.get(setting) == Some(value));
+    let settings = first.settings.iter().filter(|(setting, value)| same(setting, value));
+    settings.map(|(setting, value)| (*setting, value)).collect()
+}
+
+fn row(group: &[&Record], common: &[(Setting, &Value)]) -> Vec<String> {
     let measured: Vec<&Measures> = group.iter().filter_map(|record| record.measures()).collect();
     let median = |value: &dyn Fn(&Measures) -> Option<f64>| {
         let mut values: Vec<f64> = measured.iter().filter_map(|measures| value(measures)).collect();
@@ -84,8 +99,9 @@ fn row(group: &[&Record]) -> Vec<String> {
     };
     let count = |value: fn(&Measures) -> u64| number(0, &|measures| Some(value(measures) as f64));
     let first = group.first();
-    let settings = first.into_iter().flat_map(|record| &record.settings);
-    let settings: Vec<String> = settings.map(|(setting, value)| format!("{}={value}", setting.name())).collect();
+    let is_common = |setting: &Setting| common.iter().any(|(other, _)| other == setting);
+    let settings = first.into_iter().flat_map(|record| &record.settings).filter(|(setting, _)| !is_common(setting));
+    let settings: Vec<String> = settings.map(|(setting, value)| setting.with(value)).collect();
     vec![
         first.map_or_else(String::new, |record| record.topology.clone()),
         first.map_or_else(String::new, |record| record.workload.to_string()),

@@ -1,4 +1,5 @@
 //! The kernel's command line: the words it knows, Linux's rules for the rest (unknown words are ignored).
+//! The memory stack reads words of its own from it, and so does [`crate::sysctl`].
 
 use pagevisor_shared::device::cmdline;
 use pagevisor_shared::units::PhysAddr;

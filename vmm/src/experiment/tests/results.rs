@@ -142,12 +142,17 @@ fn a_table_that_cannot_be_written_leaves_the_old_one() {
 
 #[test]
 fn the_summary_has_medians_over_the_seeds() {
-    let records = records();
+    let mut records = records();
+    records[3].settings.insert(Setting::MinFreeKbytes, Value::Number(8192));
+    for record in &mut records {
+        record.settings.insert(Setting::Append, Value::Text("kernelcore=1G loglevel=3".to_owned()));
+    }
     let text = summary(&records.iter().collect::<Vec<_>>());
     let lines: Vec<Vec<&str>> =
         text.lines().map(|line| line.split("  ").filter(|cell| !cell.is_empty()).map(str::trim).collect()).collect();
+    assert_eq!(lines[0], ["everywhere: append=\"kernelcore=1G loglevel=3\""]);
     assert_eq!(
-        lines[0],
+        lines[1],
         [
             "topology",
             "workload",
@@ -164,7 +169,7 @@ fn the_summary_has_medians_over_the_seeds() {
         ]
     );
     assert_eq!(
-        lines[1],
+        lines[2],
         [
             "two",
             "fragment:gfp=KERNEL|DMA, \"x\",order=9",
@@ -180,6 +185,6 @@ fn the_summary_has_medians_over_the_seeds() {
             "1.000",
         ]
     );
-    assert_eq!(lines[2][3..6], ["1", "-", "0.0"]);
+    assert_eq!(lines[3][3..6], ["1", "-", "0.0"]);
     assert!(text.contains("modelled ms: a model"), "{text}");
 }
