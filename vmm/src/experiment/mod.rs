@@ -19,8 +19,10 @@
 //!   guest has one CPU.
 //! - `modelled_ns` is a **model**, not a measurement: the number of accesses the workload stands for, by node of the CPU
 //!   and node of the page, times [`Topology::latency_ns`](crate::topology::Topology::latency_ns) of the pair. It charges
-//!   the full latency for each access: no cache, no prefetch, no overlap, no contention. It ranks placements and
-//!   policies on a host without NUMA; it does not predict times.
+//!   the full latency for each access: no cache, no prefetch, no overlap, no contention. `modelled_transfer_ns` is the
+//!   other end of the same model: the accesses' cache lines of 64 bytes at full
+//!   [`Topology::bandwidth_mbps`](crate::topology::Topology::bandwidth_mbps), as if all of them overlapped. They rank
+//!   placements and policies on a host without NUMA; they do not predict times.
 //! - `extfrag_index` and `unusable_index` are Linux's, in thousandths, of the free lists when the workload is done.
 
 mod engine;

@@ -10,6 +10,9 @@ use super::matrix::{Run, Setting};
 use crate::topology::Topology;
 use crate::workload::{Value, Workload};
 
+/// Bytes that an access moves: a cache line.
+const ACCESS_BYTES: u64 = 64;
+
 /// A finished run, as a line of `runs.jsonl` has it.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Record {
@@ -95,6 +98,8 @@ pub struct PairMeasure {
     pub accesses: u64,
     /// Nanoseconds that the model charges for each.
     pub latency_ns: u32,
+    /// MB/s at which the model lets the accesses' bytes come.
+    pub bandwidth_mbps: u32,
 }
 
 /// A zone.
@@ -118,6 +123,14 @@ impl PairMeasure {
     /// What the model charges for the accesses, in ns.
     pub fn modelled_ns(&self) -> u64 {
         self.accesses.saturating_mul(self.latency_ns.into())
+    }
+
+    /// What the bytes of the accesses take at full bandwidth, in ns: the least that the model could charge.
+    pub fn modelled_transfer_ns(&self) -> u64 {
+        // 10^6 bytes in a second are a byte in 1000 ns.
+        let ns = u128::from(self.accesses) * u128::from(ACCESS_BYTES) * 1000;
+        let ns = ns.checked_div(self.bandwidth_mbps.into()).unwrap_or(0);
+        u64::try_from(ns).unwrap_or(u64::MAX)
     }
 }
 
@@ -167,6 +180,11 @@ impl Measures {
         self.pairs.iter().fold(0, |sum, pair| sum.saturating_add(pair.modelled_ns()))
     }
 
+    /// What the bytes of all accesses take at full bandwidth, in ns, one pair of nodes after the other.
+    pub fn modelled_transfer_ns(&self) -> u64 {
+        self.pairs.iter().fold(0, |sum, pair| sum.saturating_add(pair.modelled_transfer_ns()))
+    }
+
     /// Free blocks of all zones by order.
     pub fn free_blocks(&self) -> [u64; MAX_ORDER] {
         let mut blocks = [0u64; MAX_ORDER];
@@ -178,10 +196,11 @@ impl Measures {
         blocks
     }
 
-    /// Charges the accesses by the latencies of `topology`.
+    /// Charges the accesses by the latencies and bandwidths of `topology`.
     pub fn charge(&mut self, topology: &Topology) {
         for pair in &mut self.pairs {
             pair.latency_ns = topology.latency_ns(pair.from, pair.to).unwrap_or(0);
+            pair.bandwidth_mbps = topology.bandwidth_mbps(pair.from, pair.to).unwrap_or(0);
         }
     }
 }

@@ -160,6 +160,7 @@ impl Row {
             self.0.push(("local_ratio".to_owned(), Cell::Real(ratio)));
         }
         self.add("modelled_ns", measures.modelled_ns());
+        self.add("modelled_transfer_ns", measures.modelled_transfer_ns());
         for zone in &measures.zones {
             self.add(format!("min_free_pages_node{}_{}", zone.node, zone.zone), zone.min_free_pages);
         }
@@ -211,7 +212,9 @@ pub fn tables(records: &[&Record]) -> [(&'static str, Table); 3] {
             row.add("memory_node", pair.to as u64);
             row.add("accesses", pair.accesses);
             row.add("latency_ns", u64::from(pair.latency_ns));
+            row.add("bandwidth_mbps", u64::from(pair.bandwidth_mbps));
             row.add("modelled_ns", pair.modelled_ns());
+            row.add("modelled_transfer_ns", pair.modelled_transfer_ns());
             pairs.push(row);
         }
     }

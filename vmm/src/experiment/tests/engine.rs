@@ -32,7 +32,8 @@ impl<F: Fn(&Run, &StopEvent) -> Result<Measures, RunError> + Sync> Runner for Fa
 }
 
 fn measures(run: &Run) -> Measures {
-    let pairs = vec![PairMeasure { from: 0, to: run.topology.nr_nodes() - 1, accesses: 10, latency_ns: 0 }];
+    let pairs =
+        vec![PairMeasure { from: 0, to: run.topology.nr_nodes() - 1, accesses: 10, latency_ns: 0, bandwidth_mbps: 0 }];
     Measures { guest_cycles: run.seed, pairs, ..Measures::default() }
 }
 
@@ -69,6 +70,8 @@ fn each_run_is_done_once_and_recorded() {
         // 10 remote accesses of 100 ns in one machine, of 80 ns in the other, which has but local memory.
         let expected = if run.name == "two" { 1000 } else { 800 };
         assert_eq!((found.guest_cycles, found.modelled_ns()), (run.seed, expected));
+        // 640 bytes at 50 GB/s, or at 100 GB/s.
+        assert_eq!(found.modelled_transfer_ns(), if run.name == "two" { 12 } else { 6 });
     }
     drop(journal);
     let (outcome, begin) = go(&experiment, &fake, dir.path(), true);

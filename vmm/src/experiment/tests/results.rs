@@ -34,7 +34,13 @@ fn measures(cycles: u64) -> Box<Measures> {
         min_free_pages: 7,
         free_blocks,
     };
-    let pair = |from, to, accesses, latency_ns| PairMeasure { from, to, accesses, latency_ns };
+    let pair = |from, to, accesses, latency_ns| PairMeasure {
+        from,
+        to,
+        accesses,
+        latency_ns,
+        bandwidth_mbps: 1000 * latency_ns,
+    };
     Box::new(Measures {
         guest_cycles: cycles,
         tsc_khz: 2_000_000,
@@ -80,6 +86,7 @@ fn tables_have_the_results() {
         (number(-1000), number(500))
     });
     assert_eq!(cells(&zones, "unusable_index_1")[0], number(1000));
+    assert_eq!(cells(&pairs, "modelled_transfer_ns")[..2], [24, 6].map(number));
     assert_eq!(cells(&pairs, "modelled_ns"), [2400, 1000, 2400, 1000, 2400, 1000].map(number));
 }
 
