@@ -36,6 +36,8 @@ pub mod exit_status {
     pub const INTERRUPTED: u8 = 128 + 2;
     /// SIGTERM.
     pub const TERMINATED: u8 = 128 + 15;
+    /// The sandbox ended the process (128 + SIGSYS).
+    pub const SANDBOX: u8 = 128 + 31;
 }
 
 /// Why a machine did not start.

@@ -14,6 +14,7 @@ pub mod memory;
 pub mod procdir;
 pub mod report;
 pub mod runtime;
+pub mod sandbox;
 pub mod state;
 pub mod symbols;
 pub mod topology;

@@ -86,6 +86,16 @@ impl ProcDir {
         Ok(dir)
     }
 
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where the first of the directories that were made for it lies: they are removed from there in the end.
+    pub fn parent_of_made(&self) -> Option<&Path> {
+        self.made.first()?.parent()
+    }
+
     /// Brings the directory up to date: `files` by path relative to it.
     ///
     /// # Errors

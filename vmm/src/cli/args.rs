@@ -83,6 +83,18 @@ pub struct RunArgs {
     #[arg(long)]
     pub console: bool,
 
+    /// Tell on stderr how the process was confined
+    #[arg(long, short)]
+    pub verbose: bool,
+
+    /// Do not confine the process: no filter for system calls, no rules for files
+    #[arg(long)]
+    pub no_sandbox: bool,
+
+    /// Let the kernel log the system calls that the filters would forbid, instead of ending the process
+    #[arg(long, hide = true, conflicts_with = "no_sandbox")]
+    pub sandbox_log: bool,
+
     /// End the run after so many seconds (exit status 7)
     #[arg(long, value_name = "SECS", value_parser = seconds)]
     pub timeout: Option<Duration>,

@@ -1,6 +1,7 @@
 //! The `pagevisor` command.
 
 mod args;
+mod confine;
 mod detach;
 mod experiment;
 mod failure;

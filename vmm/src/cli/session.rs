@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use pagevisor_shared::region::GuestState;
 
 use super::args::RunArgs;
+use super::confine::confine;
 use super::failure::Failure;
 use super::log::{LogError, LogReader};
 use super::run::host;
@@ -22,7 +23,9 @@ use crate::config::ConfigError;
 use crate::layout::Layout;
 use crate::machine::{End, KernelImage, Machine, MachineConfig, StopEvent, StopReason};
 use crate::procdir::ProcDir;
-use crate::runtime::{ControlServer, Endpoint, Guest, GuestName, GuestNode, GuestRange, Phase, RegionMap, RuntimeDir};
+use crate::runtime::{
+    Claim, ControlServer, Endpoint, Guest, GuestName, GuestNode, GuestRange, Phase, RegionMap, RuntimeDir,
+};
 use crate::topology::{Node, Topology};
 
 /// How often the log is looked at for `--console`.
@@ -74,6 +77,7 @@ impl<'a> Session<'a> {
         // Before the machine: a name or directory in use must cost nothing.
         let claim = name.as_ref().map(|name| RuntimeDir::create(&RuntimeDir::locate())?.claim(name)).transpose()?;
         let proc_dir = args.proc_dir.as_deref().map(ProcDir::open).transpose()?;
+        confine(args, claim.as_ref().map(Claim::directory), proc_dir.as_ref())?;
         let serial = SerialLog::new(args.console);
         let stop = StopEvent::new().map_err(host("cannot make an eventfd"))?;
         let machine = Machine::start(MachineConfig {
@@ -84,6 +88,7 @@ impl<'a> Session<'a> {
             console: Box::new(serial.clone()),
             notice: Arc::new(|line| notice(format_args!("warning: {line}"))),
             layout: layout.clone(),
+            sandbox: args.sandbox(),
             ..MachineConfig::new(topology.clone()).map_err(ConfigError::from)?
         })?;
         let region = machine.memory().state().read_only().and_then(|file| RegionMap::new(file.into()));
@@ -98,6 +103,7 @@ impl<'a> Session<'a> {
                 phase: Box::new(move || phase(&region, &announced)),
                 stop: Box::new(move || stop.stop(StopReason::Request)),
                 pause: Box::new(move || pauser.pause()),
+                sandbox: args.sandbox(),
             };
             ControlServer::start(claim, endpoint)
         });

@@ -20,11 +20,11 @@ fn kick_signal() -> c_int {
 
 extern "C" fn on_kick(_: c_int, _: *mut siginfo_t, _: *mut c_void) {}
 
-/// Makes the calling thread one that can be kicked: it takes no signal but the kick.
+/// Makes the calling thread one that can be kicked: it takes no signal but the kick, and that of the sandbox.
 fn prepare_thread() -> Result<(), Errno> {
     static HANDLER: OnceLock<Result<(), Errno>> = OnceLock::new();
     (*HANDLER.get_or_init(|| register_signal_handler(kick_signal(), on_kick)))?;
-    let kick = create_sigset(&[kick_signal()])?;
+    let kick = create_sigset(&[kick_signal(), libc::SIGSYS])?;
     // SAFETY: both sets are local and initialised; changing the mask of the calling thread has no other effect.
     let error = unsafe {
         let mut mask = std::mem::zeroed();

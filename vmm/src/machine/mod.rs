@@ -38,6 +38,7 @@ use crate::error::StartError;
 use crate::kvm::{Cause, KVM_DEVICE};
 use crate::layout::Layout;
 use crate::memory::GuestMemory;
+use crate::sandbox;
 use crate::symbols::Symbols;
 use crate::topology::{Topology, TopologyError};
 use lifecycle::{Ending, Lifecycle};
@@ -85,6 +86,8 @@ pub struct MachineConfig {
     pub notice: Notice,
     /// The KVM device.
     pub kvm_device: PathBuf,
+    /// Whether the machine's threads are confined.
+    pub sandbox: sandbox::Mode,
 }
 
 impl MachineConfig {
@@ -103,6 +106,7 @@ impl MachineConfig {
             console: Box::new(io::sink()),
             notice: Arc::new(|_| {}),
             kvm_device: KVM_DEVICE.into(),
+            sandbox: sandbox::Mode::Off,
         })
     }
 }
@@ -120,7 +124,7 @@ pub struct Times {
 #[derive(Debug)]
 pub struct Machine {
     lifecycle: Arc<Lifecycle>,
-    vcpus: Vec<JoinHandle<()>>,
+    vcpus: Vec<JoinHandle<Option<()>>>,
     worker: Option<MonitorWorker>,
     memory: Arc<GuestMemory>,
     kernel: KernelSource,

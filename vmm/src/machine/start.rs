@@ -22,6 +22,7 @@ use crate::error::StartError;
 use crate::kvm::{Buses, Cause, KvmSystem, Vcpu, Vm, has_hardware_virtualization};
 use crate::layout::{MONITOR, PVH_START_INFO};
 use crate::memory::GuestMemory;
+use crate::sandbox::{self, Role};
 
 /// Stack of a vCPU's thread: it only moves bytes between KVM and devices.
 const VCPU_STACK: usize = 256 << 10;
@@ -44,12 +45,12 @@ pub(super) fn start(config: MachineConfig) -> Result<Machine, StartError> {
     let monitor = monitor(&vm, &memory, &lifecycle, config.notice)?;
     let buses = Arc::new(buses(config.console, &monitor, &lifecycle));
     let vcpus = create_vcpus(&vm, &config.topology, entry)?;
-    let worker = MonitorWorker::start(monitor).map_err(host("start the monitor's thread"))?;
+    let worker = MonitorWorker::start(monitor, config.sandbox).map_err(host("start the monitor's thread"))?;
     let mut machine =
         Machine { lifecycle, vcpus: Vec::new(), worker: Some(worker), memory, kernel, started, exec_to_start };
     for vcpu in vcpus {
         // If this fails, dropping the machine ends the threads that run already.
-        machine.run(vcpu, buses.clone())?;
+        machine.run(vcpu, buses.clone(), config.sandbox)?;
     }
     Ok(machine)
 }
@@ -148,7 +149,7 @@ fn create_vcpus(vm: &Vm, topology: &crate::topology::Topology, entry: u64) -> Re
 
 impl Machine {
     /// Runs a vCPU on a thread of its own.
-    fn run(&mut self, vcpu: Vcpu, buses: Arc<Buses>) -> Result<(), StartError> {
+    fn run(&mut self, vcpu: Vcpu, buses: Arc<Buses>, mode: sandbox::Mode) -> Result<(), StartError> {
         let index = self.vcpus.len();
         let lifecycle = self.lifecycle.clone();
         let body = move || {
@@ -159,7 +160,8 @@ impl Machine {
             drop(running);
         };
         let thread = thread::Builder::new().name(format!("vcpu{index}")).stack_size(VCPU_STACK);
-        self.vcpus.push(thread.spawn(body).map_err(host("start a vCPU's thread"))?);
+        let thread = sandbox::spawn(thread, Role::Vcpu, mode, body).map_err(host("start a vCPU's thread"))?;
+        self.vcpus.push(thread);
         Ok(())
     }
 }

@@ -249,6 +249,11 @@ impl Claim {
         &self.name
     }
 
+    /// The directory it is in.
+    pub fn directory(&self) -> &Path {
+        &self.dir.path
+    }
+
     /// The listening socket, non-blocking.
     pub(super) const fn listener(&self) -> &OwnedFd {
         &self.listener

@@ -16,6 +16,7 @@ use nix::unistd::geteuid;
 use super::dir::Claim;
 use super::protocol::{Guest, MAX_REPLY, MAX_REQUEST, PROTOCOL_VERSION, Phase, Reply, Request, Status, Verb};
 use crate::machine::{PauseError, Paused};
+use crate::sandbox::{self, Role};
 
 /// How long a client may stay silent before its first request.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -34,13 +35,15 @@ pub struct Endpoint {
     pub stop: Box<dyn Fn() + Send>,
     /// Pauses the guest for as long as what it gives lives. It takes some seconds at most.
     pub pause: Box<dyn Fn() -> Result<Paused, PauseError> + Send>,
+    /// Whether the thread that serves is confined.
+    pub sandbox: sandbox::Mode,
 }
 
 /// Serves a control socket from a thread of its own. Dropping it ends the thread, removes the socket and closes all
 /// connections, in this order: who sees its connection close knows that the name is free.
 #[derive(Debug)]
 pub struct ControlServer {
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Option<()>>>,
     quit: Arc<EventFd>,
 }
 
@@ -51,8 +54,10 @@ impl ControlServer {
     /// When the thread cannot be started.
     pub fn start(claim: Claim, endpoint: Endpoint) -> io::Result<Self> {
         let quit = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let mode = endpoint.sandbox;
         let server = Server { claim, endpoint, started: Instant::now(), quit: quit.clone(), clients: Vec::new() };
-        let thread = thread::Builder::new().name("control".into()).spawn(move || server.serve())?;
+        let builder = thread::Builder::new().name("control".into());
+        let thread = sandbox::spawn(builder, Role::Control, mode, move || server.serve())?;
         Ok(Self { thread: Some(thread), quit })
     }
 }

@@ -63,6 +63,7 @@ fn serve(path: &Path) -> (ControlServer, Arc<AtomicUsize>) {
             counter.fetch_add(1, Ordering::SeqCst);
         }),
         pause: Box::new(|| Err(crate::machine::PauseError::Stuck(3))),
+        sandbox: crate::sandbox::Mode::Off,
     };
     let claim = RuntimeDir::open(path).unwrap().unwrap().claim(&name("ring")).unwrap();
     (ControlServer::start(claim, endpoint).unwrap(), stops)

@@ -7,28 +7,29 @@ use std::thread::{Builder, JoinHandle};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Monitor, QUEUES};
+use crate::sandbox::{self, Role};
 
 /// Serves the monitor's doorbells. Dropping it ends the thread.
 #[derive(Debug)]
 pub struct MonitorWorker {
     quit: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Option<()>>>,
 }
 
 impl MonitorWorker {
-    /// Starts the thread.
+    /// Starts the thread, confined as `sandbox` says.
     ///
     /// # Errors
     /// When the process has no thread or file descriptor left.
-    pub fn start(monitor: Arc<Monitor>) -> io::Result<Self> {
+    pub fn start(monitor: Arc<Monitor>, sandbox: sandbox::Mode) -> io::Result<Self> {
         let quit = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let ends = quit.clone();
-        let thread =
-            Builder::new().name("monitor".into()).stack_size(256 << 10).spawn(move || serve(&monitor, &ends))?;
+        let builder = Builder::new().name("monitor".into()).stack_size(256 << 10);
+        let thread = sandbox::spawn(builder, Role::Monitor, sandbox, move || serve(&monitor, &ends))?;
         Ok(Self { quit, thread: Some(thread) })
     }
 }
@@ -45,8 +46,10 @@ impl Drop for MonitorWorker {
 }
 
 fn serve(monitor: &Monitor, quit: &EventFd) {
-    // Signals are for the process's main thread. Blocking all of them cannot fail.
-    let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
+    // Signals are for the process's main thread, but for the sandbox's. Blocking them cannot fail.
+    let mut signals = SigSet::all();
+    signals.remove(Signal::SIGSYS);
+    let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&signals), None);
     loop {
         let wait = |fd: &EventFd| {
             // SAFETY: both eventfds are borrowed by this function, which outlives the poll.
