@@ -10,6 +10,7 @@ use super::record::{Fallbacks, Measures};
 use super::runner::{RunError, Runner};
 use crate::error::{StartError, exit_status};
 use crate::machine::{Deadline, End, KernelImage, Machine, MachineConfig, StopEvent};
+use crate::sandbox::Mode;
 use crate::state::{Patience, StateView};
 
 /// Boots a guest for each run and ends it afterwards.
@@ -33,6 +34,7 @@ impl Runner for GuestRunner {
             kernel: self.kernel.clone(),
             append: append(run),
             console: Box::new(console.clone()),
+            sandbox: Mode::Enforce,
             ..MachineConfig::new((*run.topology).clone()).map_err(failed)?
         };
         let machine = Machine::start(config).map_err(not_started)?;
