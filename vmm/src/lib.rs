@@ -5,6 +5,7 @@ pub mod boot;
 pub mod cli;
 pub mod config;
 pub mod devices;
+pub mod dump;
 pub mod error;
 pub mod experiment;
 pub mod kvm;

@@ -5,41 +5,11 @@ mod tiny;
 
 use std::time::{Duration, Instant};
 
-use damage::Bench;
 use damage::mutations::{FREE_LISTS, MAPS, Mutation, PAGES, ZONES};
-use pagevisor::machine::{Deadline, Machine, MachineConfig, PauseError};
-use pagevisor::topology::Topology;
+use damage::{Bench, used_guest};
+use pagevisor::machine::PauseError;
 use pagevisor::verify::{Report, Rule, verify};
-use pagevisor_shared::region::log::{LOG_LINE_MAX, LogRead};
-use tiny::{Code, PATIENCE, start, stop_event};
-
-/// A guest that is ready and whose memory has seen some use.
-fn used_guest() -> Machine {
-    let mut config = MachineConfig::new(Topology::default()).unwrap();
-    config.append = "pagevisor.test=scatter cma=16M".into();
-    let machine = start(config);
-    machine.wait_ready(Deadline::after(PATIENCE), &stop_event()).unwrap_or_else(|end| panic!("{end}"));
-    let deadline = Instant::now() + PATIENCE;
-    while !logged(&machine, "selftest: scatter ok") {
-        assert!(Instant::now() < deadline, "the guest does not get ready");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    machine
-}
-
-/// Whether the guest has logged a line that starts with `text`.
-fn logged(machine: &Machine, text: &str) -> bool {
-    let region = machine.memory().state().open().unwrap();
-    let (log, mut buffer) = (region.log(), [0; LOG_LINE_MAX]);
-    let mut position = log.oldest();
-    while let LogRead::Record(record, next) = log.read(position, &mut buffer) {
-        if record.text.starts_with(text.as_bytes()) {
-            return true;
-        }
-        position = next;
-    }
-    false
-}
+use tiny::{Code, PATIENCE, start};
 
 #[track_caller]
 fn assert_sound(report: &Report) {

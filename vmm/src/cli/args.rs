@@ -32,14 +32,16 @@ pub enum Command {
     Experiment(ExperimentArgs),
     /// List the running guests
     List(ListArgs),
-    /// Show a view of a running guest
+    /// Show a view of a running guest, or of a dump
     Show(ShowArgs),
     /// End a running guest
     Stop(NameArgs),
     /// Print the kernel log of a running guest, as dmesg does
     Log(LogArgs),
-    /// Pause a running guest and prove that its allocator's structures are sound
+    /// Pause a running guest and prove that its allocator's structures are sound; or those in a dump
     Verify(VerifyArgs),
+    /// Pause a running guest and write its memory and registers to an ELF core file
+    Dump(DumpArgs),
     /// Tell where the built-in guest kernel is, for use with another VMM
     Kernel(KernelArgs),
 }
@@ -166,10 +168,11 @@ pub struct ListArgs {
 
 /// `pagevisor show`
 #[derive(Args, Debug)]
-#[command(override_usage = "pagevisor show <NAME> <VIEW> [VIEW'S OPTIONS] [--json]")]
+#[command(override_usage = "pagevisor show <NAME|FILE> <VIEW> [VIEW'S OPTIONS] [--json]")]
 pub struct ShowArgs {
-    /// The guest
-    pub name: GuestName,
+    /// The guest, or a file that `pagevisor dump` wrote
+    #[arg(value_name = "NAME|FILE")]
+    pub target: String,
 
     /// The view and its options: buddyinfo, zoneinfo, node/0/meminfo, numa, kmem -f, kmem -p 0x1000, ...
     #[arg(required = true, num_args = 1.., allow_hyphen_values = true, trailing_var_arg = true, value_name = "VIEW")]
@@ -198,12 +201,23 @@ pub struct LogArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "Exit status: 0 if everything holds; 9 if not, with one finding per line.")]
 pub struct VerifyArgs {
-    /// The guest
-    pub name: GuestName,
+    /// The guest, or a file that `pagevisor dump` wrote
+    #[arg(value_name = "NAME|FILE")]
+    pub target: String,
 
     /// Print as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `pagevisor dump`
+#[derive(Args, Debug)]
+pub struct DumpArgs {
+    /// The guest
+    pub name: GuestName,
+
+    /// The file, for readelf, gdb, `pagevisor verify FILE` and `pagevisor show FILE VIEW`
+    pub file: PathBuf,
 }
 
 /// `pagevisor kernel`

@@ -6,6 +6,7 @@ use std::io;
 
 use super::log::LogError;
 use crate::config::ConfigError;
+use crate::dump::DumpError;
 use crate::error::{StartError, exit_status};
 use crate::machine::End;
 use crate::procdir::ProcDirError;
@@ -168,6 +169,13 @@ impl From<ReportError> for Failure {
 impl From<StateError> for Failure {
     fn from(error: StateError) -> Self {
         ReportError::from(error).into()
+    }
+}
+
+impl From<DumpError> for Failure {
+    fn from(error: DumpError) -> Self {
+        let status = if error.is_corrupt() { exit_status::CORRUPT } else { exit_status::FAILURE };
+        Self::new(status, error)
     }
 }
 

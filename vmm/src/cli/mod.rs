@@ -3,6 +3,7 @@
 mod args;
 mod confine;
 mod detach;
+mod dump;
 mod experiment;
 mod failure;
 mod kernel;
@@ -14,6 +15,7 @@ mod run;
 mod serial;
 mod session;
 mod signals;
+mod target;
 mod text;
 mod verify;
 
@@ -67,6 +69,7 @@ fn execute(command: Command, out: &mut impl Write) -> Result<u8, Failure> {
         Command::Show(args) => remote::show(&args, out)?,
         Command::Stop(args) => remote::stop(&args)?,
         Command::Log(args) => remote::log(&args, out)?,
+        Command::Dump(args) => dump::dump(&args, out)?,
         Command::Verify(args) => return verify::verify(&args, out),
         Command::Kernel(args) => kernel::kernel(&args, kernel_elf(), out)?,
     }

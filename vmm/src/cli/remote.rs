@@ -8,11 +8,11 @@ use serde::Serialize;
 use super::args::{ListArgs, LogArgs, NameArgs, ShowArgs};
 use super::failure::{Context, Failure};
 use super::log::LogReader;
+use super::target::Target;
 use super::text::duration;
 use crate::error::exit_status;
 use crate::report::View;
-use crate::runtime::{ClientError, Connection, GuestName, Phase, RegionMap, RuntimeDir, RuntimeDirError, Status};
-use crate::state::StateView;
+use crate::runtime::{ClientError, Connection, GuestName, RegionMap, RuntimeDir, RuntimeDirError, Status};
 
 /// How long a guest may take to end when asked to.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
@@ -112,10 +112,5 @@ fn parse_view(words: &[String]) -> Result<(View, bool), Failure> {
 /// `pagevisor show`
 pub(super) fn show(args: &ShowArgs, out: &mut impl Write) -> Result<(), Failure> {
     let (view, json) = parse_view(&args.view)?;
-    let connection = connect(&args.name)?;
-    let attached = connection.attach()?;
-    if attached.guest.state == Phase::Booting {
-        return Err(Failure::new(exit_status::FAILURE, format!("guest '{}' is still booting", args.name)));
-    }
-    Ok(view.render(&StateView::of_attached(attached)?, json, out)?)
+    Ok(view.render(Target::open(&args.target)?.view(), json, out)?)
 }

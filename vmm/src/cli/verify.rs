@@ -4,23 +4,16 @@ use std::io::Write;
 
 use super::args::VerifyArgs;
 use super::failure::{Context, Failure};
-use super::remote::connect;
+use super::target::Target;
 use crate::error::exit_status;
-use crate::runtime::Phase;
-use crate::state::StateView;
 use crate::verify::{self, Report};
 
 /// `pagevisor verify`: status 9 when something was found.
 pub(super) fn verify(args: &VerifyArgs, out: &mut impl Write) -> Result<u8, Failure> {
-    let connection = connect(&args.name)?;
-    let attached = connection.attach()?;
-    if attached.guest.state == Phase::Booting {
-        return Err(Failure::new(exit_status::FAILURE, format!("guest '{}' is still booting", args.name)));
-    }
-    let view = StateView::of_attached(attached)?;
+    let target = Target::open(&args.target)?;
     let report = {
-        let paused = connection.pause()?;
-        verify::verify(&view, paused.registers())?
+        let held = target.hold()?;
+        verify::verify(target.view(), held.registers())?
     };
     print(&report, args.json, out)?;
     Ok(if report.is_sound() { exit_status::OK } else { exit_status::CORRUPT })

@@ -49,6 +49,8 @@ pub use walk::{PageSize, Translation};
 pub struct StateView {
     region: RegionMapping,
     memory: Box<dyn GuestMemory>,
+    /// Whether it is a guest's memory, not a copy of it.
+    live: bool,
 }
 
 impl StateView {
@@ -57,7 +59,20 @@ impl StateView {
     /// # Errors
     /// When the region cannot be mapped, or is not laid out (yet) as this version of the contract has it.
     pub fn open(region: &File, memory: Box<dyn GuestMemory>) -> Result<Self, StateError> {
-        Ok(Self { region: RegionMapping::open(region)?, memory })
+        Ok(Self { region: RegionMapping::open(region)?, memory, live: true })
+    }
+
+    /// The state in a dump: `region` is the content of the state region.
+    ///
+    /// # Errors
+    /// When the region is not laid out as this version of the contract has it.
+    pub fn of_dump(region: &[u8], memory: Box<dyn GuestMemory>) -> Result<Self, StateError> {
+        Ok(Self { region: RegionMapping::of_bytes(region)?, memory, live: false })
+    }
+
+    /// A copy of the state region.
+    pub fn region_bytes(&self) -> Vec<u8> {
+        self.region.bytes()
     }
 
     /// The state region.
@@ -72,7 +87,7 @@ impl StateView {
 
     /// Whether the guest may change what is being read.
     pub fn is_running(&self) -> bool {
-        !matches!(self.region().state(), Some(GuestState::Off | GuestState::Panicked))
+        self.live && !matches!(self.region().state(), Some(GuestState::Off | GuestState::Panicked))
     }
 
     /// Guest-virtual address of the byte at `offset` in the state region.

@@ -5,17 +5,17 @@ use std::io;
 use std::ptr::NonNull;
 
 use pagevisor_shared::region::{Header, RegionRef};
-use vm_memory::FileOffset;
 use vm_memory::mmap::MmapRegion;
+use vm_memory::{FileOffset, VolatileMemory};
 
 use super::error::StateError;
 
 /// A mapping of a state region whose header was checked.
 #[derive(Debug)]
 pub struct RegionMapping {
-    /// Points into `_map`, which lives as long: never handed out for longer than `self` is borrowed.
+    /// Points into `map`, which lives as long: never handed out for longer than `self` is borrowed.
     region: RegionRef<'static>,
-    _map: MmapRegion,
+    map: MmapRegion,
 }
 
 impl RegionMapping {
@@ -38,7 +38,31 @@ impl RegionMapping {
         // SAFETY: the mapping is page-aligned, `size` bytes long and lives in the same value as the reference, which
         // never hands it out for longer. It is read-only and only accessed through the region's atomics.
         let region = unsafe { RegionRef::open(base, size) }?;
-        Ok(Self { region, _map: map })
+        Ok(Self { region, map })
+    }
+
+    /// A region in memory of this process, whose content is `bytes`.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn of_bytes(bytes: &[u8]) -> Result<Self, StateError> {
+        let invalid = |text: &'static str| StateError::Map(io::Error::new(io::ErrorKind::InvalidData, text));
+        if bytes.len() < size_of::<Header>().next_multiple_of(4096) {
+            return Err(invalid("it is too small"));
+        }
+        let map: MmapRegion = MmapRegion::new(bytes.len()).map_err(|error| StateError::Map(io::Error::other(error)))?;
+        map.as_volatile_slice().copy_from(bytes);
+        let base = NonNull::new(map.as_ptr()).ok_or_else(|| invalid("it has no address"))?;
+        // SAFETY: as in `open`.
+        let region = unsafe { RegionRef::open(base, bytes.len() as u64) }?;
+        Ok(Self { region, map })
+    }
+
+    /// A copy of the region's bytes, as many as its layout has.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.region.layout().size as usize];
+        self.map.as_volatile_slice().copy_to(&mut bytes);
+        bytes
     }
 
     /// The region.

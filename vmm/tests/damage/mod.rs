@@ -7,16 +7,49 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
+use std::time::{Duration, Instant};
 
-use pagevisor::machine::Machine;
+use pagevisor::machine::{Deadline, Machine, MachineConfig};
 use pagevisor::state::{PageMeta, StateView};
+use pagevisor::topology::Topology;
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::page::{PG_BUDDY, encode_next, encode_prev};
 use pagevisor_shared::page_flags::{PG_ORDER_MASK, PG_ORDER_SHIFT};
 use pagevisor_shared::region::RegionRef;
+use pagevisor_shared::region::log::{LOG_LINE_MAX, LogRead};
 use pagevisor_shared::region::records::ResourceKind;
 use pagevisor_shared::region::zone::{FreeArea, ListHead, PcpState, ZoneState};
 use vm_memory::{Bytes, GuestAddress};
+
+use super::tiny::{PATIENCE, start, stop_event};
+
+/// A guest that is ready and whose memory has seen some use.
+pub fn used_guest() -> Machine {
+    let mut config = MachineConfig::new(Topology::default()).unwrap();
+    config.append = "pagevisor.test=scatter cma=16M".into();
+    let machine = start(config);
+    machine.wait_ready(Deadline::after(PATIENCE), &stop_event()).unwrap_or_else(|end| panic!("{end}"));
+    let deadline = Instant::now() + PATIENCE;
+    while !logged(&machine, "selftest: scatter ok") {
+        assert!(Instant::now() < deadline, "the guest does not get ready");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    machine
+}
+
+/// Whether the guest has logged a line that starts with `text`.
+fn logged(machine: &Machine, text: &str) -> bool {
+    let region = machine.memory().state().open().unwrap();
+    let (log, mut buffer) = (region.log(), [0; LOG_LINE_MAX]);
+    let mut position = log.oldest();
+    while let LogRead::Record(record, next) = log.read(position, &mut buffer) {
+        if record.text.starts_with(text.as_bytes()) {
+            return true;
+        }
+        position = next;
+    }
+    false
+}
 
 /// Index of a field of the page metadata.
 #[derive(Clone, Copy)]
