@@ -6,6 +6,7 @@ use std::fmt;
 use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
 
 use crate::boot::{KernelElf, Segment};
+use crate::state::GuestMemory;
 
 /// A function of a kernel.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -52,6 +53,29 @@ impl Symbols {
             function.end = function.end.min(next);
         }
         Self { functions, segments }
+    }
+
+    /// The symbols of `elf`, if it is the kernel whose code is in `memory`; none for a guest with another kernel.
+    pub fn of_guest(elf: &[u8], memory: &dyn GuestMemory) -> Self {
+        let symbols = Self::parse(elf);
+        if symbols.is_code_of(elf, memory) { symbols } else { Self::default() }
+    }
+
+    /// Whether all code of `elf` is in `memory` where it is loaded.
+    fn is_code_of(&self, elf: &[u8], memory: &dyn GuestMemory) -> bool {
+        let Ok(file) = object::File::parse(elf) else { return false };
+        let mut text = file.sections().filter(|section| section.kind() == SectionKind::Text).peekable();
+        text.peek().is_some()
+            && text.all(|section| {
+                let Ok(code) = section.data() else { return false };
+                let loaded = self.segments.iter().find_map(|segment| {
+                    let offset = section.address().checked_sub(segment.virtual_start)?;
+                    let inside = offset.checked_add(code.len() as u64)? <= segment.physical.size;
+                    inside.then(|| segment.physical.start.checked_add(offset)).flatten()
+                });
+                let mut found = vec![0; code.len()];
+                loaded.is_some_and(|at| memory.read(at, &mut found).is_ok()) && found == code
+            })
     }
 
     fn find(&self, address: u64) -> Option<&Function> {

@@ -31,6 +31,14 @@ pub enum ReportError {
         /// The nodes there are, as a list of ranges.
         online: String,
     },
+    /// The guest does not do what the view shows.
+    #[error("the guest does not note {what}: it does when '{option}' is on its command line")]
+    Off {
+        /// What is not there.
+        what: &'static str,
+        /// The word that makes it be there.
+        option: &'static str,
+    },
     /// The machine has no such page.
     #[error("there is no page with frame number {pfn:#x}")]
     NoPage {
@@ -45,12 +53,12 @@ impl ReportError {
         match self {
             Self::State(error) => error.is_corrupt(),
             Self::Unverified { .. } => true,
-            Self::Write(_) | Self::NoNode { .. } | Self::NoPage { .. } => false,
+            Self::Write(_) | Self::NoNode { .. } | Self::NoPage { .. } | Self::Off { .. } => false,
         }
     }
 
     /// Whether what was asked for does not exist.
     pub const fn is_usage(&self) -> bool {
-        matches!(self, Self::NoNode { .. } | Self::NoPage { .. })
+        matches!(self, Self::NoNode { .. } | Self::NoPage { .. } | Self::Off { .. })
     }
 }

@@ -8,6 +8,7 @@
 mod error;
 mod json;
 pub mod kmem;
+mod page_owner;
 mod proc_tree;
 mod summary;
 #[cfg(test)]

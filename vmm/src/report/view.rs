@@ -12,7 +12,7 @@ use pagevisor_shared::zone::ZoneIndex;
 use serde_json::Value;
 
 use super::error::ReportError;
-use super::{json, kmem};
+use super::{json, kmem, page_owner};
 use crate::state::StateView;
 
 /// A file of a node's directory in sysfs.
@@ -92,6 +92,10 @@ pub enum View {
     KmemZones,
     /// `kmem -g`: page flags
     KmemFlags(Option<u64>),
+    /// `/sys/kernel/debug/page_owner`
+    PageOwner,
+    /// The same by the places that allocate
+    PageOwnerSites,
 }
 
 /// A view that does not exist.
@@ -111,7 +115,7 @@ impl std::error::Error for BadView {}
 
 impl View {
     /// What views there are, as a user may write them.
-    pub const KNOWN: [&'static str; 16] = [
+    pub const KNOWN: [&'static str; 17] = [
         "buddyinfo",
         "pagetypeinfo",
         "zoneinfo",
@@ -128,6 +132,7 @@ impl View {
         "kmem -V",
         "kmem -z",
         "kmem -g [FLAGS]",
+        "page_owner [sites]",
     ];
 
     /// Writes the view.
@@ -138,6 +143,8 @@ impl View {
         match self {
             Self::KmemFree => kmem::free(state, json, out),
             Self::KmemPages(page) => kmem::pages(state, *page, json, out),
+            Self::PageOwner => page_owner::blocks(state, json, out),
+            Self::PageOwnerSites => page_owner::sites(state, json, out),
             _ if json => write_json(&self.json(state)?, out),
             _ => out.write_all(self.text(state)?.as_bytes()).map_err(ReportError::Write),
         }
@@ -177,7 +184,7 @@ impl View {
             Self::KmemVmstat => kmem::vmstat(state, &mut text),
             Self::KmemZones => kmem::zones(state, &mut text),
             Self::KmemFlags(flags) => kmem::flags(*flags, &mut text),
-            Self::KmemFree | Self::KmemPages(_) => Ok(()),
+            Self::KmemFree | Self::KmemPages(_) | Self::PageOwner | Self::PageOwnerSites => Ok(()),
         };
         Ok(text)
     }
@@ -203,7 +210,7 @@ impl View {
             Self::KmemVmstat => kmem::vmstat_json(state),
             Self::KmemZones => kmem::zones_json(state),
             Self::KmemFlags(flags) => kmem::flags_json(*flags),
-            Self::KmemFree | Self::KmemPages(_) => Value::Null,
+            Self::KmemFree | Self::KmemPages(_) | Self::PageOwner | Self::PageOwnerSites => Value::Null,
         })
     }
 }
@@ -278,6 +285,8 @@ impl FromStr for View {
             ["kmem", "-g", bits] => {
                 Ok(Self::KmemFlags(Some(flags(bits).ok_or_else(|| bad("not a hexadecimal number in"))?)))
             }
+            ["page_owner"] => Ok(Self::PageOwner),
+            ["page_owner", "sites"] => Ok(Self::PageOwnerSites),
             [path] => node_view(path).ok_or_else(|| bad("unknown view")),
             _ => Err(bad("unknown view")),
         }
@@ -313,6 +322,8 @@ impl fmt::Display for View {
             Self::KmemPages(Some(PageSpec::Page(page))) => write!(f, "kmem -p {page:#x}"),
             Self::KmemVmstat => f.write_str("kmem -V"),
             Self::KmemZones => f.write_str("kmem -z"),
+            Self::PageOwner => f.write_str("page_owner"),
+            Self::PageOwnerSites => f.write_str("page_owner sites"),
             Self::KmemFlags(None) => f.write_str("kmem -g"),
             Self::KmemFlags(Some(flags)) => write!(f, "kmem -g {flags:x}"),
         }

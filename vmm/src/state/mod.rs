@@ -24,6 +24,7 @@ mod lists;
 mod memmap;
 mod memory;
 mod open;
+mod owners;
 mod region;
 mod sections;
 #[cfg(test)]
@@ -40,6 +41,7 @@ pub use free::{FreeListFault, FreeWalk, Patience, ZoneWalk};
 pub use lists::{ListFault, ListFaultKind, ListWalk, PcpWalk};
 pub use memmap::{Memmap, PageMeta};
 pub use memory::{Backing, GuestMemory, MemfdMemory};
+pub use owners::Owned;
 pub use region::RegionMapping;
 pub use sections::{PageOwner, Sections};
 pub use walk::{PageSize, Translation};
@@ -125,6 +127,9 @@ pub(crate) struct Roots {
     pub max_pfn: u64,
     pub region_virt: u64,
     pub node_data: u64,
+    pub page_owner: u64,
+    pub stacks: u64,
+    pub nr_stacks: u64,
 }
 
 impl Roots {
@@ -140,6 +145,9 @@ impl Roots {
             max_pfn: roots.max_pfn.load(Relaxed),
             region_virt: roots.region_virt.load(Relaxed),
             node_data: roots.node_data.load(Relaxed),
+            page_owner: roots.page_owner.load(Relaxed),
+            stacks: roots.stacks.load(Relaxed),
+            nr_stacks: roots.nr_stacks.load(Relaxed),
         }
     }
 }

@@ -76,6 +76,16 @@ impl StateView {
         })
     }
 
+    /// The migrate type of the page block of frame `pfn`; `Movable` for a type that there is not.
+    ///
+    /// # Errors
+    /// [`Corrupt`] when the page-block table lies outside memory.
+    pub fn migratetype_of(&self, pfn: u64) -> Result<MigrateType, StateError> {
+        let mut byte = [0];
+        self.memory().read(self.roots().pageblocks.saturating_add(pfn >> PAGEBLOCK_ORDER), &mut byte)?;
+        Ok(MigrateType::decode_block(byte[0]).unwrap_or(MigrateType::Movable))
+    }
+
     /// Page blocks of `zone` by migrate type, as `/proc/pagetypeinfo` counts them.
     ///
     /// # Errors

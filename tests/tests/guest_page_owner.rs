@@ -1,0 +1,63 @@
+//! Who allocated each page, by the guest's own records, with the names of the kernel's functions.
+
+use std::time::{Duration, Instant};
+
+use pagevisor_tests::command::{Guest, run};
+
+/// Boots with `line`, and lets the guest allocate until 48 blocks stay in use.
+fn scattered(line: &str) -> Guest {
+    let guest = Guest::keep("owner", &["--append", &format!("{line} pagevisor.test=scatter")]);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let log = run(&mut guest.command(&["log", guest.name()])).success();
+        if log.contains("selftest: scatter ok, 48 blocks kept") {
+            return guest;
+        }
+        assert!(Instant::now() < deadline, "{log}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn every_page_has_an_owner_with_a_name() {
+    let guest = scattered("page_owner=on");
+    let text = guest.show(&["page_owner"]);
+    let blocks: Vec<&str> = text.split_terminator("\n\n").collect();
+    assert!(blocks.len() >= 48, "{} blocks", blocks.len());
+    for block in &blocks {
+        let lines: Vec<&str> = block.lines().collect();
+        assert!(lines[0].starts_with("Page allocated via order "), "{block}");
+        assert!(lines[1].starts_with("PFN "), "{block}");
+        assert!(lines[2..].iter().all(|line| line.starts_with(' ')), "{block}");
+        assert!(lines.iter().any(|line| line.contains("pagevisor_kernel::selftest::scatter+0x")), "{block}");
+        assert!(lines.iter().any(|line| line.starts_with(" kernel_main+0x")), "{block}");
+    }
+    let orders = |order: u32| text.matches(&format!("via order {order},")).count();
+    assert!(orders(0) > 20 && orders(9) > 0);
+    assert!(text.contains("type Movable Block ") && text.contains("GFP_HIGHUSER_MOVABLE"));
+    let sites = guest.show(&["page_owner", "sites"]);
+    let counted: usize = sites.lines().skip(1).map(|line| line.split_whitespace().next().map_or(0, number)).sum();
+    assert_eq!(counted, blocks.len());
+    assert!(sites.lines().skip(1).all(|line| line.contains("pagevisor_kernel::selftest::scatter")), "{sites}");
+    guest.stop();
+}
+
+fn number(word: &str) -> usize {
+    word.parse().unwrap_or_else(|_| panic!("not a number: '{word}'"))
+}
+
+#[test]
+fn without_the_option_there_are_none() {
+    let guest = Guest::keep("owner", &["--append", "page_owner=off"]);
+    let output = guest.try_show(&["page_owner"]);
+    assert_eq!(output.code(), 2, "{}", output.stderr);
+    assert!(output.stderr.contains("'page_owner=on'"), "{}", output.stderr);
+    guest.stop();
+}
+
+/// Linux's attributes spare allocations that may reclaim, and those of user pages.
+#[test]
+fn kernel_allocations_do_not_fail_by_chance() {
+    let guest = scattered("fail_page_alloc=1,100,0,-1");
+    assert_eq!(guest.stop().code(), 0);
+}
