@@ -212,6 +212,39 @@ const COMPOSITES: &[(Gfp, &str)] = &[
     (Gfp::DMA32, "GFP_DMA32"),
 ];
 
+/// Text that is no set of GFP flags.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BadGfp;
+
+impl fmt::Display for BadGfp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not GFP flags, such as GFP_KERNEL|__GFP_DMA32")
+    }
+}
+
+impl core::error::Error for BadGfp {}
+
+/// What [`fmt::Display`] prints, and the same without `GFP_` and `__GFP_`; a number is hexadecimal, after `0x`. Of names
+/// that a composite and a single flag share, the composite has the one with `GFP_`, as in Linux.
+impl core::str::FromStr for Gfp {
+    type Err = BadGfp;
+
+    fn from_str(text: &str) -> Result<Self, BadGfp> {
+        if text == "none" {
+            return Ok(Self::NONE);
+        }
+        text.split('|').try_fold(Self::NONE, |flags, name| {
+            if let Some(hex) = name.strip_prefix("0x") {
+                return u32::from_str_radix(hex, 16).map(|bits| flags | Self(bits)).map_err(|_| BadGfp);
+            }
+            let named = |(_, known): &&(Self, &str)| {
+                name == *known || Some(name) == known.strip_prefix("GFP_") || Some(name) == known.strip_prefix("__GFP_")
+            };
+            COMPOSITES.iter().chain(FLAGS).find(named).map(|(known, _)| flags | *known).ok_or(BadGfp)
+        })
+    }
+}
+
 /// Linux's `%pGg`: `GFP_KERNEL|__GFP_THISNODE`, `none` for no flag.
 impl fmt::Display for Gfp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::Relaxed;
 
-use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::gfp::{FLAGS, Gfp};
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::page::{decode_next, decode_prev, encode_next, encode_prev};
 use pagevisor_shared::page_flags::PageFlag;
@@ -224,5 +224,24 @@ proptest! {
         // SAFETY: the memory outlives the view and nobody writes to it now.
         let opened = unsafe { RegionRef::open(base, layout.size) };
         prop_assert!(opened.is_err());
+    }
+}
+
+#[test]
+fn gfp_flags_are_read_as_they_are_printed() {
+    for text in ["GFP_KERNEL", "GFP_KERNEL|__GFP_THISNODE", "GFP_HIGHUSER_MOVABLE|__GFP_ZERO", "GFP_DMA", "none"] {
+        let flags: Gfp = text.parse().unwrap();
+        assert_eq!(flags.to_string(), text);
+    }
+    for &(flag, name) in FLAGS {
+        assert_eq!(name.parse(), Ok(flag), "{name}");
+    }
+    // Of the short names GFP_ATOMIC has the one it shares with __GFP_ATOMIC.
+    assert_eq!("ATOMIC".parse(), Ok(Gfp::ATOMIC_ALLOC));
+    assert_eq!("THISNODE".parse(), Ok(Gfp::THISNODE));
+    assert_eq!("KERNEL|DMA32".parse(), Ok(Gfp::KERNEL | Gfp::DMA32));
+    assert_eq!("KERNEL|0x4".parse(), Ok(Gfp::KERNEL | Gfp::DMA32));
+    for bad in ["", "KERNEL|", "kernel", "0x", "GFP", "4"] {
+        assert!(bad.parse::<Gfp>().is_err(), "{bad}");
     }
 }

@@ -3,11 +3,15 @@
 //! A workload runs in the guest. Here are only its name and its parameters, as flags and files give them; which there
 //! are is the guest's matter.
 
+mod trace;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+pub use trace::{Action, BadTrace, Trace, TraceRecord};
 
 /// The value of a parameter.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
