@@ -2,11 +2,13 @@
 
 mod tiny;
 
+use std::io::{self, Write};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pagevisor::machine::{Deadline, End, KernelImage, Machine, StopReason};
+use pagevisor::machine::{Deadline, End, KernelImage, Machine, MachineConfig, PauseError, StopReason};
 use tiny::{Code, KERNEL, PATIENCE, SYMBOL, config, run, start, stop_event, tap};
 
 #[test]
@@ -26,7 +28,7 @@ fn a_guest_that_resets_ends() {
 fn serial_output_arrives_whole() {
     let (console, output) = tap();
     let code = b"hello, host\n".iter().fold(Code::default(), |code, &byte| code.out8(0x3f8, byte));
-    let machine = start(pagevisor::machine::MachineConfig { console, ..config(code.power_off(0)) });
+    let machine = start(MachineConfig { console, ..config(code.power_off(0)) });
     assert_eq!(machine.wait(Deadline::after(PATIENCE), &stop_event()), End::Shutdown { code: 0 });
     drop(machine);
     assert_eq!(output.iter().collect::<Vec<u8>>(), b"hello, host\n");
@@ -82,6 +84,38 @@ fn a_guest_that_never_ends_is_timed_out_and_can_be_stopped() {
         machine.stop(StopReason::Request);
         assert_eq!(machine.wait(Deadline::after(PATIENCE), &stop_event()), End::Stopped(StopReason::Request));
     }
+}
+
+/// A console that takes nothing until the other end of its channel is gone.
+struct StuckConsole(Receiver<()>);
+
+impl Write for StuckConsole {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = self.0.recv();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_vcpu_that_never_answers_is_named_and_does_not_hold_up_the_program() {
+    let (release, stuck) = channel();
+    let console = Box::new(StuckConsole(stuck));
+    let machine = start(MachineConfig { console, ..config(Code::default().out8(0x3f8, b'x').halt()) });
+    // Long enough for the guest to have written.
+    let end = machine.wait(Deadline::after(Duration::from_millis(500)), &stop_event());
+    assert!(matches!(end, End::TimedOut { .. }), "{end:?}");
+    assert_eq!(machine.pause().unwrap_err(), PauseError::Stuck(0));
+    machine.stop(StopReason::Request);
+    let end = machine.wait(Deadline::after(Duration::from_millis(100)), &stop_event());
+    assert!(matches!(end, End::TimedOut { .. }), "{end:?}");
+    let begin = Instant::now();
+    drop(machine);
+    assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
+    drop(release);
 }
 
 #[test]

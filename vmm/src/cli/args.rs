@@ -77,7 +77,8 @@ pub struct RunArgs {
     /// Keep DIR/proc and DIR/sys like the guest's /proc and /sys
     ///
     /// Files are renewed each second while they change. What was made in DIR goes away when the guest ends; only a
-    /// run without --keep and --detach leaves the files as they were in the end.
+    /// run without --keep and --detach leaves the files as they were in the end. A file that cannot be written (no
+    /// space is left) ends that run with exit status 1; a guest that stays goes on, with a warning.
     #[arg(long, value_name = "DIR")]
     pub proc_dir: Option<PathBuf>,
 

@@ -6,6 +6,7 @@ mod detach;
 mod dump;
 mod experiment;
 mod failure;
+mod grace;
 mod kernel;
 mod log;
 mod look;

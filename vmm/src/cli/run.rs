@@ -53,7 +53,7 @@ fn once(session: &mut Session<'_>, args: &RunArgs, out: &mut impl Write) -> Resu
     if session.was_ready() {
         // Its memory outlives the guest, and nothing changes in it any more.
         look::report(session, args, out)?;
-        session.leave_files();
+        session.leave_files()?;
     } else if args.show.is_empty() {
         notice("the guest powered off without becoming ready: there is no state to show");
     } else {

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
@@ -17,8 +17,8 @@ use super::failure::Failure;
 use super::log::{LogError, LogReader};
 use super::run::host;
 use super::serial::SerialLog;
-use super::signals::Signals;
-use super::{look, notice};
+use super::signals::{self, Signals};
+use super::{grace, look, notice};
 use crate::config::ConfigError;
 use crate::layout::Layout;
 use crate::machine::{End, KernelImage, Machine, MachineConfig, StopEvent, StopReason};
@@ -59,6 +59,8 @@ pub(super) struct Session<'a> {
     next_proc: Instant,
     proc_warned: bool,
     stop: StopEvent,
+    /// Exit status that goes with the request to stop.
+    status: Arc<AtomicU8>,
     signals: &'a Signals,
     deadline: Option<Instant>,
     ready: bool,
@@ -80,6 +82,8 @@ impl<'a> Session<'a> {
         confine(args, claim.as_ref().map(Claim::directory), proc_dir.as_ref())?;
         let serial = SerialLog::new(args.console);
         let stop = StopEvent::new().map_err(host("cannot make an eventfd"))?;
+        let status = Arc::new(AtomicU8::new(0));
+        grace::watch(signals, &stop, status.clone(), args.sandbox()).map_err(host("cannot start a thread"))?;
         let machine = Machine::start(MachineConfig {
             kernel: args.kernel.clone().map_or(KernelImage::Embedded, KernelImage::File),
             initrd: args.initrd.clone(),
@@ -117,6 +121,7 @@ impl<'a> Session<'a> {
             next_proc: started,
             proc_warned: false,
             stop,
+            status,
             signals,
             deadline: args.timeout.and_then(|timeout| started.checked_add(timeout)),
             ready: false,
@@ -155,6 +160,8 @@ impl<'a> Session<'a> {
                 return Happening::Ended(end);
             }
             if signalled && let Some(signal) = self.signals.take() {
+                self.status.store(signals::exit_status(signal), Ordering::Release);
+                self.stop.stop(StopReason::Terminate);
                 return Happening::Signal(signal);
             }
             if self.stop.reason().is_some() {
@@ -201,14 +208,15 @@ impl<'a> Session<'a> {
         self.console = None;
     }
 
-    /// Renews the files of `--proc-dir`, if it is time. What goes wrong there is said once and does no other harm.
+    /// Renews the files of `--proc-dir`, if it is time. What goes wrong there is said once, until it goes well again,
+    /// and does no other harm.
     fn update_files(&mut self) {
         let Some(dir) = self.proc_dir.as_mut().filter(|_| self.ready && Instant::now() >= self.next_proc) else {
             return;
         };
         self.next_proc = Instant::now() + PROC_INTERVAL;
-        let result = look::proc_files(&self.machine).and_then(|files| Ok(dir.update(files)?));
-        match result {
+        match write_files(dir, &self.machine) {
+            Ok(()) => self.proc_warned = false,
             Err(failure) if !self.proc_warned => {
                 self.proc_warned = true;
                 notice(format_args!(
@@ -216,18 +224,22 @@ impl<'a> Session<'a> {
                     failure.message().unwrap_or_default()
                 ));
             }
-            _ => {}
+            Err(_) => {}
         }
     }
 
-    /// Brings the files of `--proc-dir` up to date a last time and leaves them there.
-    pub fn leave_files(&mut self) {
-        self.next_proc = Instant::now();
-        self.update_files();
-        if let Some(dir) = self.proc_dir.take() {
-            dir.leave();
-        }
+    /// Brings the files of `--proc-dir` up to date a last time and leaves them there. If that cannot be done, none
+    /// is left.
+    pub fn leave_files(&mut self) -> Result<(), Failure> {
+        let Some(mut dir) = self.proc_dir.take() else { return Ok(()) };
+        write_files(&mut dir, &self.machine)?;
+        dir.leave();
+        Ok(())
     }
+}
+
+fn write_files(dir: &mut ProcDir, machine: &Machine) -> Result<(), Failure> {
+    Ok(dir.update(look::proc_files(machine)?)?)
 }
 
 /// The guest's description, for who attaches to it.

@@ -14,7 +14,8 @@
 //! ```
 //!
 //! A running machine has a thread per vCPU and one for the monitor device. All of them sleep unless the guest runs or
-//! rings. Dropping the machine ends them and gives all memory back.
+//! rings. Dropping the machine ends them and gives all memory back; only a thread that is stuck in the program's own code
+//! (its console, its notices) for five seconds is left behind, with the memory.
 
 mod end;
 mod lifecycle;
@@ -54,6 +55,10 @@ use wait::{event_fd, wait_any};
 pub fn kernel_elf() -> &'static [u8] {
     include_bytes!(env!("PAGEVISOR_KERNEL_ELF"))
 }
+
+/// How long the threads of vCPUs may take to leave. They need microseconds, unless a device of the machine is stuck in
+/// something of the program's, such as a console that takes no more.
+const LEAVE: Duration = Duration::from_secs(5);
 
 /// Which kernel to boot.
 #[derive(Clone, Debug)]
@@ -264,6 +269,10 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         self.stop(StopReason::Request);
+        if wait_any([self.ended_fd()], Deadline::after(LEAVE)).is_none() {
+            // Whoever holds them may let go one day; waiting for that would only stop one more thread.
+            self.vcpus.clear();
+        }
         for vcpu in self.vcpus.drain(..) {
             // A panic of the thread is in the machine's end already.
             let _ = vcpu.join();
