@@ -68,6 +68,9 @@ fn an_area_is_shown_where_linux_shows_it() {
     let meminfo = views::meminfo(&guest.show(&["meminfo"]));
     assert_eq!(views::counter(&meminfo, "CmaTotal"), 16 << 10);
     assert_eq!(views::counter(&meminfo, "CmaFree"), 16 << 10);
+    let areas =
+        "cma-reserved\n  base_pfn       1048576\n  count          4096\n  order_per_bit  0\n  used           0\n";
+    assert_eq!(guest.show(&["cma"]), areas);
     let (zones, _) = views::zoneinfo(&guest.show(&["zoneinfo"]));
     let normal = &zones[&(0, "Normal".to_owned())];
     assert_eq!(normal.page("cma"), 16 * MIB);

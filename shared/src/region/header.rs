@@ -4,7 +4,9 @@ use core::mem::{align_of, size_of};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::log::{LOG_BYTES, LogHeader};
-use super::records::{CpuState, NodeCpuState, NodeState, RangeRecord, ResourceRecord, Sysctl};
+use super::records::{
+    CmaRecord, CpuState, MAX_CMA_AREAS, NodeCpuState, NodeState, RangeRecord, ResourceRecord, Sysctl,
+};
 use super::zone::{PcpState, ZoneState};
 use crate::zone::MAX_NR_ZONES;
 
@@ -65,10 +67,12 @@ pub enum Table {
     Reserved = 8,
     /// [`Sysctl`], one record.
     Sysctl = 9,
+    /// [`CmaRecord`]; those in use have pages.
+    Cma = 10,
 }
 
 /// Number of tables.
-pub const TABLES: usize = 10;
+pub const TABLES: usize = 11;
 
 /// Where a table lies.
 #[repr(C)]
@@ -277,6 +281,7 @@ impl RegionLayout {
             (record::<RangeRecord>(), Self::MAX_RANGES),
             (record::<RangeRecord>(), Self::MAX_RANGES),
             (record::<Sysctl>(), 1),
+            (record::<CmaRecord>(), MAX_CMA_AREAS as u32),
         ];
         let mut offset = Self::LOG_OFFSET + size_of::<LogHeader>() as u64 + LOG_BYTES;
         let mut tables = [(0, 0, 0); TABLES];

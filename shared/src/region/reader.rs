@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use super::header::{GuestState, Header, RegionLayout, TABLES, Table};
 use super::log::{LOG_BYTES, LogHeader, LogRing};
-use super::records::{CpuState, NodeCpuState, NodeState, RangeRecord, ResourceRecord, Sysctl};
+use super::records::{CmaRecord, CpuState, NodeCpuState, NodeState, RangeRecord, ResourceRecord, Sysctl};
 use super::zone::{PcpState, ZoneState};
 use crate::units::{CpuId, NodeId};
 use crate::zone::{MAX_NR_ZONES, ZoneIndex, ZoneType};
@@ -263,6 +263,11 @@ impl<'a> RegionRef<'a> {
     /// memblock's reserved ranges, in order of address.
     pub fn reserved(&self) -> &'a [RangeRecord] {
         in_use(self.reserved_slots(), self.header().nr_reserved.load(Ordering::Acquire))
+    }
+
+    /// Contiguous memory areas, in use or not.
+    pub fn cmas(&self) -> &'a [CmaRecord] {
+        self.table(Table::Cma)
     }
 
     /// The settings.

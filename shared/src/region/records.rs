@@ -1,6 +1,6 @@
 //! Records of nodes, CPUs, memory ranges and settings.
 
-use core::sync::atomic::{AtomicI32, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicI32, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::MAX_NUMNODES;
 use crate::vmstat::{NR_VM_EVENT_ITEMS, NR_VM_NODE_STAT_ITEMS};
@@ -160,6 +160,49 @@ pub struct RangeRecord {
     pub node: AtomicU32,
     /// memblock's flags (`MEMBLOCK_HOTPLUG` 1, ...).
     pub flags: AtomicU32,
+}
+
+/// Most contiguous memory areas (`MAX_CMA_AREAS`).
+pub const MAX_CMA_AREAS: usize = 20;
+/// Bytes of an area's name, the ending zeros included.
+pub const CMA_NAME_BYTES: usize = 16;
+
+/// A contiguous memory area (`struct cma`, `/sys/kernel/debug/cma`).
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct CmaRecord {
+    /// First frame.
+    pub base_pfn: AtomicU64,
+    /// Pages; 0 for a record that is not in use. Written last.
+    pub count: AtomicU64,
+    /// Pages that are allocated from the area.
+    pub used: AtomicU64,
+    /// A bit of its bitmap stands for so many pages, as an order.
+    pub order_per_bit: AtomicU32,
+    /// Padding.
+    pub reserved: AtomicU32,
+    /// Name, ended by zeros if it is shorter, as little-endian words.
+    pub name: [AtomicU64; CMA_NAME_BYTES / 8],
+}
+
+impl CmaRecord {
+    /// Writes the name; what does not fit is cut.
+    pub fn set_name(&self, name: &str) {
+        let mut bytes = [0; CMA_NAME_BYTES];
+        bytes.iter_mut().zip(name.bytes()).for_each(|(slot, byte)| *slot = byte);
+        for (word, part) in self.name.iter().zip(bytes.as_chunks().0) {
+            word.store(u64::from_le_bytes(*part), Relaxed);
+        }
+    }
+
+    /// The bytes of the name: untrusted, and not even text.
+    pub fn name_bytes(&self) -> [u8; CMA_NAME_BYTES] {
+        let mut bytes = [0; CMA_NAME_BYTES];
+        for (part, word) in bytes.as_chunks_mut().0.iter_mut().zip(&self.name) {
+            *part = word.load(Relaxed).to_le_bytes();
+        }
+        bytes
+    }
 }
 
 /// Settings of the allocator (`/proc/sys/vm`).

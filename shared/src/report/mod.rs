@@ -18,6 +18,7 @@
 //! the short form), only populated zones in `buddyinfo`, only nodes with memory in `pagetypeinfo`.
 
 mod buddyinfo;
+pub mod cma;
 pub mod counters;
 mod extfrag;
 mod iomem;
@@ -28,6 +29,7 @@ pub mod vmstat;
 mod zoneinfo;
 
 pub use buddyinfo::{BlockCounts, buddyinfo, pagetypeinfo};
+pub use cma::cma;
 pub use extfrag::{ContigPageInfo, extfrag_index, unusable_index};
 pub use iomem::iomem;
 pub use mem_info::{MemInfo, mem_info, mem_info_text};

@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::migrate::{MIGRATE_TYPES, MigrateType};
 use pagevisor_shared::region::RegionRef;
-use pagevisor_shared::region::records::ResourceKind;
+use pagevisor_shared::region::records::{CmaRecord, ResourceKind};
 use pagevisor_shared::region::zone::ZoneState;
+use pagevisor_shared::report::cma as areas;
 use pagevisor_shared::report::counters::{self, FreeCounts};
 use pagevisor_shared::report::meminfo::{self, Amount};
 use pagevisor_shared::report::{ContigPageInfo, distance, vmstat as counted_by};
@@ -214,4 +215,19 @@ pub(super) fn numa(region: &RegionRef<'_>) -> Value {
         })
     });
     json!({ "nodes": nodes.collect::<Vec<_>>() })
+}
+
+/// Contiguous memory areas.
+pub(super) fn cma(region: &RegionRef<'_>) -> Value {
+    let area = |record: &CmaRecord| {
+        let CmaRecord { base_pfn, count, used, order_per_bit, .. } = record;
+        json!({
+            "name": areas::Name(record).to_string(),
+            "base_pfn": base_pfn.load(Relaxed),
+            "count": count.load(Relaxed),
+            "order_per_bit": order_per_bit.load(Relaxed),
+            "used": used.load(Relaxed),
+        })
+    };
+    json!({ "areas": areas::areas(region).map(area).collect::<Vec<_>>() })
 }

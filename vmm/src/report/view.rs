@@ -92,6 +92,8 @@ pub enum View {
     KmemZones,
     /// `kmem -g`: page flags
     KmemFlags(Option<u64>),
+    /// `/sys/kernel/debug/cma`
+    Cma,
     /// `/sys/kernel/debug/page_owner`
     PageOwner,
     /// The same by the places that allocate
@@ -115,7 +117,7 @@ impl std::error::Error for BadView {}
 
 impl View {
     /// What views there are, as a user may write them.
-    pub const KNOWN: [&'static str; 17] = [
+    pub const KNOWN: [&'static str; 18] = [
         "buddyinfo",
         "pagetypeinfo",
         "zoneinfo",
@@ -132,6 +134,7 @@ impl View {
         "kmem -V",
         "kmem -z",
         "kmem -g [FLAGS]",
+        "cma",
         "page_owner [sites]",
     ];
 
@@ -179,6 +182,7 @@ impl View {
                     NodeFile::Cpumap => linux::node_cpumap(&region, *node, &mut text),
                 }
             }
+            Self::Cma => linux::cma(&region, &mut text),
             Self::Numa => linux::numa_hardware(&region, &mut text),
             Self::KmemNodes => kmem::nodes(state, &mut text)?,
             Self::KmemVmstat => kmem::vmstat(state, &mut text),
@@ -205,6 +209,7 @@ impl View {
                 check_node(state, *node)?;
                 json::node(&region, *node, *file)
             }
+            Self::Cma => json::cma(&region),
             Self::Numa => json::numa(&region),
             Self::KmemNodes => kmem::nodes_json(state)?,
             Self::KmemVmstat => kmem::vmstat_json(state),
@@ -285,6 +290,7 @@ impl FromStr for View {
             ["kmem", "-g", bits] => {
                 Ok(Self::KmemFlags(Some(flags(bits).ok_or_else(|| bad("not a hexadecimal number in"))?)))
             }
+            ["cma"] => Ok(Self::Cma),
             ["page_owner"] => Ok(Self::PageOwner),
             ["page_owner", "sites"] => Ok(Self::PageOwnerSites),
             [path] => node_view(path).ok_or_else(|| bad("unknown view")),
@@ -322,6 +328,7 @@ impl fmt::Display for View {
             Self::KmemPages(Some(PageSpec::Page(page))) => write!(f, "kmem -p {page:#x}"),
             Self::KmemVmstat => f.write_str("kmem -V"),
             Self::KmemZones => f.write_str("kmem -z"),
+            Self::Cma => f.write_str("cma"),
             Self::PageOwner => f.write_str("page_owner"),
             Self::PageOwnerSites => f.write_str("page_owner sites"),
             Self::KmemFlags(None) => f.write_str("kmem -g"),

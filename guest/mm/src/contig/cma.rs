@@ -6,7 +6,7 @@
 //! ([`Mm::cma_init_reserved_mem`]).
 
 use core::ops::Range;
-use core::sync::atomic::Ordering::{Acquire, Release};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use pagevisor_shared::gfp::Gfp;
@@ -23,10 +23,15 @@ use crate::raw::PageWords;
 use crate::sync::{self, Plain};
 use crate::zone::update_alloc_mark;
 
-/// How many areas there can be (`MAX_CMA_AREAS`).
-pub const MAX_CMA_AREAS: usize = 20;
+pub use pagevisor_shared::region::records::MAX_CMA_AREAS;
 /// Areas are whole page blocks (`CMA_MIN_ALIGNMENT_BYTES`).
 pub const CMA_MIN_ALIGNMENT: u64 = PAGEBLOCK_NR_PAGES * PAGE_SIZE;
+
+/// Names of areas that were given none.
+const NAMES: [&str; MAX_CMA_AREAS] = [
+    "cma0", "cma1", "cma2", "cma3", "cma4", "cma5", "cma6", "cma7", "cma8", "cma9", "cma10", "cma11", "cma12", "cma13",
+    "cma14", "cma15", "cma16", "cma17", "cma18", "cma19",
+];
 
 /// An area.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -163,6 +168,14 @@ impl<P: Platform> Mm<P> {
     /// [`ContigError::Invalid`] when the range is not whole page blocks of one zone, all reserved at boot;
     /// [`ContigError::Busy`] when there is no room for another area or its bitmap.
     pub fn cma_init_reserved_mem(&self, range: &Range<PhysAddr>) -> Result<CmaArea, ContigError> {
+        self.cma_init_named(range, None)
+    }
+
+    /// As [`Self::cma_init_reserved_mem`], with a name for the area; without one, its number makes it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn cma_init_named(&self, range: &Range<PhysAddr>, name: Option<&str>) -> Result<CmaArea, ContigError> {
         let (start, end) = (range.start.raw(), range.end.raw());
         if !start.is_multiple_of(CMA_MIN_ALIGNMENT) || !end.is_multiple_of(CMA_MIN_ALIGNMENT) {
             return Err(ContigError::Invalid);
@@ -177,6 +190,12 @@ impl<P: Platform> Mm<P> {
         let result = self.add_area(first, stop - first);
         sync::unlock(&self.cma.mutex);
         let area = result.ok_or(ContigError::Busy)?;
+        if let Some(record) = self.region.cmas().get(area.0) {
+            record.set_name(name.unwrap_or(NAMES[area.0 % MAX_CMA_AREAS]));
+            record.base_pfn.set(first);
+            // Release: the host that sees pages sees the rest.
+            record.count.store(stop - first, Release);
+        }
         for block in (first..stop).step_by(PAGEBLOCK_NR_PAGES as usize) {
             while self.unreserve(block, block + PAGEBLOCK_NR_PAGES).is_some() {}
             let zone = self.lock_zone(index);
@@ -221,6 +240,7 @@ impl<P: Platform> Mm<P> {
     /// Allocates `count` pages side by side from an area, the first a multiple of `2^align` frames (`cma_alloc`); gives
     /// the first. Pages lent out that cannot be moved are passed over.
     pub fn cma_alloc(&self, area: CmaArea, count: u64, align: Order) -> Option<Pfn> {
+        let number = area.0;
         let area = self.cma_area(area)?;
         if count == 0 || count > area.count.get() {
             return None;
@@ -241,6 +261,7 @@ impl<P: Platform> Mm<P> {
             let taken = self.alloc_contig_range(&(first..first.add(count)), MigrateType::Cma);
             sync::unlock(&self.cma.mutex);
             if taken.is_ok() {
+                self.count_used(number, count as i64);
                 return Some(first);
             }
             self.clear_bits(area, bit..bit + count);
@@ -252,6 +273,7 @@ impl<P: Platform> Mm<P> {
     /// Gives `count` pages from `first` on, which [`Self::cma_alloc`] took from the area, back to it (`cma_release`).
     /// False, and nothing is done, when they are not all allocated from the area.
     pub fn cma_release(&self, area: CmaArea, first: Pfn, count: u64) -> bool {
+        let number = area.0;
         let Some(area) = self.cma_area(area) else { return false };
         let Some(bit) = first.raw().checked_sub(area.start.get()) else { return false };
         if bit.checked_add(count).is_none_or(|end| end > area.count.get()) {
@@ -264,7 +286,15 @@ impl<P: Platform> Mm<P> {
         }
         self.free_contig_range(&(first..first.add(count)));
         self.clear_bits(area, bit..bit + count);
+        self.count_used(number, -(count as i64));
         true
+    }
+
+    /// Counts pages allocated from an area, for the host.
+    fn count_used(&self, number: usize, pages: i64) {
+        if let Some(record) = self.region.cmas().get(number) {
+            record.used.fetch_add(pages as u64, Relaxed);
+        }
     }
 
     /// Marks pages of an area as not allocated (`cma_clear_bitmap`).

@@ -40,7 +40,7 @@ impl<P: Platform> Mm<P> {
     /// line asked for one (`cma_init_reserved_areas`). Once.
     pub fn finish_boot(&self) {
         let Some(range) = &self.boot_area else { return };
-        if let Err(error) = self.cma_init_reserved_mem(range) {
+        if let Err(error) = self.cma_init_named(range, Some("reserved")) {
             let line = format_args!("CMA area reserved could not be activated: {error}");
             self.platform.log(Level::Err, line);
             // Of no use for an area, so of use for anything.

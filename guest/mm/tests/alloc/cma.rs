@@ -39,6 +39,9 @@ fn an_area_is_lent_to_movable_pages_only() {
     let (mm, range) = (machine.mm(), machine.mm().cma_range(area));
     let zone = mm.zone(NORMAL).expect("a zone");
     assert_eq!((range.start, range.end), (Pfn::new(START >> 12), Pfn::new((START + 16 * MIB) >> 12)));
+    let record = &mm.region().cmas()[0];
+    let shown = || (record.base_pfn.load(Relaxed), record.count.load(Relaxed), record.used.load(Relaxed));
+    assert_eq!((shown(), &record.name_bytes()[..5]), ((START >> 12, 4096, 0), &b"cma0\0"[..]));
     assert_eq!((zone.cma_pages.load(Relaxed), state(&machine, ZoneStat::NrFreeCma)), (4096, 4096));
     assert!((range.start.raw()..range.end.raw()).all(|pfn| !mm.is_reserved(Pfn::new(pfn))));
     let page = mm.alloc_page(Gfp::HIGHUSER_MOVABLE).expect("a page");
@@ -108,7 +111,9 @@ fn ranges_come_from_an_area_and_go_back() {
     assert_eq!((mm.cma_alloc(area, 0, Order::ZERO), mm.cma_alloc(area, 4097, Order::ZERO)), (None, None));
     let wrong = [(second, 301), (range.start.add(4000), 97), (Pfn::new(1), 1), (range.start.add(4095), u64::MAX)];
     assert!(wrong.iter().all(|&(pfn, count)| !mm.cma_release(area, pfn, count)));
+    assert_eq!(mm.region().cmas()[0].used.load(Relaxed), 1068);
     assert!(mm.cma_release(area, first, 768) && mm.cma_release(area, second, 300));
+    assert_eq!(mm.region().cmas()[0].used.load(Relaxed), 0);
     assert!(!mm.cma_release(area, second, 300), "only once");
     mm.drain_all_pages(None);
     assert_eq!((state(&machine, ZoneStat::NrFreePages), state(&machine, ZoneStat::NrFreeCma)), (all, 4096));

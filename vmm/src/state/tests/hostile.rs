@@ -15,7 +15,7 @@ use crate::report::{View, proc_tree, summary, summary_json};
 fn look(view: &StateView) {
     let mut views: Vec<View> = Vec::new();
     let names =
-        "buddyinfo pagetypeinfo zoneinfo meminfo vmstat iomem numa kmem-f kmem-n kmem-V kmem-z kmem-g page_owner";
+        "buddyinfo pagetypeinfo zoneinfo meminfo vmstat iomem numa kmem-f kmem-n kmem-V kmem-z kmem-g page_owner cma";
     views.extend(names.split(' ').map(|name| name.parse::<View>().unwrap()));
     views.push("page_owner sites".parse().unwrap());
     for node in [0, 1, 2, 63] {
