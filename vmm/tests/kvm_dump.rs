@@ -43,7 +43,7 @@ fn a_guest_runs_again_when_the_client_that_paused_it_vanishes() {
     let directory = tempfile::tempdir().unwrap();
     let claim = |name| RuntimeDir::create(directory.path()).unwrap().claim(name).unwrap();
     let dir = RuntimeDir::create(directory.path()).unwrap();
-    let (name, pauser) = ("counting".parse().unwrap(), machine.pauser());
+    let name = "counting".parse().unwrap();
     let guest = Guest {
         abi: pagevisor_shared::ABI_VERSION,
         name: "counting".into(),
@@ -63,7 +63,7 @@ fn a_guest_runs_again_when_the_client_that_paused_it_vanishes() {
         memory: vec![],
         phase: Box::new(|| Phase::Ready),
         stop: Box::new(|| {}),
-        pause: Box::new(move || pauser.pause()),
+        pauser: Some(machine.pauser()),
         sandbox: pagevisor::sandbox::Mode::Enforce,
     };
     let _server = ControlServer::start(claim(&name), endpoint).unwrap();

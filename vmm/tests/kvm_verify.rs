@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use damage::mutations::{FREE_LISTS, MAPS, Mutation, PAGES, ZONES};
 use damage::{Bench, used_guest};
-use pagevisor::machine::PauseError;
+use pagevisor::machine::{Deadline, MachineConfig, PauseError};
+use pagevisor::topology::Topology;
 use pagevisor::verify::{Report, Rule, verify};
-use tiny::{Code, PATIENCE, start};
+use tiny::{Code, PATIENCE, start, stop_event};
 
 #[track_caller]
 fn assert_sound(report: &Report) {
@@ -110,6 +111,19 @@ fn a_paused_guest_stands_still_and_goes_on() {
     let paused = machine.pauser();
     drop(machine);
     assert_eq!(paused.pause().unwrap_err(), PauseError::Ended);
+}
+
+#[test]
+fn a_guest_that_hangs_is_told_and_can_be_taken_where_it_is() {
+    let mut config = MachineConfig::new(Topology::default()).unwrap();
+    config.append = "pagevisor.test=hang".into();
+    let machine = start(config);
+    machine.wait_ready(Deadline::after(PATIENCE), &stop_event()).unwrap_or_else(|end| panic!("{end}"));
+    // Until it hangs it may be anywhere.
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(machine.pause().unwrap_err(), PauseError::Unsafe(0));
+    let paused = machine.pauser().pause_anywhere().unwrap();
+    assert_eq!(paused.registers().iter().map(|cpu| cpu.waits).collect::<Vec<_>>(), [false, true]);
 }
 
 #[test]

@@ -7,11 +7,11 @@ use super::failure::Failure;
 use super::target::Target;
 use crate::dump;
 
-/// `pagevisor dump`
+/// `pagevisor dump`: also of a guest that hangs.
 pub(super) fn dump(args: &DumpArgs, out: &mut impl Write) -> Result<(), Failure> {
     let target = Target::open(args.name.as_str())?;
     let dumped = {
-        let held = target.hold()?;
+        let held = target.hold_anyhow()?;
         dump::write(target.view(), held.registers(), &args.file)?
     };
     let (size, written) = (dumped.size >> 20, dumped.written.div_ceil(1 << 20));

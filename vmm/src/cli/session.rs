@@ -100,13 +100,12 @@ impl<'a> Session<'a> {
         let announced = Arc::new(AtomicBool::new(false));
         let server = claim.map(|claim| {
             let (region, announced, stop) = (region.clone(), announced.clone(), stop.clone());
-            let pauser = machine.pauser();
             let endpoint = Endpoint {
                 guest: describe(args, &topology, &layout, claim.name()),
                 memory: read_only_memory(&machine)?,
                 phase: Box::new(move || phase(&region, &announced)),
                 stop: Box::new(move || stop.stop(StopReason::Request)),
-                pause: Box::new(move || pauser.pause()),
+                pauser: Some(machine.pauser()),
                 sandbox: args.sandbox(),
             };
             ControlServer::start(claim, endpoint)

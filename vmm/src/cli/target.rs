@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::failure::Failure;
+use super::notice;
 use super::remote::connect;
 use crate::dump::Dump;
 use crate::error::exit_status;
@@ -56,6 +57,18 @@ impl Target {
         match self {
             Self::Guest(connection, _) => Ok(Held::Guest(connection.pause()?)),
             Self::Dump(dump) => Ok(Held::Dump(dump)),
+        }
+    }
+
+    /// As [`Self::hold`], but a guest that does not come to a safe point is held where it is.
+    pub fn hold_anyhow(&self) -> Result<Held<'_>, Failure> {
+        match (self.hold(), self) {
+            (Err(failure), Self::Guest(connection, _)) => {
+                let paused = connection.pause_anywhere()?;
+                notice(format_args!("warning: {}; taken where it is", failure.message().unwrap_or_default()));
+                Ok(Held::Guest(paused))
+            }
+            (held, _) => held,
         }
     }
 }

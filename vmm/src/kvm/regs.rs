@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_regs, kvm_segment, kvm_sregs};
 use pagevisor_shared::region::PanicRecord;
 use serde::{Deserialize, Serialize};
 
@@ -81,11 +81,13 @@ pub struct CpuRegisters {
     pub user: [u64; USER_REGISTERS],
     /// CR0, CR2, CR3, CR4.
     pub control: [u64; 4],
+    /// Whether the CPU waits for an interrupt, or to be started.
+    pub waits: bool,
 }
 
 impl CpuRegisters {
     /// From what KVM tells.
-    pub(crate) fn new(regs: &kvm_regs, sregs: &kvm_sregs) -> Self {
+    pub(crate) fn new(regs: &kvm_regs, sregs: &kvm_sregs, state: kvm_mp_state) -> Self {
         let selector = |segment: &kvm_segment| u64::from(segment.selector);
         Self {
             user: [
@@ -118,6 +120,7 @@ impl CpuRegisters {
                 selector(&sregs.gs),
             ],
             control: [sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4],
+            waits: state.mp_state != KVM_MP_STATE_RUNNABLE,
         }
     }
 

@@ -86,8 +86,8 @@ impl Vcpu {
 
     /// The vCPU's registers; zeros if KVM does not tell.
     fn registers(&self) -> CpuRegisters {
-        match (self.fd.get_regs(), self.fd.get_sregs()) {
-            (Ok(regs), Ok(sregs)) => CpuRegisters::new(&regs, &sregs),
+        match (self.fd.get_regs(), self.fd.get_sregs(), self.fd.get_mp_state()) {
+            (Ok(regs), Ok(sregs), Ok(state)) => CpuRegisters::new(&regs, &sregs, state),
             _ => CpuRegisters::default(),
         }
     }

@@ -25,8 +25,9 @@ use crate::memory::GuestMemory;
 
 /// How long vCPUs may take to leave the guest, and the guest to come to a safe point.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long a guest that is not at a safe point runs on before it is looked at again.
+/// How long a guest that is not at a safe point runs on before it is looked at again: at first, and at most.
 const RUN_ON: Duration = Duration::from_millis(1);
+const MAX_RUN_ON: Duration = Duration::from_millis(50);
 
 /// Why a machine could not be paused. It runs on then.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -37,6 +38,9 @@ pub enum PauseError {
     /// A vCPU's thread is busy outside the guest.
     #[error("CPU {0} did not leave the guest within {PATIENCE:?}")]
     Stuck(usize),
+    /// A CPU never waited for work, or somebody kept a lock.
+    #[error("CPU {0} did not come to a safe point within {PATIENCE:?}")]
+    Unsafe(usize),
 }
 
 #[derive(Debug, Default)]
@@ -121,39 +125,49 @@ impl Pauser {
         Self { lifecycle, memory }
     }
 
-    /// Takes all vCPUs out of the guest, at a safe point.
-    ///
-    /// A guest that keeps one of the allocator's locks for two seconds is taken where it is: it hangs, or died, and
-    /// who looks at it finds the lock.
+    /// Takes all vCPUs out of the guest, at a safe point: each waits for work, and nobody holds a lock of the allocator.
+    /// A guest that has not come up, or is down, is safe anywhere.
     ///
     /// # Errors
-    /// When the machine has ended, or a vCPU's thread does not leave the guest.
+    /// When the machine has ended, a vCPU's thread does not leave the guest, or a CPU does not come to a safe point.
     pub fn pause(&self) -> Result<Paused, PauseError> {
         let deadline = Instant::now() + PATIENCE;
+        let mut run_on = RUN_ON;
         loop {
-            let paused = self.hold(deadline)?;
-            if self.is_safe() || Instant::now() >= deadline {
-                return Ok(paused);
-            }
+            let paused = self.pause_anywhere()?;
+            let Some(busy) = self.busy_cpu(paused.registers()) else { return Ok(paused) };
             drop(paused);
-            std::thread::sleep(RUN_ON);
+            if Instant::now() >= deadline {
+                return Err(PauseError::Unsafe(busy));
+            }
+            std::thread::sleep(run_on);
+            run_on = (run_on * 2).min(MAX_RUN_ON);
         }
     }
 
-    /// Takes all vCPUs out of the guest, wherever they are.
-    fn hold(&self, deadline: Instant) -> Result<Paused, PauseError> {
+    /// Takes all vCPUs out of the guest wherever they are: for a guest that hangs.
+    ///
+    /// # Errors
+    /// When the machine has ended, or a vCPU's thread does not leave the guest.
+    pub fn pause_anywhere(&self) -> Result<Paused, PauseError> {
         self.lifecycle.pause.lock().pausers += 1;
         // From here on it is the guard's part to let go.
         let mut paused = Paused { lifecycle: self.lifecycle.clone(), registers: Vec::new() };
         self.lifecycle.kick_all();
+        let deadline = Instant::now() + PATIENCE;
         paused.registers = self.lifecycle.pause.wait_all(deadline, &|| self.lifecycle.ending().is_some())?;
         Ok(paused)
     }
 
-    /// Whether nobody is inside a change of the allocator's tables. The vCPUs are held.
-    fn is_safe(&self) -> bool {
-        let Ok(region) = self.memory.state().open() else { return true };
-        region.state() != Some(GuestState::Ready) || !has_locks(&region)
+    /// A CPU that may be inside a change of the guest's tables. The vCPUs are held.
+    fn busy_cpu(&self, registers: &[CpuRegisters]) -> Option<usize> {
+        let region = self.memory.state().open().ok()?;
+        if region.state() != Some(GuestState::Ready) {
+            return None;
+        }
+        // Who keeps a lock while everybody waits is not known; the boot CPU is as good as any.
+        let locked = || has_locks(&region).then_some(0);
+        registers.iter().position(|registers| !registers.waits).or_else(locked)
     }
 }
 

@@ -161,7 +161,19 @@ impl Connection {
     /// # Errors
     /// When a vCPU does not stop, or the guest's process does not answer as it should.
     pub fn pause(&self) -> Result<RemotePause<'_>, ClientError> {
-        match self.ask(Verb::Pause)?.0 {
+        self.pause_by(Verb::Pause)
+    }
+
+    /// As [`Self::pause`], wherever the vCPUs are: for a guest that hangs.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn pause_anywhere(&self) -> Result<RemotePause<'_>, ClientError> {
+        self.pause_by(Verb::PauseAnywhere)
+    }
+
+    fn pause_by(&self, verb: Verb) -> Result<RemotePause<'_>, ClientError> {
+        match self.ask(verb)?.0 {
             Reply::Paused(registers) => Ok(RemotePause { connection: self, registers }),
             other => Err(self.unexpected(&other)),
         }

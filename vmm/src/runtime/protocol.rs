@@ -32,6 +32,8 @@ pub(super) enum Verb {
     Stop,
     /// All vCPUs out of the guest, until [`Verb::Resume`] or the end of the connection.
     Pause,
+    /// As [`Verb::Pause`], wherever the vCPUs are.
+    PauseAnywhere,
     /// The vCPUs back into the guest.
     Resume,
 }

@@ -15,7 +15,7 @@ use nix::unistd::geteuid;
 
 use super::dir::Claim;
 use super::protocol::{Guest, MAX_REPLY, MAX_REQUEST, PROTOCOL_VERSION, Phase, Reply, Request, Status, Verb};
-use crate::machine::{PauseError, Paused};
+use crate::machine::{PauseError, Paused, Pauser};
 use crate::sandbox::{self, Role};
 
 /// How long a client may stay silent before its first request.
@@ -33,8 +33,8 @@ pub struct Endpoint {
     pub phase: Box<dyn Fn() -> Phase + Send>,
     /// Asks for the guest's end, and returns at once.
     pub stop: Box<dyn Fn() + Send>,
-    /// Pauses the guest for as long as what it gives lives. It takes some seconds at most.
-    pub pause: Box<dyn Fn() -> Result<Paused, PauseError> + Send>,
+    /// Pauses the guest. It takes some seconds at most.
+    pub pauser: Option<Pauser>,
     /// Whether the thread that serves is confined.
     pub sandbox: sandbox::Mode,
 }
@@ -189,9 +189,11 @@ impl Server {
                 (self.endpoint.stop)();
                 send(&client.fd, &Reply::Stopping, &[])
             }
-            Verb::Pause => {
+            verb @ (Verb::Pause | Verb::PauseAnywhere) => {
+                let pauser = self.endpoint.pauser.as_ref().ok_or(PauseError::Ended);
+                let pause = if verb == Verb::Pause { Pauser::pause } else { Pauser::pause_anywhere };
                 // What it held before is let go after the new pause has begun: in between the guest does not run.
-                match (self.endpoint.pause)() {
+                match pauser.and_then(pause) {
                     Ok(paused) => {
                         let registers = paused.registers().to_vec();
                         client.paused = Some(paused);

@@ -62,7 +62,7 @@ fn serve(path: &Path) -> (ControlServer, Arc<AtomicUsize>) {
         stop: Box::new(move || {
             counter.fetch_add(1, Ordering::SeqCst);
         }),
-        pause: Box::new(|| Err(crate::machine::PauseError::Stuck(3))),
+        pauser: None,
         sandbox: crate::sandbox::Mode::Off,
     };
     let claim = RuntimeDir::open(path).unwrap().unwrap().claim(&name("ring")).unwrap();
