@@ -6,12 +6,14 @@
 //! - the state region ([`region`]): the allocator's live counters, in memory that host and guest share;
 //! - who owns each page ([`page_owner`]);
 //! - the devices through which they meet ([`device`]);
+//! - the commands that the host sends and the replies ([`command`]);
 //! - the texts that both sides print from the same state ([`report`]).
 //!
 //! Two rules hold for everything here. Shared memory is only ever read and written through atomics. And the host
 //! trusts nothing it reads: a length, an offset or an index from the guest is checked before it is used.
 #![no_std]
 
+pub mod command;
 pub mod device;
 pub mod gfp;
 pub mod layout;
@@ -27,7 +29,7 @@ pub mod vmstat;
 pub mod zone;
 
 /// Version of everything in this crate that host and guest must agree on. A reader refuses any other.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Most NUMA nodes a machine may have (`MAX_NUMNODES`, here bounded by the node masks' 64 bits).
 pub const MAX_NUMNODES: usize = 64;

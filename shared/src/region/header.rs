@@ -3,6 +3,7 @@
 use core::mem::{align_of, size_of};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use super::event::EventRingState;
 use super::log::{LOG_BYTES, LogHeader};
 use super::records::{
     CmaRecord, CpuState, MAX_CMA_AREAS, NodeCpuState, NodeState, RangeRecord, ResourceRecord, Sysctl,
@@ -69,10 +70,12 @@ pub enum Table {
     Sysctl = 9,
     /// [`CmaRecord`]; those in use have pages.
     Cma = 10,
+    /// [`EventRingState`] by CPU.
+    Event = 11,
 }
 
 /// Number of tables.
-pub const TABLES: usize = 11;
+pub const TABLES: usize = 12;
 
 /// Where a table lies.
 #[repr(C)]
@@ -208,6 +211,13 @@ pub struct Header {
     pub direct_map_4k: AtomicU32,
     /// See [`Self::direct_map_4k`]; in KiB.
     pub direct_map_2m: AtomicU64,
+    /// Kinds of events that are written, bits by [`super::event::EventKind`].
+    pub event_mask: AtomicU64,
+    /// Written by the host: not 0 asks every CPU to come to a safe point (between two operations of a command, two
+    /// steps of a workload, or in idle) and to stay there as [`super::records::Activity::Parked`] until it is 0 again.
+    pub park_request: AtomicU32,
+    /// Padding.
+    pub reserved: AtomicU32,
     /// How the guest panicked.
     pub panic: PanicRecord,
 }
@@ -282,6 +292,7 @@ impl RegionLayout {
             (record::<RangeRecord>(), Self::MAX_RANGES),
             (record::<Sysctl>(), 1),
             (record::<CmaRecord>(), MAX_CMA_AREAS as u32),
+            (record::<EventRingState>(), nr_cpus),
         ];
         let mut offset = Self::LOG_OFFSET + size_of::<LogHeader>() as u64 + LOG_BYTES;
         let mut tables = [(0, 0, 0); TABLES];

@@ -16,6 +16,7 @@
 //! The guest writes the header last ([`Header::publish`]); the host opens the region with [`RegionRef::open`], which
 //! checks every offset, stride and count against what it mapped and never again trusts the header.
 
+pub mod event;
 mod header;
 pub mod log;
 mod reader;

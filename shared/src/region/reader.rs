@@ -6,6 +6,7 @@ use core::mem::{align_of, size_of};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
+use super::event::{EventRing, EventRingState};
 use super::header::{GuestState, Header, RegionLayout, TABLES, Table};
 use super::log::{LOG_BYTES, LogHeader, LogRing};
 use super::records::{CmaRecord, CpuState, NodeCpuState, NodeState, RangeRecord, ResourceRecord, Sysctl};
@@ -268,6 +269,11 @@ impl<'a> RegionRef<'a> {
     /// Contiguous memory areas, in use or not.
     pub fn cmas(&self) -> &'a [CmaRecord] {
         self.table(Table::Cma)
+    }
+
+    /// The events of `cpu`; `None` for a CPU beyond `nr_cpus`.
+    pub fn events(&self, cpu: CpuId) -> Option<EventRing<'a>> {
+        self.table::<EventRingState>(Table::Event).get(cpu.index()).map(EventRing::of)
     }
 
     /// The settings.

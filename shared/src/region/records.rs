@@ -42,6 +42,30 @@ pub struct NodeState {
     pub proximity: AtomicU32,
 }
 
+/// What a CPU is doing, as far as stopping it goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Activity {
+    /// Anything: its structures may be half changed.
+    Running = 0,
+    /// Nothing; it waits for an interrupt, whose handler touches none of the allocator's structures.
+    Idle = 1,
+    /// It waits for [`super::Header::park_request`] to become 0.
+    Parked = 2,
+}
+
+impl Activity {
+    /// The activity numbered `raw`.
+    pub const fn new(raw: u32) -> Option<Self> {
+        Some(match raw {
+            0 => Self::Running,
+            1 => Self::Idle,
+            2 => Self::Parked,
+            _ => return None,
+        })
+    }
+}
+
 /// A CPU.
 #[repr(C, align(64))]
 #[derive(Debug)]
@@ -54,6 +78,10 @@ pub struct CpuState {
     pub online: AtomicU32,
     /// Node its allocations start from: its own, or the nearest with memory (`numa_mem_id`).
     pub mem_node: AtomicU32,
+    /// What it is doing, an [`Activity`].
+    pub activity: AtomicU32,
+    /// Commands it has finished.
+    pub commands: AtomicU32,
     /// Events, by [`crate::vmstat::VmEvent`].
     pub vm_events: [AtomicU64; NR_VM_EVENT_ITEMS],
 }

@@ -1,0 +1,540 @@
+//! The operations: what the host can ask the guest to do.
+
+use super::error::OpError;
+use super::raw::RawOp;
+use crate::gfp::Gfp;
+use crate::migrate::MigrateType;
+use crate::units::{NodeId, NodeMask, Order, Pfn};
+
+/// Numbers of operations. A number is never used again for another one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u16)]
+pub enum OpCode {
+    /// [`Op::Nop`].
+    Nop = 0,
+    /// [`Op::AllocPages`].
+    AllocPages = 1,
+    /// [`Op::FreePages`].
+    FreePages = 2,
+    /// [`Op::SplitPage`].
+    SplitPage = 3,
+    /// [`Op::ReadPage`].
+    ReadPage = 4,
+    /// [`Op::WritePage`].
+    WritePage = 5,
+    /// [`Op::FillPattern`].
+    FillPattern = 6,
+    /// [`Op::CheckPattern`].
+    CheckPattern = 7,
+    /// [`Op::DrainPages`].
+    DrainPages = 8,
+    /// [`Op::Set`].
+    Set = 9,
+    /// [`Op::Isolate`].
+    Isolate = 10,
+    /// [`Op::AllocContigRange`].
+    AllocContigRange = 11,
+    /// [`Op::ReserveCma`].
+    ReserveCma = 12,
+    /// [`Op::CmaAlloc`].
+    CmaAlloc = 13,
+    /// [`Op::Run`].
+    Run = 14,
+    /// [`Op::ReleaseWorkload`].
+    ReleaseWorkload = 15,
+    /// [`Op::SetEvents`].
+    SetEvents = 16,
+    /// [`Op::Barrier`].
+    Barrier = 17,
+    /// [`Op::FailPageAlloc`].
+    FailPageAlloc = 18,
+    /// [`Op::FailNth`].
+    FailNth = 19,
+    /// [`Op::Shutdown`].
+    Shutdown = 20,
+}
+
+impl OpCode {
+    /// All of them, by number.
+    pub const ALL: [Self; 21] = [
+        Self::Nop,
+        Self::AllocPages,
+        Self::FreePages,
+        Self::SplitPage,
+        Self::ReadPage,
+        Self::WritePage,
+        Self::FillPattern,
+        Self::CheckPattern,
+        Self::DrainPages,
+        Self::Set,
+        Self::Isolate,
+        Self::AllocContigRange,
+        Self::ReserveCma,
+        Self::CmaAlloc,
+        Self::Run,
+        Self::ReleaseWorkload,
+        Self::SetEvents,
+        Self::Barrier,
+        Self::FailPageAlloc,
+        Self::FailNth,
+        Self::Shutdown,
+    ];
+
+    /// The one numbered `raw`.
+    pub fn new(raw: u16) -> Option<Self> {
+        Self::ALL.get(raw as usize).copied()
+    }
+}
+
+/// From which nodes an allocation takes its pages: the memory policies of `set_mempolicy(2)`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Placement {
+    /// From the node of the CPU (`MPOL_LOCAL`).
+    #[default]
+    Local,
+    /// From this node, or as near to it as can be (`MPOL_PREFERRED`, `alloc_pages_node`).
+    Preferred(NodeId),
+    /// From these nodes only, the nearest first (`MPOL_BIND`, a node mask).
+    Bind(NodeMask),
+    /// From these nodes in turn (`MPOL_INTERLEAVE`).
+    Interleave(NodeMask),
+}
+
+impl Placement {
+    /// As a number and an argument.
+    pub const fn to_raw(self) -> (u8, u64) {
+        match self {
+            Self::Local => (0, 0),
+            Self::Preferred(node) => (1, node.index() as u64),
+            Self::Bind(nodes) => (2, nodes.0),
+            Self::Interleave(nodes) => (3, nodes.0),
+        }
+    }
+
+    /// From a number and an argument.
+    ///
+    /// # Errors
+    /// [`OpError::Invalid`] for numbers that mean nothing, and for an empty set of nodes.
+    pub fn from_raw(kind: u8, argument: u64) -> Result<Self, OpError> {
+        match (kind, argument) {
+            (0, _) => Ok(Self::Local),
+            (1, node) => usize::try_from(node).ok().and_then(NodeId::new).map(Self::Preferred).ok_or(OpError::Invalid),
+            (2, nodes) if nodes != 0 => Ok(Self::Bind(NodeMask(nodes))),
+            (3, nodes) if nodes != 0 => Ok(Self::Interleave(NodeMask(nodes))),
+            _ => Err(OpError::Invalid),
+        }
+    }
+}
+
+/// Settings that can be changed at run time, `/proc/sys/vm/*`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum Setting {
+    /// `min_free_kbytes`, KiB.
+    MinFreeKbytes = 0,
+    /// `watermark_scale_factor`, 1/10000 of a zone.
+    WatermarkScaleFactor = 1,
+    /// `watermark_boost_factor`, 1/10000 of the high watermark.
+    WatermarkBoostFactor = 2,
+    /// `lowmem_reserve_ratio`; the index is the zone type.
+    LowmemReserveRatio = 3,
+    /// `percpu_pagelist_high_fraction`.
+    PercpuPagelistHighFraction = 4,
+    /// `zone_reclaim_mode`.
+    ZoneReclaimMode = 5,
+}
+
+impl Setting {
+    /// All of them, by number.
+    pub const ALL: [Self; 6] = [
+        Self::MinFreeKbytes,
+        Self::WatermarkScaleFactor,
+        Self::WatermarkBoostFactor,
+        Self::LowmemReserveRatio,
+        Self::PercpuPagelistHighFraction,
+        Self::ZoneReclaimMode,
+    ];
+
+    /// Its name below `/proc/sys/vm`.
+    pub const fn name(self) -> &'static str {
+        [
+            "min_free_kbytes",
+            "watermark_scale_factor",
+            "watermark_boost_factor",
+            "lowmem_reserve_ratio",
+            "percpu_pagelist_high_fraction",
+            "zone_reclaim_mode",
+        ][self as usize]
+    }
+
+    /// The setting of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|setting| setting.name() == name)
+    }
+}
+
+/// What to do with a range of page blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Isolate {
+    /// `start_isolate_page_range`.
+    Start,
+    /// `undo_isolate_page_range`.
+    Undo,
+}
+
+/// Fault injection, the attributes of Linux's `fail_page_alloc` (`struct fault_attr`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Fault {
+    /// Percent of allocations that fail; 0 switches injection off.
+    pub probability: u32,
+    /// Only every so many-th is considered; 0 counts as 1.
+    pub interval: u32,
+    /// How many may fail; -1 for any number.
+    pub times: i32,
+    /// Pages that may be allocated before the first failure.
+    pub space: u32,
+    /// Orders below this never fail.
+    pub min_order: u8,
+    /// Allocations that may reclaim never fail (`ignore-gfp-wait`).
+    pub ignore_gfp_wait: bool,
+    /// Allocations for high memory never fail (`ignore-gfp-highmem`).
+    pub ignore_gfp_highmem: bool,
+    /// Only allocations with all of these flags fail.
+    pub gfp: Gfp,
+    /// Start of the random numbers, so that a run can be repeated.
+    pub seed: u64,
+}
+
+/// An operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Op {
+    /// Nothing.
+    Nop,
+    /// `alloc_pages`, `count` times; the blocks get the handles from `handle` on. The result's value is the frame of
+    /// a single block; for several it is how many there are, and the payload at `aux` holds their frames, 32 bits
+    /// each. When memory runs out the blocks allocated so far stay, and are counted in `value`.
+    AllocPages {
+        /// Flags.
+        gfp: Gfp,
+        /// Size of each.
+        order: Order,
+        /// Where from.
+        placement: Placement,
+        /// First handle.
+        handle: u32,
+        /// Number of blocks, 1 to 8192.
+        count: u32,
+    },
+    /// Frees what `count` handles stand for.
+    FreePages {
+        /// First handle.
+        handle: u32,
+        /// Number of handles.
+        count: u32,
+    },
+    /// `split_page`: a block becomes pages, with the handles from `into` on (the first may be `handle` itself).
+    SplitPage {
+        /// The block.
+        handle: u32,
+        /// First handle of the pages.
+        into: u32,
+    },
+    /// Reads `len` bytes from `offset` of what the handle stands for into the payload, at `aux`.
+    ReadPage {
+        /// The block.
+        handle: u32,
+        /// Byte to start at.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+    },
+    /// Writes `len` bytes of the payload, from `payload` on.
+    WritePage {
+        /// The block.
+        handle: u32,
+        /// Byte to start at.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+        /// Offset in the command's payload.
+        payload: u32,
+    },
+    /// Fills blocks with a pattern: word `i` of block `n` is a function of `seed`, `n` and `i` (see
+    /// [`Op::pattern`]).
+    FillPattern {
+        /// First block.
+        handle: u32,
+        /// Number of blocks.
+        count: u32,
+        /// Names the pattern.
+        seed: u64,
+    },
+    /// Checks the pattern. A mismatch is [`super::OpError::Mismatch`], with the block's number in `aux` and the byte
+    /// offset in `value`.
+    CheckPattern {
+        /// First block.
+        handle: u32,
+        /// Number of blocks.
+        count: u32,
+        /// Names the pattern.
+        seed: u64,
+    },
+    /// Empties pagesets: `drain_all_pages`, or `drain_local_pages` of the executing CPU.
+    DrainPages {
+        /// Of all CPUs.
+        all: bool,
+    },
+    /// Writes a setting.
+    Set {
+        /// Which.
+        setting: Setting,
+        /// Which of several (zone type).
+        index: u8,
+        /// The value.
+        value: u64,
+    },
+    /// Isolates page blocks, or ends that.
+    Isolate {
+        /// Which of both.
+        action: Isolate,
+        /// First frame, at a page block's start.
+        start: Pfn,
+        /// Frame behind the last one, at a page block's end.
+        end: Pfn,
+        /// Their type before (`Start` puts back on failure, `Undo` sets it).
+        migratetype: MigrateType,
+    },
+    /// `alloc_contig_range`: exactly the frames from `start` to before `end`. Freed by [`Op::FreePages`].
+    AllocContigRange {
+        /// First frame.
+        start: Pfn,
+        /// Frame behind the last one.
+        end: Pfn,
+        /// [`MigrateType::Movable`] or [`MigrateType::Cma`].
+        migratetype: MigrateType,
+        /// Flags.
+        gfp: Gfp,
+        /// The handle for the range.
+        handle: u32,
+    },
+    /// Sets a contiguous memory area aside: free page blocks become CMA. The value is the area's number.
+    ReserveCma {
+        /// Pages, rounded up to page blocks.
+        pages: u64,
+        /// Node they are to come from.
+        node: Option<NodeId>,
+    },
+    /// `cma_alloc`. Freed by [`Op::FreePages`] (`cma_release`). The value is the first frame.
+    CmaAlloc {
+        /// Number of the area.
+        area: u8,
+        /// Pages.
+        pages: u32,
+        /// Alignment.
+        align: Order,
+        /// The handle for the range.
+        handle: u32,
+    },
+    /// Runs a workload, [`super::workload::Params`] in the payload; gives a [`super::workload::Report`].
+    Run {
+        /// Offset of the parameters in the command's payload.
+        payload: u32,
+        /// Bytes of parameters and what they carry.
+        len: u32,
+    },
+    /// Frees the pages that workloads have kept.
+    ReleaseWorkload,
+    /// Switches on exactly these events: bits by [`crate::region::event::EventKind`].
+    SetEvents {
+        /// The bits.
+        mask: u64,
+    },
+    /// Ends when every CPU has been between two operations since it began.
+    Barrier,
+    /// Sets fault injection.
+    FailPageAlloc(Fault),
+    /// The `nth` allocation from now on fails, exactly that one; 0 takes it back.
+    FailNth {
+        /// Which.
+        nth: u64,
+        /// Counts only the executing CPU's allocations.
+        this_cpu: bool,
+    },
+    /// Powers off; the machine ends with this code.
+    Shutdown {
+        /// Exit code, 0 for a good end.
+        code: u16,
+    },
+}
+
+impl Op {
+    /// Word `word` of the pattern `seed` in block `block` (SplitMix64's mixer, Steele, Lea and Flood 2014).
+    pub const fn pattern(seed: u64, block: u32, word: u64) -> u64 {
+        let mut z =
+            seed.wrapping_add(((block as u64) << 32).wrapping_add(word + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// As it goes into a message.
+    pub fn encode(&self) -> RawOp {
+        let op = |code: OpCode| RawOp { code: code as u16, ..RawOp::default() };
+        match *self {
+            Self::Nop => op(OpCode::Nop),
+            Self::AllocPages { gfp, order, placement, handle, count } => {
+                let (small, a) = placement.to_raw();
+                RawOp { order: order.raw() as u8, small, gfp: gfp.bits(), handle, count, a, ..op(OpCode::AllocPages) }
+            }
+            Self::FreePages { handle, count } => RawOp { handle, count, ..op(OpCode::FreePages) },
+            Self::SplitPage { handle, into } => RawOp { handle, count: into, ..op(OpCode::SplitPage) },
+            Self::ReadPage { handle, offset, len } => RawOp { handle, count: len, a: offset, ..op(OpCode::ReadPage) },
+            Self::WritePage { handle, offset, len, payload } => {
+                RawOp { handle, count: len, a: offset, b: payload as u64, ..op(OpCode::WritePage) }
+            }
+            Self::FillPattern { handle, count, seed } => RawOp { handle, count, a: seed, ..op(OpCode::FillPattern) },
+            Self::CheckPattern { handle, count, seed } => RawOp { handle, count, a: seed, ..op(OpCode::CheckPattern) },
+            Self::DrainPages { all } => RawOp { small: all as u8, ..op(OpCode::DrainPages) },
+            Self::Set { setting, index, value } => {
+                RawOp { small: setting as u8, order: index, a: value, ..op(OpCode::Set) }
+            }
+            Self::Isolate { action, start, end, migratetype } => RawOp {
+                small: action as u8,
+                order: migratetype as u8,
+                a: start.raw(),
+                b: end.raw(),
+                ..op(OpCode::Isolate)
+            },
+            Self::AllocContigRange { start, end, migratetype, gfp, handle } => RawOp {
+                order: migratetype as u8,
+                gfp: gfp.bits(),
+                handle,
+                a: start.raw(),
+                b: end.raw(),
+                ..op(OpCode::AllocContigRange)
+            },
+            Self::ReserveCma { pages, node } => {
+                RawOp { a: pages, b: node.map_or(u64::MAX, |node| node.index() as u64), ..op(OpCode::ReserveCma) }
+            }
+            Self::CmaAlloc { area, pages, align, handle } => {
+                RawOp { small: area, order: align.raw() as u8, count: pages, handle, ..op(OpCode::CmaAlloc) }
+            }
+            Self::Run { payload, len } => RawOp { count: len, a: payload as u64, ..op(OpCode::Run) },
+            Self::ReleaseWorkload => op(OpCode::ReleaseWorkload),
+            Self::SetEvents { mask } => RawOp { a: mask, ..op(OpCode::SetEvents) },
+            Self::Barrier => op(OpCode::Barrier),
+            Self::FailPageAlloc(fault) => fault.encode(op(OpCode::FailPageAlloc)),
+            Self::FailNth { nth, this_cpu } => RawOp { a: nth, small: this_cpu as u8, ..op(OpCode::FailNth) },
+            Self::Shutdown { code } => RawOp { count: code as u32, ..op(OpCode::Shutdown) },
+        }
+    }
+
+    /// From a message.
+    ///
+    /// # Errors
+    /// [`OpError::Unknown`] for an operation that does not exist, [`OpError::Invalid`] for arguments that mean
+    /// nothing.
+    pub fn decode(raw: &RawOp) -> Result<Self, OpError> {
+        let RawOp { handle, count, a, b, .. } = *raw;
+        Ok(match OpCode::new(raw.code).ok_or(OpError::Unknown)? {
+            OpCode::Nop => Self::Nop,
+            OpCode::AllocPages => Self::AllocPages {
+                gfp: gfp(raw.gfp)?,
+                order: order(raw.order)?,
+                placement: Placement::from_raw(raw.small, a)?,
+                handle,
+                count,
+            },
+            OpCode::FreePages => Self::FreePages { handle, count },
+            OpCode::SplitPage => Self::SplitPage { handle, into: count },
+            OpCode::ReadPage => Self::ReadPage { handle, offset: a, len: count },
+            OpCode::WritePage => Self::WritePage { handle, offset: a, len: count, payload: narrow(b)? },
+            OpCode::FillPattern => Self::FillPattern { handle, count, seed: a },
+            OpCode::CheckPattern => Self::CheckPattern { handle, count, seed: a },
+            OpCode::DrainPages => Self::DrainPages { all: raw.small != 0 },
+            OpCode::Set => {
+                let setting = Setting::ALL.get(raw.small as usize).copied().ok_or(OpError::Invalid)?;
+                Self::Set { setting, index: raw.order, value: a }
+            }
+            OpCode::Isolate => Self::Isolate {
+                action: if raw.small == 0 { Isolate::Start } else { Isolate::Undo },
+                start: Pfn::new(a),
+                end: Pfn::new(b),
+                migratetype: migratetype(raw.order)?,
+            },
+            OpCode::AllocContigRange => Self::AllocContigRange {
+                start: Pfn::new(a),
+                end: Pfn::new(b),
+                migratetype: migratetype(raw.order)?,
+                gfp: gfp(raw.gfp)?,
+                handle,
+            },
+            OpCode::ReserveCma => Self::ReserveCma { pages: a, node: node(b)? },
+            OpCode::CmaAlloc => Self::CmaAlloc { area: raw.small, pages: count, align: order(raw.order)?, handle },
+            OpCode::Run => Self::Run { payload: narrow(a)?, len: count },
+            OpCode::ReleaseWorkload => Self::ReleaseWorkload,
+            OpCode::SetEvents => Self::SetEvents { mask: a },
+            OpCode::Barrier => Self::Barrier,
+            OpCode::FailPageAlloc => Self::FailPageAlloc(Fault::decode(raw)?),
+            OpCode::FailNth => Self::FailNth { nth: a, this_cpu: raw.small != 0 },
+            OpCode::Shutdown => Self::Shutdown { code: u16::try_from(count).map_err(|_| OpError::Invalid)? },
+        })
+    }
+}
+
+impl Fault {
+    const IGNORE_WAIT: u8 = 1;
+    const IGNORE_HIGHMEM: u8 = 2;
+
+    fn encode(self, op: RawOp) -> RawOp {
+        let wait = if self.ignore_gfp_wait { Self::IGNORE_WAIT } else { 0 };
+        let highmem = if self.ignore_gfp_highmem { Self::IGNORE_HIGHMEM } else { 0 };
+        RawOp {
+            order: self.min_order,
+            small: wait | highmem,
+            gfp: self.gfp.bits(),
+            handle: self.probability,
+            count: self.interval,
+            a: self.times as u32 as u64 | (self.space as u64) << 32,
+            b: self.seed,
+            ..op
+        }
+    }
+
+    fn decode(raw: &RawOp) -> Result<Self, OpError> {
+        Ok(Self {
+            probability: raw.handle,
+            interval: raw.count,
+            times: raw.a as u32 as i32,
+            space: (raw.a >> 32) as u32,
+            min_order: raw.order,
+            ignore_gfp_wait: raw.small & Self::IGNORE_WAIT != 0,
+            ignore_gfp_highmem: raw.small & Self::IGNORE_HIGHMEM != 0,
+            gfp: gfp(raw.gfp)?,
+            seed: raw.b,
+        })
+    }
+}
+
+fn gfp(raw: u32) -> Result<Gfp, OpError> {
+    Gfp::from_bits(raw).ok_or(OpError::Invalid)
+}
+
+fn order(raw: u8) -> Result<Order, OpError> {
+    Order::new(raw as u32).map_err(|_| OpError::Invalid)
+}
+
+fn migratetype(raw: u8) -> Result<MigrateType, OpError> {
+    MigrateType::new(raw as usize).ok_or(OpError::Invalid)
+}
+
+fn narrow(raw: u64) -> Result<u32, OpError> {
+    u32::try_from(raw).map_err(|_| OpError::Invalid)
+}
+
+fn node(raw: u64) -> Result<Option<NodeId>, OpError> {
+    match raw {
+        u64::MAX => Ok(None),
+        raw => usize::try_from(raw).ok().and_then(NodeId::new).map(Some).ok_or(OpError::Invalid),
+    }
+}

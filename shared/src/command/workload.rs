@@ -1,0 +1,285 @@
+//! Workloads that the guest runs, their parameters and what they report.
+//!
+//! A workload is reproducible: what it does is a function of its parameters, the seed among them, and, with one CPU,
+//! so are the placement of every page and the free lists at its end. Parameters and reports are sequences of 64-bit
+//! little-endian words.
+
+use super::error::OpError;
+use super::op::Placement;
+use crate::gfp::Gfp;
+use crate::units::{CpuMask, MAX_ORDER, Order};
+use crate::zone::MAX_NR_ZONES;
+
+/// The workloads.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum Kind {
+    /// Allocates `ops` blocks in turn of the orders of the mix, then frees them in the order of allocation.
+    Sequential = 0,
+    /// `ops` steps, each an allocation of a random order of the mix or the freeing of a random block held.
+    Random = 1,
+    /// The first half of the CPUs allocate, the second half free what the first hand over.
+    ProducerConsumer = 2,
+    /// Fills memory (`fill` percent of what is free) with order-0 pages, frees all but every `nth`, then asks for
+    /// `ops` blocks of `order`.
+    Fragment = 3,
+    /// Takes ZONE_DMA until an allocation fails.
+    DmaExhaust = 4,
+    /// Takes a node's memory until allocations have fallen back to `ops` pages of others.
+    NodeExhaust = 5,
+    /// Two CPUs alternate between filling and emptying their pagesets.
+    PcpPingPong = 6,
+    /// Replays the records of an allocation trace.
+    Replay = 7,
+    /// Reads and writes `ops` random words of `fill` percent of free memory, allocated as placement says: nothing
+    /// but accesses, for comparing placements.
+    Access = 8,
+}
+
+impl Kind {
+    /// All of them, by number.
+    pub const ALL: [Self; 9] = [
+        Self::Sequential,
+        Self::Random,
+        Self::ProducerConsumer,
+        Self::Fragment,
+        Self::DmaExhaust,
+        Self::NodeExhaust,
+        Self::PcpPingPong,
+        Self::Replay,
+        Self::Access,
+    ];
+
+    /// Its name for users.
+    pub const fn name(self) -> &'static str {
+        [
+            "sequential",
+            "random",
+            "producer-consumer",
+            "fragment",
+            "dma-exhaust",
+            "node-exhaust",
+            "pcp-pingpong",
+            "replay",
+            "access",
+        ][self as usize]
+    }
+
+    /// The one of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+/// Parameters of a workload.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Params {
+    /// Which.
+    pub kind: Kind,
+    /// Start of the random numbers.
+    pub seed: u64,
+    /// Steps; what a step is, the workload says.
+    pub ops: u64,
+    /// CPUs that take part; empty for the executing one (or as many as the workload needs, from there on).
+    pub cpus: CpuMask,
+    /// Flags of its allocations.
+    pub gfp: Gfp,
+    /// Order that the workload asks for.
+    pub order: Order,
+    /// Where its pages come from.
+    pub placement: Placement,
+    /// How often each order comes in the mix; all zero for `order` alone.
+    pub mix: [u16; MAX_ORDER],
+    /// Keep every so many-th page when fragmenting.
+    pub nth: u32,
+    /// Percent of free memory to fill.
+    pub fill: u32,
+    /// Most blocks held at a time; 0 for the workload's own choice.
+    pub hold: u32,
+    /// 64-byte lines that are written and read in each page that was allocated, at most 64. These are the accesses
+    /// that are counted.
+    pub touch: u32,
+    /// Keep what is allocated at the end, until [`super::Op::ReleaseWorkload`].
+    pub keep: bool,
+    /// [`Kind::Replay`]: records that follow, [`TraceRecord::WORDS`] words each.
+    pub records: u32,
+}
+
+impl Params {
+    /// 64-bit words of the parameters.
+    pub const WORDS: usize = 16;
+
+    /// Parameters of `kind`, all others at rest: seed 1, order 0, `GFP_KERNEL`, local.
+    pub const fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            seed: 1,
+            ops: 1000,
+            cpus: CpuMask(0),
+            gfp: Gfp::KERNEL,
+            order: Order::ZERO,
+            placement: Placement::Local,
+            mix: [0; MAX_ORDER],
+            nth: 2,
+            fill: 50,
+            hold: 0,
+            touch: 0,
+            keep: false,
+            records: 0,
+        }
+    }
+
+    /// As words.
+    pub fn encode(&self) -> [u64; Self::WORDS] {
+        let (policy, nodes) = self.placement.to_raw();
+        let mut words = [0; Self::WORDS];
+        words[0] = self.kind as u64 | (self.order.raw() as u64) << 8 | (policy as u64) << 16 | (self.keep as u64) << 24;
+        words[1] = self.seed;
+        words[2] = self.ops;
+        words[3] = self.cpus.0;
+        words[4] = self.gfp.bits() as u64 | (self.nth as u64) << 32;
+        words[5] = nodes;
+        words[6] = self.fill as u64 | (self.hold as u64) << 32;
+        words[7] = self.touch as u64 | (self.records as u64) << 32;
+        for (order, weight) in self.mix.iter().enumerate() {
+            words[8 + order / 4] |= (*weight as u64) << (order % 4 * 16);
+        }
+        words
+    }
+
+    /// From words.
+    ///
+    /// # Errors
+    /// [`OpError::Invalid`] for numbers that mean nothing.
+    pub fn decode(words: &[u64; Self::WORDS]) -> Result<Self, OpError> {
+        let byte = |at: u32| (words[0] >> at & 0xff) as u8;
+        let mut mix = [0; MAX_ORDER];
+        for (order, weight) in mix.iter_mut().enumerate() {
+            *weight = (words[8 + order / 4] >> (order % 4 * 16)) as u16;
+        }
+        Ok(Self {
+            kind: *Kind::ALL.get(byte(0) as usize).ok_or(OpError::Invalid)?,
+            seed: words[1],
+            ops: words[2],
+            cpus: CpuMask(words[3]),
+            gfp: Gfp::from_bits(words[4] as u32).ok_or(OpError::Invalid)?,
+            order: Order::new(byte(8) as u32).map_err(|_| OpError::Invalid)?,
+            placement: Placement::from_raw(byte(16), words[5])?,
+            mix,
+            nth: (words[4] >> 32) as u32,
+            fill: words[6] as u32,
+            hold: (words[6] >> 32) as u32,
+            touch: words[7] as u32,
+            keep: byte(24) != 0,
+            records: (words[7] >> 32) as u32,
+        })
+    }
+}
+
+/// A step of a recorded trace.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TraceRecord {
+    /// Allocate a block and call it `id`.
+    Alloc {
+        /// The block's name in the trace, below 65536.
+        id: u16,
+        /// Size.
+        order: Order,
+        /// Flags.
+        gfp: Gfp,
+    },
+    /// Free the block `id`.
+    Free {
+        /// The block's name in the trace.
+        id: u16,
+    },
+}
+
+impl TraceRecord {
+    /// 64-bit words of a record.
+    pub const WORDS: usize = 1;
+
+    /// As a word.
+    pub const fn encode(self) -> u64 {
+        match self {
+            Self::Alloc { id, order, gfp } => {
+                1 | (order.raw() as u64) << 8 | (id as u64) << 16 | (gfp.bits() as u64) << 32
+            }
+            Self::Free { id } => 2 | (id as u64) << 16,
+        }
+    }
+
+    /// From a word.
+    ///
+    /// # Errors
+    /// [`OpError::Invalid`] for numbers that mean nothing.
+    pub fn decode(word: u64) -> Result<Self, OpError> {
+        let id = (word >> 16) as u16;
+        match word & 0xff {
+            1 => {
+                let order = Order::new((word >> 8 & 0xff) as u32).map_err(|_| OpError::Invalid)?;
+                Ok(Self::Alloc { id, order, gfp: Gfp::from_bits((word >> 32) as u32).ok_or(OpError::Invalid)? })
+            }
+            2 => Ok(Self::Free { id }),
+            _ => Err(OpError::Invalid),
+        }
+    }
+}
+
+/// The fixed part of a report, one word each. Tables follow: pages allocated by node and zone type, accesses by
+/// node of the CPU and node of the page, and the least number of free pages seen by node and zone type.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(usize)]
+pub enum Count {
+    /// Allocations that succeeded.
+    Allocs = 0,
+    /// Allocations that failed.
+    Failed = 1,
+    /// Blocks freed.
+    Freed = 2,
+    /// Blocks kept.
+    Kept = 3,
+    /// Pages that came from another node than the one asked for.
+    NodeFallback = 4,
+    /// Pages that came from a lower zone of the node than the highest that its flags allow there.
+    ZoneFallback = 5,
+    /// Attempts at [`Params::order`] after fragmenting.
+    Tries = 6,
+    /// Those that succeeded.
+    Hits = 7,
+    /// Time stamp ticks from start to end, of the slowest CPU.
+    Ticks = 8,
+    /// Nodes of the machine: the size of the tables.
+    Nodes = 9,
+}
+
+/// A report as it lies in a reply.
+#[derive(Clone, Copy, Debug)]
+pub struct Report;
+
+impl Report {
+    /// Words of the fixed part.
+    pub const COUNTS: usize = 16;
+
+    /// Words of the report of a machine of `nodes` nodes.
+    pub const fn words(nodes: usize) -> usize {
+        Self::accesses(nodes) + nodes * nodes + nodes * MAX_NR_ZONES
+    }
+
+    /// First word of the table of pages by node and zone type.
+    pub const fn placement() -> usize {
+        Self::COUNTS
+    }
+
+    /// First word of the table of accesses by node of the CPU and node of the page.
+    pub const fn accesses(nodes: usize) -> usize {
+        Self::COUNTS + nodes * MAX_NR_ZONES
+    }
+
+    /// First word of the table of least free pages by node and zone type.
+    pub const fn min_free(nodes: usize) -> usize {
+        Self::accesses(nodes) + nodes * nodes
+    }
+}
+
+const _: () = assert!(Report::words(crate::MAX_NUMNODES) * 8 < super::BUFFER_BYTES - 1024);
