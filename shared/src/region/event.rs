@@ -263,7 +263,7 @@ impl<'a, W: Word<u64>> EventRing<'a, W> {
     }
 
     const fn oldest_below(&self, head: u64) -> u64 {
-        (head + 1).saturating_sub(self.slots())
+        head.saturating_add(1).saturating_sub(self.slots())
     }
 
     /// Reads the record at `position`.
@@ -278,7 +278,7 @@ impl<'a, W: Word<u64>> EventRing<'a, W> {
         }
         W::fence(Ordering::Acquire);
         // A hostile head may be anything, at each look another one; a reader goes to what this says and no further.
-        let oldest = self.oldest_below(self.head.load(Ordering::Relaxed).min(u64::MAX - 1));
+        let oldest = self.oldest_below(self.head.load(Ordering::Relaxed));
         if position < oldest {
             return EventRead::Lost(oldest);
         }
