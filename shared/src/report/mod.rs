@@ -25,6 +25,7 @@ mod iomem;
 mod mem_info;
 pub mod meminfo;
 mod node;
+mod sysctl;
 pub mod vmstat;
 mod zoneinfo;
 
@@ -37,6 +38,7 @@ pub use meminfo::{meminfo, node_meminfo};
 pub use node::{
     cpumap, distance, fallback_orders, node_cpulist, node_cpumap, node_distance, numa_hardware, write_fallback_order,
 };
+pub use sysctl::{fail_page_alloc, sysctl};
 pub use vmstat::{node_numastat, node_vmstat, vmstat};
 pub use zoneinfo::zoneinfo;
 

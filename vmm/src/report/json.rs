@@ -217,6 +217,41 @@ pub(super) fn numa(region: &RegionRef<'_>) -> Value {
     json!({ "nodes": nodes.collect::<Vec<_>>() })
 }
 
+/// The settings.
+pub(super) fn sysctl(region: &RegionRef<'_>) -> Value {
+    let settings = region.sysctl();
+    json!({
+        "lowmem_reserve_ratio": settings.lowmem_reserve_ratio.each_ref().map(|ratio| ratio.load(Relaxed)),
+        "min_free_kbytes": settings.min_free_kbytes.load(Relaxed),
+        "numa_zonelist_order": "Node",
+        "percpu_pagelist_high_fraction": settings.percpu_pagelist_high_fraction.load(Relaxed),
+        "watermark_boost_factor": settings.watermark_boost_factor.load(Relaxed),
+        "watermark_scale_factor": settings.watermark_scale_factor.load(Relaxed),
+        "zone_reclaim_mode": settings.zone_reclaim_mode.load(Relaxed),
+    })
+}
+
+/// Fault injection.
+pub(super) fn fail_page_alloc(region: &RegionRef<'_>) -> Value {
+    let state = &region.sysctl().fail_page_alloc;
+    json!({
+        "ignore_gfp_highmem": state.ignore_gfp_highmem.load(Relaxed) != 0,
+        "ignore_gfp_wait": state.ignore_gfp_reclaim.load(Relaxed) != 0,
+        "interval": state.interval.load(Relaxed),
+        "min_order": state.min_order.load(Relaxed),
+        "probability": state.probability.load(Relaxed),
+        "space": state.space.load(Relaxed),
+        "times": state.times.load(Relaxed).cast_signed(),
+        "gfp": state.gfp.load(Relaxed),
+        "nth": state.nth.load(Relaxed),
+        "nth_cpu": Some(state.nth_cpu.load(Relaxed)).filter(|cpu| *cpu != u32::MAX),
+        "nth_min_order": state.nth_min_order.load(Relaxed),
+        "nth_gfp": state.nth_gfp.load(Relaxed),
+        "looked_at": state.looked_at.load(Relaxed),
+        "failed": state.failed.load(Relaxed),
+    })
+}
+
 /// Contiguous memory areas.
 pub(super) fn cma(region: &RegionRef<'_>) -> Value {
     let area = |record: &CmaRecord| {

@@ -92,6 +92,10 @@ pub enum View {
     KmemZones,
     /// `kmem -g`: page flags
     KmemFlags(Option<u64>),
+    /// `sysctl vm`
+    Sysctl,
+    /// `/sys/kernel/debug/fail_page_alloc`
+    FailPageAlloc,
     /// `/sys/kernel/debug/cma`
     Cma,
     /// `/sys/kernel/debug/page_owner`
@@ -117,7 +121,7 @@ impl std::error::Error for BadView {}
 
 impl View {
     /// What views there are, as a user may write them.
-    pub const KNOWN: [&'static str; 18] = [
+    pub const KNOWN: [&'static str; 20] = [
         "buddyinfo",
         "pagetypeinfo",
         "zoneinfo",
@@ -134,6 +138,8 @@ impl View {
         "kmem -V",
         "kmem -z",
         "kmem -g [FLAGS]",
+        "sysctl",
+        "fail_page_alloc",
         "cma",
         "page_owner [sites]",
     ];
@@ -182,6 +188,8 @@ impl View {
                     NodeFile::Cpumap => linux::node_cpumap(&region, *node, &mut text),
                 }
             }
+            Self::Sysctl => linux::sysctl(&region, &mut text),
+            Self::FailPageAlloc => linux::fail_page_alloc(&region, &mut text),
             Self::Cma => linux::cma(&region, &mut text),
             Self::Numa => linux::numa_hardware(&region, &mut text),
             Self::KmemNodes => kmem::nodes(state, &mut text)?,
@@ -209,6 +217,8 @@ impl View {
                 check_node(state, *node)?;
                 json::node(&region, *node, *file)
             }
+            Self::Sysctl => json::sysctl(&region),
+            Self::FailPageAlloc => json::fail_page_alloc(&region),
             Self::Cma => json::cma(&region),
             Self::Numa => json::numa(&region),
             Self::KmemNodes => kmem::nodes_json(state)?,
@@ -290,6 +300,8 @@ impl FromStr for View {
             ["kmem", "-g", bits] => {
                 Ok(Self::KmemFlags(Some(flags(bits).ok_or_else(|| bad("not a hexadecimal number in"))?)))
             }
+            ["sysctl"] => Ok(Self::Sysctl),
+            ["fail_page_alloc"] => Ok(Self::FailPageAlloc),
             ["cma"] => Ok(Self::Cma),
             ["page_owner"] => Ok(Self::PageOwner),
             ["page_owner", "sites"] => Ok(Self::PageOwnerSites),
@@ -328,6 +340,8 @@ impl fmt::Display for View {
             Self::KmemPages(Some(PageSpec::Page(page))) => write!(f, "kmem -p {page:#x}"),
             Self::KmemVmstat => f.write_str("kmem -V"),
             Self::KmemZones => f.write_str("kmem -z"),
+            Self::Sysctl => f.write_str("sysctl"),
+            Self::FailPageAlloc => f.write_str("fail_page_alloc"),
             Self::Cma => f.write_str("cma"),
             Self::PageOwner => f.write_str("page_owner"),
             Self::PageOwnerSites => f.write_str("page_owner sites"),

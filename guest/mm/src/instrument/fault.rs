@@ -143,25 +143,35 @@ impl<P: Platform> Mm<P> {
     /// # Errors
     /// [`BadFault`] for an impossible order or number of failures.
     pub fn set_fail_page_alloc(&self, attr: FaultAttr) -> Result<(), BadFault> {
-        let min_order = checked_order(attr.min_order)?;
+        checked_order(attr.min_order)?;
         if attr.times < -1 {
             return Err(BadFault::Times(attr.times));
         }
+        self.write_fault(&attr);
+        self.switch_faults();
+        Ok(())
+    }
+
+    /// Linux's attributes before anybody sets others.
+    pub(super) fn init_faults(&self) {
+        self.write_fault(&FaultAttr::new());
+        self.fault().nth_cpu.set(u32::MAX);
+    }
+
+    fn write_fault(&self, attr: &FaultAttr) {
         let state = self.fault();
         // Nothing fails while the rest changes.
         state.probability.set(0);
         state.interval.set(attr.interval);
         state.times.set(attr.times as u32);
         state.space.set(attr.space);
-        state.min_order.set(min_order);
+        state.min_order.set(attr.min_order);
         state.ignore_gfp_reclaim.set(attr.ignore_gfp_reclaim.into());
         state.ignore_gfp_highmem.set(attr.ignore_gfp_highmem.into());
         state.gfp.set(attr.gfp.bits());
         state.random.set(attr.seed);
         state.count.set(0);
         state.probability.set(attr.probability);
-        self.switch_faults();
-        Ok(())
     }
 
     /// Makes one allocation fail, counted from now on. Replaces what was set before.

@@ -75,6 +75,7 @@ impl Instrument {
 impl<P: Platform> Mm<P> {
     /// Turns on what the command line asks for.
     pub(crate) fn init_instruments(&self, params: &Params) {
+        self.init_faults();
         self.instrument.owners.publish(self.platform, &self.region.header().roots);
         let mut wanted = params.hot;
         let clearing = hot::INIT_ON_ALLOC | hot::INIT_ON_FREE;

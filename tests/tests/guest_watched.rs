@@ -1,4 +1,4 @@
-//! Who allocated each page, by the guest's own records, with the names of the kernel's functions.
+//! What watches allocations: who owns each page, with the names of the kernel's functions; fault injection; settings.
 
 use std::time::{Duration, Instant};
 
@@ -59,5 +59,39 @@ fn without_the_option_there_are_none() {
 #[test]
 fn kernel_allocations_do_not_fail_by_chance() {
     let guest = scattered("fail_page_alloc=1,100,0,-1");
+    let want = "\
+ignore-gfp-highmem Y
+ignore-gfp-wait    Y
+interval           1
+min-order          1
+probability        100
+space              0
+times              -1
+gfp                0x0(none)
+nth                0
+nth-cpu            any
+nth-min-order      0
+nth-gfp            0x0(none)
+";
+    let found = guest.show(&["fail_page_alloc"]);
+    assert!(found.starts_with(want), "{found}");
+    assert!(found.ends_with("\nfailed             0\n") && !found.contains("looked-at          0\n"), "{found}");
     assert_eq!(guest.stop().code(), 0);
+}
+
+#[test]
+fn settings_are_shown_as_sysctl_does() {
+    let guest = Guest::keep("sysctl", &[]);
+    let found = guest.show(&["sysctl"]);
+    let lines: Vec<&str> = found.lines().filter(|line| !line.contains("min_free_kbytes")).collect();
+    let want = [
+        "vm.lowmem_reserve_ratio = 256\t256\t32\t0\t0",
+        "vm.numa_zonelist_order = Node",
+        "vm.percpu_pagelist_high_fraction = 0",
+        "vm.watermark_boost_factor = 15000",
+        "vm.watermark_scale_factor = 10",
+        "vm.zone_reclaim_mode = 0",
+    ];
+    assert_eq!(lines, want);
+    guest.stop();
 }
