@@ -37,6 +37,13 @@ const NAMES: [&str; MAX_CMA_AREAS] = [
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CmaArea(usize);
 
+impl CmaArea {
+    /// Its number, from 0.
+    pub const fn number(self) -> usize {
+        self.0
+    }
+}
+
 /// What is known of an area.
 #[derive(Debug)]
 struct Area {
@@ -186,16 +193,7 @@ impl<P: Platform> Mm<P> {
         if !self.is_memory_of(index, first, stop) || overlap(self.region.reserved(), first, stop) != end - start {
             return Err(ContigError::Invalid);
         }
-        sync::lock(&self.cma.mutex, || self.platform.relax());
-        let result = self.add_area(first, stop - first);
-        sync::unlock(&self.cma.mutex);
-        let area = result.ok_or(ContigError::Busy)?;
-        if let Some(record) = self.region.cmas().get(area.0) {
-            record.set_name(name.unwrap_or(NAMES[area.0 % MAX_CMA_AREAS]));
-            record.base_pfn.set(first);
-            // Release: the host that sees pages sees the rest.
-            record.count.store(stop - first, Release);
-        }
+        let area = self.cma_new_area(&frames, name).ok_or(ContigError::Busy)?;
         for block in (first..stop).step_by(PAGEBLOCK_NR_PAGES as usize) {
             while self.unreserve(block, block + PAGEBLOCK_NR_PAGES).is_some() {}
             let zone = self.lock_zone(index);
@@ -208,6 +206,28 @@ impl<P: Platform> Mm<P> {
         }
         self.recompute_reserves();
         Ok(area)
+    }
+
+    /// Enters an area of `frames`, of which nothing is allocated, and tells the host of it. `None` when there is no room
+    /// for another area or its bitmap.
+    pub(super) fn cma_new_area(&self, frames: &Range<Pfn>, name: Option<&str>) -> Option<CmaArea> {
+        let (first, count) = (frames.start.raw(), frames.end.raw() - frames.start.raw());
+        sync::lock(&self.cma.mutex, || self.platform.relax());
+        let result = self.add_area(first, count);
+        sync::unlock(&self.cma.mutex);
+        let area = result?;
+        if let Some(record) = self.region.cmas().get(area.0) {
+            record.set_name(name.unwrap_or(NAMES[area.0 % MAX_CMA_AREAS]));
+            record.base_pfn.set(first);
+            // Release: the host that sees pages sees the rest.
+            record.count.store(count, Release);
+        }
+        Some(area)
+    }
+
+    /// The area numbered `number`, in the order in which they were made.
+    pub fn cma_area_numbered(&self, number: usize) -> Option<CmaArea> {
+        (number < self.cma.used.load(Acquire) as usize).then_some(CmaArea(number))
     }
 
     /// Enters an area with an empty bitmap; the caller holds the mutex.

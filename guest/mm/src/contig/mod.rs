@@ -3,11 +3,13 @@
 //! - `isolation`: page blocks of which nothing is given out any more (`mm/page_isolation.c`);
 //! - `range`: allocating a range of frames, or one of a given size (`alloc_contig_range`);
 //! - `cma`: areas that are lent to movable pages (`mm/cma.c`);
+//! - `create`: areas made while the machine runs;
 //! - `reserve`: the area that the command line asks for.
 //!
 //! Pages in use cannot be moved elsewhere yet, so a range that holds any is busy.
 
 mod cma;
+mod create;
 mod isolation;
 mod range;
 mod reserve;

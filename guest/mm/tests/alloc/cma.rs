@@ -157,3 +157,36 @@ fn only_reserved_page_blocks_become_areas() {
     assert!(!mm.cma_release(first, Pfn::new((START >> 12) + 512), 512), "the other's");
     assert_sound(mm);
 }
+
+#[test]
+fn areas_are_made_of_free_page_blocks() {
+    let machine = Topology::new().node(&[(4 * GIB, 4 * GIB + 128 * MIB)], 1).boot();
+    let mm = machine.mm();
+    let keep = mm.alloc_pages(Gfp::KERNEL, order(3)).expect("a block");
+    mm.drain_all_pages(None);
+    let before = mm.zone_page_state_snapshot(NORMAL, ZoneStat::NrFreePages);
+    let area = mm.cma_create(1500, None).expect("there is room");
+    assert_eq!((area.number(), mm.cma_area_numbered(0), mm.cma_area_numbered(1)), (0, Some(area), None));
+    let range = mm.cma_range(area);
+    assert_eq!(range.end.raw() - range.start.raw(), 1536, "whole page blocks");
+    assert!(range.start.is_aligned(order(9)) && !range.contains(&keep));
+    let zone = mm.zone(NORMAL).expect("a zone");
+    assert_eq!((zone.cma_pages.load(Relaxed), state(&machine, ZoneStat::NrFreeCma)), (1536, 1536));
+    let bitmap = 1;
+    assert_eq!(mm.zone_page_state_snapshot(NORMAL, ZoneStat::NrFreePages), before - bitmap);
+    assert_sound(mm);
+    let first = mm.cma_alloc(area, 1536, Order::ZERO).expect("all of it");
+    assert!(mm.cma_release(area, first, 1536));
+    let second = mm.cma_create(512, None).expect("there is room");
+    assert!(!range.contains(&mm.cma_range(second).start));
+    assert_eq!(mm.cma_create(1 << 20, None), None, "more than there is");
+    assert_eq!(mm.cma_create(u64::MAX, None), None);
+    for _ in 2..20 {
+        mm.cma_create(1, None).expect("room for twenty");
+    }
+    let before = state(&machine, ZoneStat::NrFreeCma);
+    assert_eq!(mm.cma_create(1, None), None);
+    assert_eq!(state(&machine, ZoneStat::NrFreeCma), before);
+    mm.free_pages(keep, order(3));
+    assert_sound(mm);
+}
