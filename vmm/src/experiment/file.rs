@@ -145,7 +145,7 @@ impl Experiment {
         }
         let seeds = seeds(&source, raw.seeds.as_ref())?;
         let topologies = topologies(&source, &raw.topologies, folder)?;
-        let workloads = workloads(&source, &raw.workload)?;
+        let workloads = workloads(&source, &raw.workload, folder)?;
         let settings = settings(&source, &raw.settings)?;
         let sizes = [topologies.len(), workloads.len(), settings.len(), seeds.len()];
         if sizes.iter().try_fold(1usize, |product, &size| product.checked_mul(size)).is_none_or(|runs| runs > MAX_RUNS)
@@ -197,6 +197,7 @@ fn topologies(
 fn workloads(
     source: &Source<'_>,
     raw: &[Spanned<RawWorkload>],
+    folder: &Path,
 ) -> Result<Vec<crate::workload::Workload>, ExperimentError> {
     let mut found = Vec::new();
     for entry in raw {
@@ -210,7 +211,10 @@ fn workloads(
             return Err(refuse(format!("{key}: the list is empty")));
         }
         for params in matrix::combinations(&axes, MAX_RUNS).ok_or_else(|| refuse("too many combinations".to_owned()))? {
-            let workload = crate::workload::Workload { name: name.clone(), params: params.into_iter().collect() };
+            let mut workload = crate::workload::Workload { name: name.clone(), params: params.into_iter().collect() };
+            if let Some(Value::Text(file)) = workload.params.get_mut("file") {
+                *file = folder.join(&file).display().to_string();
+            }
             workload.check().map_err(&refuse)?;
             found.push(workload);
         }

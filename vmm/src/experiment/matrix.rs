@@ -210,7 +210,8 @@ fn key(
         env!("CARGO_PKG_VERSION").to_owned(),
         kernel.to_owned(),
         topology.to_toml(),
-        format!("{workload:?}"),
+        // With the contents of a trace, whatever its file is called.
+        format!("{}{:?}", workload.name, workload.encode().unwrap_or_default()),
         settings.join("\n"),
         seed.to_string(),
     ];

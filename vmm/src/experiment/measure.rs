@@ -5,10 +5,12 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::report::counters::{self, FreeCounts};
 use pagevisor_shared::vmstat::{NumaStat, ZoneStat};
+use pagevisor_shared::zone::{MAX_NR_ZONES, ZoneType};
 
 use super::matrix::Setting;
-use super::record::ZoneMeasure;
+use super::record::{Fallbacks, Measures, PairMeasure, ZoneMeasure};
 use crate::state::StateView;
+use crate::workload::WorkloadReport;
 
 /// The populated zones of a guest, with the free pages that they have now.
 pub(super) fn zones(state: &StateView) -> Vec<ZoneMeasure> {
@@ -23,12 +25,41 @@ pub(super) fn zones(state: &StateView) -> Vec<ZoneMeasure> {
                 node: node.index(),
                 zone: kind.name().to_owned(),
                 managed_pages: record.managed_pages.load(Relaxed),
+                placed_pages: 0,
                 free_pages,
                 min_free_pages: free_pages,
                 free_blocks: FreeCounts::read(record).by_order(),
             }
         })
         .collect()
+}
+
+/// Takes over what a workload has reported. `zones` are those of the machine, in any order.
+pub(super) fn take_over(measures: &mut Measures, report: &WorkloadReport) {
+    measures.guest_cycles = report.ticks;
+    measures.allocs = report.allocs;
+    measures.failed = report.failed;
+    measures.tries = report.tries;
+    measures.hits = report.hits;
+    measures.fallbacks = Fallbacks { zone: report.zone_fallback, node: report.node_fallback };
+    let sum = |zones: &[u64; MAX_NR_ZONES]| zones.iter().fold(0u64, |sum, &pages| sum.saturating_add(pages));
+    measures.placed_pages = report.placement.iter().map(sum).collect();
+    for zone in &mut measures.zones {
+        let Some(kind) = ZoneType::ALL.into_iter().find(|kind| kind.name() == zone.zone) else { continue };
+        let of = |table: &[[u64; MAX_NR_ZONES]]| table.get(zone.node)?.get(kind.index()).copied();
+        zone.placed_pages = of(&report.placement).unwrap_or(0);
+        zone.min_free_pages = of(&report.min_free).unwrap_or(u64::MAX).min(zone.free_pages);
+    }
+    let pairs = report.accesses.iter().zip(0..).flat_map(|(row, from)| {
+        row.iter().zip(0..).map(move |(&accesses, to)| PairMeasure {
+            from,
+            to,
+            accesses,
+            latency_ns: 0,
+            bandwidth_mbps: 0,
+        })
+    });
+    measures.pairs = pairs.filter(|pair| pair.accesses != 0).collect();
 }
 
 /// Pages that were taken from another node than the one they were wanted from (`numa_miss`), since the guest started.
@@ -75,6 +106,28 @@ mod tests {
         assert_eq!((zones[0].free_pages, zones[0].min_free_pages), (3120, 3120));
         assert_eq!(zones[0].free_blocks, [0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 3]);
         assert_eq!(zones[0].managed_pages, 3899);
+    }
+
+    #[test]
+    fn a_report_is_taken_over() {
+        let mut measures = Measures { zones: zones(&FakeGuest::used().view()), ..Measures::default() };
+        let report = WorkloadReport {
+            ticks: 5,
+            allocs: 6,
+            zone_fallback: 7,
+            node_fallback: 8,
+            placement: vec![[1, 2, 0, 0, 0], [0, 0, 9, 0, 0]],
+            accesses: vec![vec![10, 20], vec![0, 30]],
+            min_free: vec![[100, u64::MAX, u64::MAX, 0, 0], [0, 0, 300, 0, 0]],
+            ..WorkloadReport::default()
+        };
+        take_over(&mut measures, &report);
+        assert_eq!((measures.guest_cycles, measures.allocs, measures.placed_pages), (5, 6, vec![3, 9]));
+        assert_eq!(measures.fallbacks, Fallbacks { zone: 7, node: 8 });
+        let free: Vec<_> = measures.zones.iter().map(|zone| (zone.placed_pages, zone.min_free_pages)).collect();
+        assert_eq!(free, [(1, 100), (2, measures.zones[1].free_pages), (9, 300)]);
+        let pairs: Vec<_> = measures.pairs.iter().map(|pair| (pair.from, pair.to, pair.accesses)).collect();
+        assert_eq!(pairs, [(0, 0, 10), (0, 1, 20), (1, 1, 30)]);
     }
 
     #[test]

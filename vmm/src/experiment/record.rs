@@ -60,13 +60,17 @@ pub struct Measures {
     pub guest_cycles: u64,
     /// Ticks per millisecond.
     pub tsc_khz: u32,
-    /// Requests for memory that the workload made.
-    pub requests: u64,
-    /// Requests that were refused.
-    pub refused: u64,
+    /// Allocations that succeeded.
+    pub allocs: u64,
+    /// Allocations that failed.
+    pub failed: u64,
+    /// Attempts at large blocks, for a workload that makes them.
+    pub tries: u64,
+    /// Those that succeeded.
+    pub hits: u64,
     /// Pages that the workload was given, by node, over the whole run.
     pub placed_pages: Vec<u64>,
-    /// Requests served from a lower zone, or from another node, than the one tried first.
+    /// Pages from a lower zone, or from another node, than the one tried first.
     pub fallbacks: Fallbacks,
     /// Accesses by node of the CPU and node of the page.
     pub pairs: Vec<PairMeasure>,
@@ -78,7 +82,7 @@ pub struct Measures {
     pub verified: bool,
 }
 
-/// Requests that were not served where they were tried first.
+/// Pages that did not come from where they were tried first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Fallbacks {
     /// From a lower zone.
@@ -111,6 +115,8 @@ pub struct ZoneMeasure {
     pub zone: String,
     /// Pages the allocator manages.
     pub managed_pages: u64,
+    /// Pages of it that the workload was given, over the whole run.
+    pub placed_pages: u64,
     /// Free pages.
     pub free_pages: u64,
     /// The fewest there were while the workload ran.

@@ -46,16 +46,18 @@ pub fn summary(records: &[&Record]) -> String {
     text + NOTE
 }
 
-const HEADINGS: [&str; 12] = [
+const HEADINGS: [&str; 14] = [
     "topology",
     "workload",
     "settings",
     "runs",
     "failed",
     "guest ms",
-    "refused",
-    "fallback zone",
-    "fallback node",
+    "allocs",
+    "no memory",
+    "hits",
+    "zone fb",
+    "node fb",
     "local %",
     "modelled ms",
     "unusable 9",
@@ -65,8 +67,9 @@ const HEADINGS: [&str; 12] = [
 const TEXTS: usize = 3;
 
 const NOTE: &str = "\
-guest ms: by the guest's time stamp counter, on this host. modelled ms: a model, accesses times latency of their node
-pair. unusable 9: the part of free memory of no use for blocks of order 9 in the end (Linux's unusable_index).
+guest ms: by the guest's time stamp counter, on this host. hits: large blocks got. zone fb, node fb: pages that fell back
+to a lower zone, another node. modelled ms: a model, accesses times latency of their node pair. unusable 9: the part of
+free memory of no use for blocks of order 9 in the end (Linux's unusable_index).
 ";
 
 /// The order in the last heading.
@@ -112,7 +115,12 @@ fn row(group: &[&Record], common: &[(Setting, &Value)]) -> Vec<String> {
             failed => failed.to_string(),
         },
         number(1, &|measures| Some(measures.guest_ns()? as f64 / 1e6)),
-        count(|measures| measures.refused),
+        count(|measures| measures.allocs),
+        count(|measures| measures.failed),
+        match measured.iter().any(|measures| measures.tries != 0) {
+            true => number(0, &|measures| (measures.tries != 0).then_some(measures.hits as f64)),
+            false => "-".to_owned(),
+        },
         count(|measures| measures.fallbacks.zone),
         count(|measures| measures.fallbacks.node),
         number(1, &|measures| Some(measures.local_ratio()? * 100.0)),

@@ -147,10 +147,12 @@ impl Row {
         if let Some(ns) = measures.guest_ns() {
             self.add("guest_ns", ns);
         }
-        self.add("requests", measures.requests);
-        self.add("refused", measures.refused);
-        self.add("zone_fallbacks", measures.fallbacks.zone);
-        self.add("node_fallbacks", measures.fallbacks.node);
+        self.add("allocs", measures.allocs);
+        self.add("failed", measures.failed);
+        self.add("tries", measures.tries);
+        self.add("hits", measures.hits);
+        self.add("zone_fallback_pages", measures.fallbacks.zone);
+        self.add("node_fallback_pages", measures.fallbacks.node);
         for (&pages, node) in measures.placed_pages.iter().zip(0..) {
             self.add(format!("placed_pages_node{node}"), pages);
         }
@@ -199,6 +201,7 @@ pub fn tables(records: &[&Record]) -> [(&'static str, Table); 3] {
             row.add("node", zone.node as u64);
             row.add("zone", zone.zone.as_str());
             row.add("managed_pages", zone.managed_pages);
+            row.add("placed_pages", zone.placed_pages);
             row.add("free_pages", zone.free_pages);
             row.add("min_free_pages", zone.min_free_pages);
             row.indices(&zone.free_blocks);

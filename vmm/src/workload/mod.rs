@@ -1,16 +1,20 @@
 //! Workloads as users name them: `fragment:order=9,seed=1`.
 //!
-//! A workload runs in the guest. Here are only its name and its parameters, as flags and files give them; which there
-//! are is the guest's matter.
+//! A workload runs in the guest. Here are its name and its parameters, as flags and files give them, and what the guest
+//! reports.
 
+mod params;
+mod report;
 mod trace;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use pagevisor_shared::command::workload::Kind;
 use serde::{Deserialize, Serialize};
 
+pub use report::{BadReport, WorkloadReport};
 pub use trace::{Action, BadTrace, Trace, TraceRecord};
 
 /// The value of a parameter.
@@ -49,20 +53,33 @@ pub struct Workload {
     pub params: BTreeMap<String, Value>,
 }
 
-/// The workloads there are. `boot` is nothing but booting: the machine as it is before anything has happened in it.
-pub const NAMES: [&str; 1] = ["boot"];
+/// The workload that is nothing but booting: the machine as it is before anything has happened in it.
+pub const BOOT: &str = "boot";
 
 impl Workload {
-    /// Whether there is such a workload.
+    /// Whether there is such a workload, with such parameters.
     ///
     /// # Errors
-    /// Why not, with what there is.
+    /// Why not, in one line, with the key.
     pub fn check(&self) -> Result<(), String> {
-        match NAMES.contains(&self.name.as_str()) {
-            true => Ok(()),
-            false => Err(format!("there is no such workload; there are {}", NAMES.join(", "))),
+        if self.is_boot() {
+            return match self.params.keys().find(|key| *key != "seed") {
+                None => Ok(()),
+                Some(key) => Err(format!("{key}: booting has no parameters")),
+            };
         }
+        self.encode().map(|_| ())
     }
+
+    /// Whether there is nothing to be done but booting.
+    pub fn is_boot(&self) -> bool {
+        self.name == BOOT
+    }
+}
+
+fn unknown(name: &str) -> String {
+    let names: Vec<_> = [BOOT].into_iter().chain(Kind::ALL.map(Kind::name)).collect();
+    format!("there is no workload {name:?}; there are {}", names.join(", "))
 }
 
 /// Text that names no workload.

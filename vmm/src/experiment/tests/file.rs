@@ -4,8 +4,9 @@ use super::*;
 fn every_combination_is_a_run() {
     let experiment = parsed(EIGHT);
     let runs: Vec<String> = experiment.runs.iter().map(Run::to_string).collect();
-    let expected =
-        |name: &str, order, seed| format!("{name} boot:gfp=KERNEL,order={order},seed={seed} vm.min_free_kbytes=4096");
+    let expected = |name: &str, order, seed| {
+        format!("{name} fragment:gfp=KERNEL,order={order},seed={seed} vm.min_free_kbytes=4096")
+    };
     let mut all = Vec::new();
     for name in ["two", "one"] {
         for order in [3, 9] {
@@ -80,7 +81,8 @@ fn mistakes_are_named_with_their_place() {
     });
     refused(&format!("{start}{seq}order = []\n"), "e.toml:2: workload \"boot\", order: the list is empty");
     refused(&format!("{start}[[workload]]\nname = \"sequel\"\n"), {
-        "e.toml:2: workload \"sequel\", there is no such workload; there are boot"
+        "e.toml:2: workload \"sequel\", there is no workload \"sequel\"; there are boot, sequential, random, \
+         producer-consumer, fragment, dma-exhaust, node-exhaust, pcp-pingpong, replay, access"
     });
     refused(&format!("{start}{seq}[settings]\n\"vm.swappiness\" = 3\n"), {
         "e.toml:5: unknown setting \"vm.swappiness\"; the settings are append, cpus, vm.lowmem_reserve_ratio, \

@@ -30,7 +30,7 @@ const EIGHT: &str = "\
 topologies = [\"two.toml\", \"one.toml\"]
 seeds = 2
 [[workload]]
-name = \"boot\"
+name = \"fragment\"
 order = [3, 9]
 gfp = \"KERNEL\"
 [settings]

@@ -1,0 +1,106 @@
+//! What a workload reports, checked: the guest may say anything.
+
+use pagevisor_shared::MAX_NUMNODES;
+use pagevisor_shared::command::workload::{Count, Report};
+use pagevisor_shared::zone::MAX_NR_ZONES;
+
+/// What a workload did.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct WorkloadReport {
+    /// Allocations that succeeded.
+    pub allocs: u64,
+    /// Allocations that failed.
+    pub failed: u64,
+    /// Blocks freed.
+    pub freed: u64,
+    /// Blocks kept.
+    pub kept: u64,
+    /// Pages that came from another node than the one asked for.
+    pub node_fallback: u64,
+    /// Pages that came from a lower zone of the node than the highest that their flags allow there.
+    pub zone_fallback: u64,
+    /// Attempts at large blocks after fragmenting.
+    pub tries: u64,
+    /// Those that succeeded.
+    pub hits: u64,
+    /// Ticks of the time stamp counter from start to end, of the slowest CPU.
+    pub ticks: u64,
+    /// Pages that were allocated, by node, then zone type.
+    pub placement: Vec<[u64; MAX_NR_ZONES]>,
+    /// Accesses by node of the CPU, then node of the page.
+    pub accesses: Vec<Vec<u64>>,
+    /// The fewest free pages there were, by node, then zone type.
+    pub min_free: Vec<[u64; MAX_NR_ZONES]>,
+}
+
+/// A report that is none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the guest's report of {words} words is none of a machine of {nodes} nodes")]
+pub struct BadReport {
+    /// Its length.
+    pub words: usize,
+    /// The nodes that the guest claims to have.
+    pub nodes: u64,
+}
+
+impl WorkloadReport {
+    /// From the words of a reply of a machine of `nodes` nodes.
+    ///
+    /// # Errors
+    /// When they are the report of no such machine.
+    pub fn from_words(words: &[u64], nodes: usize) -> Result<Self, BadReport> {
+        let count = |count: Count| words.get(count as usize).copied().unwrap_or(0);
+        let claimed = count(Count::Nodes);
+        if claimed != nodes as u64 || nodes > MAX_NUMNODES || words.len() < Report::words(nodes) {
+            return Err(BadReport { words: words.len(), nodes: claimed });
+        }
+        let zones = |start: usize| -> Vec<[u64; MAX_NR_ZONES]> {
+            let table = words.get(start..).unwrap_or(&[]);
+            table.as_chunks().0.iter().take(nodes).copied().collect()
+        };
+        let accesses = words.get(Report::accesses(nodes)..).unwrap_or(&[]);
+        Ok(Self {
+            allocs: count(Count::Allocs),
+            failed: count(Count::Failed),
+            freed: count(Count::Freed),
+            kept: count(Count::Kept),
+            node_fallback: count(Count::NodeFallback),
+            zone_fallback: count(Count::ZoneFallback),
+            tries: count(Count::Tries),
+            hits: count(Count::Hits),
+            ticks: count(Count::Ticks),
+            placement: zones(Report::placement()),
+            accesses: accesses.chunks_exact(nodes.max(1)).take(nodes).map(<[u64]>::to_vec).collect(),
+            min_free: zones(Report::min_free(nodes)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_read_table_by_table() {
+        let mut words: Vec<u64> = (0..Report::words(2) as u64).map(|word| 100 + word).collect();
+        words[Count::Nodes as usize] = 2;
+        let report = WorkloadReport::from_words(&words, 2).unwrap();
+        assert_eq!((report.allocs, report.ticks), (100, 108));
+        assert_eq!(report.placement, [[116, 117, 118, 119, 120], [121, 122, 123, 124, 125]]);
+        assert_eq!(report.accesses, [[126, 127], [128, 129]]);
+        assert_eq!(report.min_free, [[130, 131, 132, 133, 134], [135, 136, 137, 138, 139]]);
+    }
+
+    #[test]
+    fn a_lying_guest_is_an_error() {
+        let mut words = vec![0; Report::words(2)];
+        for claimed in [0, 1, 3, 65, u64::MAX] {
+            words[Count::Nodes as usize] = claimed;
+            assert_eq!(WorkloadReport::from_words(&words, 2).unwrap_err().nodes, claimed);
+        }
+        words[Count::Nodes as usize] = 2;
+        for len in [0, 9, 10, words.len() - 1] {
+            assert!(WorkloadReport::from_words(&words[..len], 2).is_err());
+        }
+    }
+}
