@@ -30,6 +30,8 @@ impl From<ExperimentError> for Failure {
 /// Does an experiment, or what is missing of it.
 pub(super) fn experiment(args: &ExperimentArgs, out: &mut impl Write) -> Result<u8, Failure> {
     let experiment = Experiment::read(&args.file, &sha256(kernel_elf()))?;
+    let runner = GuestRunner::default();
+    runner.check(&experiment, &args.file.display().to_string())?;
     let stem = args.file.file_stem().map_or_else(|| "experiment".into(), |stem| stem.to_string_lossy());
     let dir = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("{stem}-results")));
     if args.dry_run {
@@ -42,7 +44,7 @@ pub(super) fn experiment(args: &ExperimentArgs, out: &mut impl Write) -> Result<
     }
     let engine = Engine { experiment: &experiment, jobs: args.jobs.get(), retry_failed: args.retry_failed };
     let mut progress = Progress::new(args.no_progress);
-    let result = attended(&engine, &GuestRunner::default(), &mut journal, &signals, &mut progress);
+    let result = attended(&engine, &runner, &mut journal, &signals, &mut progress);
     progress.end();
     let (outcome, signal) = result?;
 

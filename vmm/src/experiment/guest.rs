@@ -4,29 +4,66 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::error::ExperimentError;
+use super::file::Experiment;
 use super::matrix::{Run, Setting};
 use super::measure;
-use super::record::{Fallbacks, Measures};
+use super::record::Measures;
 use super::runner::{RunError, Runner};
 use crate::error::{StartError, exit_status};
 use crate::machine::{Deadline, End, KernelImage, Machine, MachineConfig, StopEvent};
 use crate::sandbox::Mode;
 use crate::state::{Patience, StateView};
+use crate::workload::{Workload, WorkloadReport};
+
+/// Has a guest do a workload, until it is done, the deadline is over, or something stops it.
+pub type Work = dyn Fn(&Machine, &Workload, Deadline, &StopEvent) -> Result<WorkloadReport, RunError> + Sync;
 
 /// Boots a guest for each run and ends it afterwards.
-#[derive(Clone, Debug)]
-pub struct GuestRunner {
+pub struct GuestRunner<'w> {
     /// The kernel to boot.
     pub kernel: KernelImage,
+    /// How a guest is told to do a workload; `None` if there is nothing to be done but booting.
+    pub work: Option<&'w Work>,
 }
 
-impl Default for GuestRunner {
-    fn default() -> Self {
-        Self { kernel: KernelImage::Embedded }
+impl GuestRunner<'_> {
+    /// Checks that the runs are such as this runner can do.
+    ///
+    /// # Errors
+    /// [`ExperimentError::File`] with the first workload that it cannot do.
+    pub fn check(&self, experiment: &Experiment, origin: &str) -> Result<(), ExperimentError> {
+        let cannot = |run: &&Run| !run.workload.is_boot() && self.work.is_none();
+        match experiment.runs.iter().find(cannot) {
+            None => Ok(()),
+            Some(run) => Err(ExperimentError::File {
+                origin: origin.to_owned(),
+                reason: format!("workload {:?}: this version's guests do nothing but boot", run.workload.name),
+            }),
+        }
+    }
+
+    /// Does the workload, if there is one.
+    fn work(
+        &self,
+        machine: &Machine,
+        run: &Run,
+        deadline: Deadline,
+        stop: &StopEvent,
+    ) -> Result<Option<WorkloadReport>, RunError> {
+        match self.work {
+            Some(work) if !run.workload.is_boot() => work(machine, &run.seeded(), deadline, stop).map(Some),
+            _ => Ok(None),
+        }
     }
 }
 
-impl Runner for GuestRunner {
+impl Default for GuestRunner<'_> {
+    fn default() -> Self {
+        Self { kernel: KernelImage::Embedded, work: None }
+    }
+}
+
+impl Runner for GuestRunner<'_> {
     fn run(&self, run: &Run, timeout: Duration, stop: &StopEvent) -> Result<Measures, RunError> {
         let deadline = Deadline::after(timeout);
         let console = SerialTail::default();
@@ -41,20 +78,22 @@ impl Runner for GuestRunner {
         machine.wait_ready(deadline, stop).map_err(|end| ended(&end, &console))?;
         let state = StateView::of_machine(&machine).map_err(failed)?;
         check_settings(run, &state)?;
-        let misses = measure::numa_misses(&state);
+        let report = self.work(&machine, run, deadline, stop)?;
         // Whatever the guest is doing, its tables are of one moment while it is paused.
         let paused = machine.pause().map_err(failed)?;
         let verified = state.walk_free_lists(Patience::default()).map_err(failed)?.is_verified();
-        let measures = Measures {
+        let mut measures = Measures {
             guest_cycles: measure::boot_cycles(&state),
             tsc_khz: measure::tsc_khz(&state),
-            fallbacks: Fallbacks { zone: 0, node: measure::numa_misses(&state).wrapping_sub(misses) },
             zones: measure::zones(&state),
             free_list_digest: state.free_list_digest().map_err(failed)?,
             verified,
             ..Measures::default()
         };
         drop(paused);
+        if let Some(report) = report {
+            measure::take_over(&mut measures, &report);
+        }
         Ok(measures)
     }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::report::counters::{self, FreeCounts};
-use pagevisor_shared::vmstat::{NumaStat, ZoneStat};
+use pagevisor_shared::vmstat::ZoneStat;
 use pagevisor_shared::zone::{MAX_NR_ZONES, ZoneType};
 
 use super::matrix::Setting;
@@ -60,11 +60,6 @@ pub(super) fn take_over(measures: &mut Measures, report: &WorkloadReport) {
         })
     });
     measures.pairs = pairs.filter(|pair| pair.accesses != 0).collect();
-}
-
-/// Pages that were taken from another node than the one they were wanted from (`numa_miss`), since the guest started.
-pub(super) fn numa_misses(state: &StateView) -> u64 {
-    counters::global_numa_event(&state.region(), NumaStat::NumaMiss)
 }
 
 /// Ticks of the guest's time stamp counter per millisecond; 0 if it does not say.
@@ -128,13 +123,5 @@ mod tests {
         assert_eq!(free, [(1, 100), (2, measures.zones[1].free_pages), (9, 300)]);
         let pairs: Vec<_> = measures.pairs.iter().map(|pair| (pair.from, pair.to, pair.accesses)).collect();
         assert_eq!(pairs, [(0, 0, 10), (0, 1, 20), (1, 1, 30)]);
-    }
-
-    #[test]
-    fn misses_are_those_of_all_nodes() {
-        let guest = FakeGuest::used();
-        let before = numa_misses(&guest.view());
-        guest.region().zones()[0].vm_numa_event[NumaStat::NumaMiss as usize].fetch_add(3, Relaxed);
-        assert_eq!(numa_misses(&guest.view()), before + 3);
     }
 }
