@@ -193,6 +193,28 @@ fn a_full_disk_is_an_error_where_the_files_are_what_was_wanted() {
 }
 
 #[test]
+fn a_full_disk_under_results_is_an_error_and_the_experiment_goes_on_when_there_is_room() {
+    let Some(disk) = TinyDisk::mount(256 << 10) else { return };
+    let folder = std::env::temp_dir().join(unique("pagevisor-results"));
+    fs::create_dir_all(&folder).expect("a directory");
+    fs::write(folder.join("small.toml"), "[[node]]\nmem = \"64M\"\ncpus = 1\n").expect("a topology");
+    let file = folder.join("e.toml");
+    fs::write(&file, "topologies = [\"small.toml\"]\n[[workload]]\nname = \"boot\"\n").expect("an experiment");
+    let file = file.to_str().expect("a path of text");
+    let experiment = || run(&mut pagevisor(["experiment", file, "--no-progress", "--out", disk.path()]));
+    let ballast = disk.fill();
+    let output = experiment();
+    assert_eq!(output.code(), 1, "{output:?}");
+    assert_eq!(lines_about(&output.stderr, "pagevisor: error: cannot write "), 1, "{output:?}");
+    assert_eq!(lines_about(&output.stderr, "No space left"), 1, "{output:?}");
+    fs::remove_file(ballast).expect("the ballast");
+    let output = experiment();
+    assert_eq!(output.code(), 0, "{output:?}");
+    assert!(disk.0.join("e.csv").exists() && disk.0.join("e.parquet").exists());
+    fs::remove_dir_all(&folder).expect("the directory");
+}
+
+#[test]
 fn a_killed_guest_gives_its_name_and_its_files_to_the_next() {
     let guest = Guest::keep("again", &[]);
     let (name, directory) = (guest.name().to_owned(), guest.directory().to_owned());
