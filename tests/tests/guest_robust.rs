@@ -29,17 +29,16 @@ fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// CPU 0 loops with interrupts off: nothing in the guest answers any more, and the host needs no answer.
+/// CPU 0 loops with interrupts off: nothing in the guest answers any more. Who needs an answer is told in time.
 #[test]
-fn a_guest_that_spins_with_interrupts_off_can_be_looked_at_paused_and_stopped() {
+fn a_guest_that_spins_with_interrupts_off_can_be_looked_at_and_stopped() {
     let guest = Guest::keep("spins", &["--append", "pagevisor.test=hang"]);
     let connection = connect(&guest);
     let began = Instant::now();
-    let paused = connection.pause().expect("a pause");
-    assert!(began.elapsed() < Duration::from_secs(5), "pausing took {:?}", began.elapsed());
-    // It is in its loop each time, and a paused one does not move.
-    assert!(!paused.registers().is_empty());
-    drop(paused);
+    let error = connection.pause().expect_err("no safe point").to_string();
+    assert!(error.contains("CPU 0 did not come to a safe point"), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(10), "pausing took {:?}", began.elapsed());
+    connection.status().expect("the connection is of use still");
     assert!(guest.show(&["kmem", "-f"]).contains("(verified)"));
     let began = Instant::now();
     guest.stop();
