@@ -1,6 +1,6 @@
 //! What the command line makes of memory: ZONE_MOVABLE and contiguous memory areas, seen from the host.
 
-use pagevisor_tests::command::Guest;
+use pagevisor_tests::command::{Guest, run};
 use pagevisor_tests::views;
 
 const TWO_NODES: [&str; 5] =
@@ -13,8 +13,10 @@ fn boots(line: &str) -> Guest {
     Guest::keep("bootmem", &args)
 }
 
-/// All views agree about how many pages are free, and the walk of guest memory with them.
+/// All views agree about how many pages are free, and the walk of guest memory with them; the verifier finds nothing.
 fn check(guest: &Guest) {
+    let verdict = run(&mut guest.command(&["verify", guest.name()])).success();
+    assert!(verdict.starts_with("sound: "), "{verdict}");
     let (zones, _) = views::zoneinfo(&guest.show(&["zoneinfo"]));
     let buddy = views::buddyinfo(&guest.show(&["buddyinfo"]));
     let (kmem, last) = views::kmem_free(&guest.show(&["kmem", "-f"]));
@@ -76,6 +78,15 @@ fn an_area_is_shown_where_linux_shows_it() {
     assert_eq!(normal.page("cma"), 16 * MIB);
     assert_eq!(views::counter(&normal.counters, "nr_free_cma"), 16 * MIB);
     guest.stop();
+}
+
+#[test]
+fn watched_memory_is_sound() {
+    for line in ["page_poison=1", "page_owner=on", "init_on_free=1 init_on_alloc=1", "fail_page_alloc=1,100,0,-1"] {
+        let guest = boots(line);
+        check(&guest);
+        guest.stop();
+    }
 }
 
 #[test]

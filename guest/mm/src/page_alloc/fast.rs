@@ -3,6 +3,9 @@
 //! Both do nothing before they know that they can finish; otherwise the general way starts from scratch. The
 //! conditions are those of `get_page_from_freelist` and `free_unref_page` for the common case, so taking the short way
 //! makes no difference but speed.
+//!
+//! While something watches allocations ([`crate::instrument`]), neither gets a pageset's lock: its gate is shut. That is
+//! all the short ways have to do with it.
 
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 
