@@ -30,13 +30,13 @@ impl From<ExperimentError> for Failure {
 /// Does an experiment, or what is missing of it.
 pub(super) fn experiment(args: &ExperimentArgs, out: &mut impl Write) -> Result<u8, Failure> {
     let experiment = Experiment::read(&args.file, &sha256(kernel_elf()))?;
-    let runner = GuestRunner::default();
-    runner.check(&experiment, &args.file.display().to_string())?;
     let stem = args.file.file_stem().map_or_else(|| "experiment".into(), |stem| stem.to_string_lossy());
     let dir = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("{stem}-results")));
     if args.dry_run {
         return dry_run(args, &experiment, out);
     }
+    let runner = GuestRunner::default();
+    runner.check(&experiment, &args.file.display().to_string())?;
     let signals = Signals::block().map_err(host("cannot take signals"))?;
     let mut journal = Journal::open(&dir)?;
     for line in journal.ignored() {
