@@ -84,12 +84,21 @@ impl FakeMemory {
 impl GuestMemory for Arc<FakeMemory> {
     fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), StateError> {
         let pages = self.pages.lock().unwrap();
-        for (index, byte) in buf.iter_mut().enumerate() {
-            let at = gpa.wrapping_add(index as u64);
+        let mut done = 0;
+        while done < buf.len() {
+            let at = gpa.wrapping_add(done as u64);
+            // Ranges are whole pages.
             if !self.has(at) {
                 return Err(Corrupt { what: "guest-physical address", at: gpa, found: at }.into());
             }
-            *byte = pages.get(&(at & !0xfff)).map_or(0, |page| page[(at & 0xfff) as usize]);
+            let inside = (at & 0xfff) as usize;
+            let part = &mut buf[done..];
+            let len = part.len().min(4096 - inside);
+            match pages.get(&(at & !0xfff)) {
+                Some(page) => part[..len].copy_from_slice(&page[inside..inside + len]),
+                None => part[..len].fill(0),
+            }
+            done += len;
         }
         Ok(())
     }

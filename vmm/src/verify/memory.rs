@@ -175,9 +175,15 @@ impl Verifier<'_> {
         found.equal(Rule::MemblockTotals, Place::Machine, "pages_total", pages, self.memory.present.len());
     }
 
+    /// Sections to look at: no more than the memory has, whatever the guest says.
+    fn sections(&self) -> u64 {
+        let end = self.memory.sections.iter().last().map_or(0, |last| last.end);
+        self.roots.nr_sections.min(end >> PFN_SECTION_SHIFT).min(MAX_SECTIONS)
+    }
+
     /// Compares the section table with what follows from the memory.
     fn check_sections(&mut self) -> Result<(), StateError> {
-        let count = self.roots.nr_sections.min(MAX_SECTIONS);
+        let count = self.sections();
         let mut table = vec![0; count as usize * 2];
         if !self.read(self.roots.sections, &mut table)? {
             let evidence = format_args!("the table of {count} entries at {:#x} is not in memory", self.roots.sections);
@@ -212,8 +218,7 @@ impl Verifier<'_> {
     }
 
     fn read_blocks(&mut self) -> Result<(), StateError> {
-        let sections = self.roots.nr_sections.min(MAX_SECTIONS);
-        let mut blocks = vec![0; (sections * BLOCKS_PER_SECTION) as usize];
+        let mut blocks = vec![0; (self.sections() * BLOCKS_PER_SECTION) as usize];
         if !self.read(self.roots.pageblocks, &mut blocks)? {
             let evidence = format_args!("the table at {:#x} is not in memory", self.roots.pageblocks);
             self.findings.add(Rule::PageblockType, Place::Machine, evidence);

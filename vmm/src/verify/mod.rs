@@ -33,6 +33,8 @@ mod rule;
 mod settings;
 mod spans;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod zones;
 
 use std::time::Instant;

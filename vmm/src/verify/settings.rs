@@ -28,16 +28,16 @@ const fn fls(x: u64) -> u64 {
 }
 
 /// What the formulas start from.
-struct Machine {
-    min_free_kbytes: u64,
-    scale_factor: u64,
+pub(super) struct Machine {
+    pub min_free_kbytes: u64,
+    pub scale_factor: u64,
     /// `lowmem_pages`: managed pages of all zones.
-    managed: u64,
-    cpus: u64,
+    pub managed: u64,
+    pub cpus: u64,
 }
 
 /// `__setup_per_zone_wmarks`: min, low, high and promo.
-fn watermarks(machine: &Machine, managed: u64) -> [u64; 4] {
+pub(super) fn watermarks(machine: &Machine, managed: u64) -> [u64; 4] {
     let pages_min = u128::from(machine.min_free_kbytes >> 2);
     let min = (pages_min * u128::from(managed)).checked_div(machine.managed.into()).unwrap_or(0);
     let step = (min >> 2).max(mult_frac(managed.into(), machine.scale_factor.into(), 10_000));
@@ -45,7 +45,7 @@ fn watermarks(machine: &Machine, managed: u64) -> [u64; 4] {
 }
 
 /// `zone_batchsize`
-fn batchsize(managed: u64) -> u64 {
+pub(super) fn batchsize(managed: u64) -> u64 {
     let batch = ((managed >> 10).min(256) / 4).max(1);
     let sum = batch + batch / 2;
     // rounddown_pow_of_two, less one.
@@ -53,18 +53,18 @@ fn batchsize(managed: u64) -> u64 {
 }
 
 /// `zone_highsize`
-fn highsize(low: u64, managed: u64, batch: u64, fraction: u64, cpus: u64) -> u64 {
+pub(super) fn highsize(low: u64, managed: u64, batch: u64, fraction: u64, cpus: u64) -> u64 {
     let total = managed.checked_div(fraction).unwrap_or(low);
     total.checked_div(cpus).unwrap_or(total).max(batch << 2).min(INT_MAX)
 }
 
 /// `calculate_normal_threshold`
-fn normal_threshold(managed: u64, cpus: u64) -> u64 {
+pub(super) fn normal_threshold(managed: u64, cpus: u64) -> u64 {
     (2 * fls(cpus) * (1 + fls(managed >> 15))).min(MAX_THRESHOLD.into())
 }
 
 /// `calculate_min_free_kbytes`
-fn calculate_min_free_kbytes(pages: u64) -> u64 {
+pub(super) fn calculate_min_free_kbytes(pages: u64) -> u64 {
     (u128::from(pages) * 64).isqrt().clamp(128, 262_144) as u64
 }
 
