@@ -3,6 +3,7 @@
 mod damage;
 mod tiny;
 
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use damage::mutations::{FREE_LISTS, MAPS, Mutation, PAGES, ZONES};
@@ -122,6 +123,8 @@ fn a_guest_that_hangs_is_told_and_can_be_taken_where_it_is() {
     // Until it hangs it may be anywhere.
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(machine.pause().unwrap_err(), PauseError::Unsafe(0));
+    let request = machine.memory().state().header().unwrap().park_request.load(SeqCst);
+    assert_eq!(request, 0, "nobody asks any more");
     let paused = machine.pauser().pause_anywhere().unwrap();
     assert_eq!(paused.registers().iter().map(|cpu| cpu.waits).collect::<Vec<_>>(), [false, true]);
 }
@@ -129,8 +132,13 @@ fn a_guest_that_hangs_is_told_and_can_be_taken_where_it_is() {
 #[test]
 fn a_paused_machine_can_be_dropped() {
     let machine = used_guest();
+    let request = || machine.memory().state().header().unwrap().park_request.load(SeqCst);
+    assert_eq!(request(), 0);
     let paused = machine.pause().unwrap();
-    assert_eq!(paused.registers().len(), 2);
+    let second = machine.pause().unwrap();
+    assert_eq!((paused.registers().len(), request()), (2, 1));
+    drop(second);
+    assert_eq!(request(), 1, "somebody else still wants it to stand still");
     drop(machine);
     drop(paused);
 }

@@ -3,11 +3,13 @@
 //! ```text
 //! someone                     a vCPU's thread
 //! Pauser::pause
+//!   park_request = 1          (the guest's CPUs come to a safe point and stay there)
 //!   pausers += 1, kick   ->   KVM_RUN ends: reads the registers, waits in PauseGate::hold
 //!   waits for all of them
 //!   safe? if not, lets them run on for a moment and kicks again
 //! Paused (guard)              held
 //!   drop: pausers -= 1   ->   enters the guest again
+//!   park_request = 0
 //! ```
 //!
 //! Several may pause at the same time; the machine runs again when the last of them has let go.
@@ -16,6 +18,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use pagevisor_shared::region::records::Activity;
 use pagevisor_shared::region::zone::PcpState;
 use pagevisor_shared::region::{GuestState, RegionRef};
 
@@ -47,6 +50,8 @@ pub enum PauseError {
 struct State {
     /// How many want the machine paused.
     pausers: usize,
+    /// How many want the guest's CPUs to stay at a safe point.
+    parkers: usize,
     /// Registers of the vCPUs that are held.
     held: Vec<Option<CpuRegisters>>,
 }
@@ -61,7 +66,7 @@ pub(super) struct PauseGate {
 impl PauseGate {
     /// Of a machine with `vcpus` vCPUs.
     pub(super) fn new(vcpus: usize) -> Self {
-        let state = State { pausers: 0, held: vec![None; vcpus] };
+        let state = State { pausers: 0, parkers: 0, held: vec![None; vcpus] };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -133,9 +138,13 @@ impl Pauser {
     pub fn pause(&self) -> Result<Paused, PauseError> {
         let deadline = Instant::now() + PATIENCE;
         let mut run_on = RUN_ON;
+        let request = ParkRequest::new(self.clone());
         loop {
-            let paused = self.pause_anywhere()?;
-            let Some(busy) = self.busy_cpu(paused.registers()) else { return Ok(paused) };
+            let mut paused = self.pause_anywhere()?;
+            let Some(busy) = self.busy_cpu(paused.registers()) else {
+                paused.request = Some(request);
+                return Ok(paused);
+            };
             drop(paused);
             if Instant::now() >= deadline {
                 return Err(PauseError::Unsafe(busy));
@@ -152,7 +161,7 @@ impl Pauser {
     pub fn pause_anywhere(&self) -> Result<Paused, PauseError> {
         self.lifecycle.pause.lock().pausers += 1;
         // From here on it is the guard's part to let go.
-        let mut paused = Paused { lifecycle: self.lifecycle.clone(), registers: Vec::new() };
+        let mut paused = Paused { lifecycle: self.lifecycle.clone(), registers: Vec::new(), request: None };
         self.lifecycle.kick_all();
         let deadline = Instant::now() + PATIENCE;
         paused.registers = self.lifecycle.pause.wait_all(deadline, &|| self.lifecycle.ending().is_some())?;
@@ -167,7 +176,44 @@ impl Pauser {
         }
         // Who keeps a lock while everybody waits is not known; the boot CPU is as good as any.
         let locked = || has_locks(&region).then_some(0);
-        registers.iter().position(|registers| !registers.waits).or_else(locked)
+        let activity: Vec<_> = region.cpus().iter().map(|cpu| cpu.activity.load(Ordering::Relaxed)).collect();
+        // A kernel that never says what its CPUs do: those that wait for an interrupt are idle.
+        let says = activity.iter().any(|activity| *activity != Activity::Running as u32);
+        let safe = |cpu: usize, registers: &CpuRegisters| match activity.get(cpu).copied().and_then(Activity::new) {
+            Some(Activity::Idle | Activity::Parked) => true,
+            _ => !says && registers.waits,
+        };
+        let busy = registers.iter().enumerate().find(|(cpu, registers)| !safe(*cpu, registers));
+        busy.map(|(cpu, _)| cpu).or_else(locked)
+    }
+}
+
+/// Asks the guest's CPUs to stay at a safe point for as long as it lives.
+#[derive(Debug)]
+struct ParkRequest(Pauser);
+
+impl ParkRequest {
+    fn new(pauser: Pauser) -> Self {
+        pauser.ask(1);
+        Self(pauser)
+    }
+}
+
+impl Drop for ParkRequest {
+    fn drop(&mut self) {
+        self.0.ask(-1);
+    }
+}
+
+impl Pauser {
+    /// Counts who asks, and tells the guest whether anybody does.
+    fn ask(&self, change: isize) {
+        let mut state = self.lifecycle.pause.lock();
+        state.parkers = state.parkers.saturating_add_signed(change);
+        // Under the lock, so that the word is always that of the count. A region that is not laid out yet asks nobody.
+        if let Ok(region) = self.memory.state().open() {
+            region.header().park_request.store(u32::from(state.parkers != 0), Ordering::SeqCst);
+        }
     }
 }
 
@@ -190,6 +236,8 @@ fn has_locks(region: &RegionRef<'_>) -> bool {
 pub struct Paused {
     lifecycle: Arc<Lifecycle>,
     registers: Vec<CpuRegisters>,
+    /// Taken back after the vCPUs run again.
+    request: Option<ParkRequest>,
 }
 
 impl Paused {
@@ -206,5 +254,6 @@ impl Drop for Paused {
             state.pausers = state.pausers.saturating_sub(1);
         }
         self.lifecycle.pause.changed.notify_all();
+        self.request = None;
     }
 }
