@@ -8,6 +8,8 @@ pub mod devices;
 pub mod dump;
 pub mod error;
 pub mod experiment;
+#[cfg(test)]
+mod hostile;
 pub mod kvm;
 pub mod layout;
 pub mod machine;
