@@ -34,6 +34,21 @@ pub enum ZoneStat {
 pub const NR_VM_ZONE_STAT_ITEMS: usize = 11;
 
 impl ZoneStat {
+    /// All of them, in Linux's order.
+    pub const ALL: [Self; NR_VM_ZONE_STAT_ITEMS] = [
+        Self::NrFreePages,
+        Self::NrZoneInactiveAnon,
+        Self::NrZoneActiveAnon,
+        Self::NrZoneInactiveFile,
+        Self::NrZoneActiveFile,
+        Self::NrZoneUnevictable,
+        Self::NrZoneWritePending,
+        Self::NrMlock,
+        Self::NrBounce,
+        Self::NrZspages,
+        Self::NrFreeCma,
+    ];
+
     /// Names as in Linux's files, in Linux's order.
     pub const NAMES: [&str; NR_VM_ZONE_STAT_ITEMS] = [
         "nr_free_pages",
@@ -78,6 +93,10 @@ pub enum NumaStat {
 pub const NR_VM_NUMA_EVENT_ITEMS: usize = 6;
 
 impl NumaStat {
+    /// All of them, in Linux's order.
+    pub const ALL: [Self; NR_VM_NUMA_EVENT_ITEMS] =
+        [Self::NumaHit, Self::NumaMiss, Self::NumaForeign, Self::NumaInterleave, Self::NumaLocal, Self::NumaOther];
+
     /// Names as in Linux's files, in Linux's order.
     pub const NAMES: [&str; NR_VM_NUMA_EVENT_ITEMS] =
         ["numa_hit", "numa_miss", "numa_foreign", "numa_interleave", "numa_local", "numa_other"];

@@ -3,6 +3,7 @@
 
 pub mod check;
 pub mod command;
+pub mod guest;
 pub mod linux;
 pub mod process;
 pub mod views;

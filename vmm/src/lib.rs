@@ -8,10 +8,10 @@ pub mod devices;
 pub mod dump;
 pub mod error;
 pub mod experiment;
-#[cfg(test)]
-mod hostile;
+pub mod guest;
 pub mod kvm;
 pub mod layout;
+mod log;
 pub mod machine;
 pub mod memory;
 pub mod procdir;

@@ -4,10 +4,10 @@ use std::error::Error;
 use std::fmt::Write;
 use std::io;
 
-use super::log::LogError;
 use crate::config::ConfigError;
 use crate::dump::DumpError;
 use crate::error::{StartError, exit_status};
+use crate::log::LogError;
 use crate::machine::End;
 use crate::procdir::ProcDirError;
 use crate::report::ReportError;

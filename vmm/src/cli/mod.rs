@@ -8,7 +8,6 @@ mod experiment;
 mod failure;
 mod grace;
 mod kernel;
-mod log;
 mod look;
 mod progress;
 mod remote;

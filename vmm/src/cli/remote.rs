@@ -7,10 +7,10 @@ use serde::Serialize;
 
 use super::args::{ListArgs, LogArgs, NameArgs, ShowArgs};
 use super::failure::{Context, Failure};
-use super::log::LogReader;
 use super::target::Target;
 use super::text::duration;
 use crate::error::exit_status;
+use crate::log::LogReader;
 use crate::report::View;
 use crate::runtime::{ClientError, Connection, GuestName, RegionMap, RuntimeDir, RuntimeDirError, Status};
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::log::write_clean;
+use crate::log::write_clean;
 
 /// Bytes kept for the report on a guest that dies early.
 const KEPT: usize = 8 << 10;

@@ -14,13 +14,13 @@ use pagevisor_shared::region::GuestState;
 use super::args::RunArgs;
 use super::confine::confine;
 use super::failure::Failure;
-use super::log::{LogError, LogReader};
 use super::run::host;
 use super::serial::SerialLog;
 use super::signals::{self, Signals};
 use super::{grace, look, notice};
 use crate::config::ConfigError;
 use crate::layout::Layout;
+use crate::log::{LogError, LogReader};
 use crate::machine::{End, KernelImage, Machine, MachineConfig, StopEvent, StopReason};
 use crate::procdir::ProcDir;
 use crate::runtime::{

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 
 pub use format::{Description, DumpNode, FORMAT};
 pub use read::Dump;
-pub use write::write;
+pub use write::{write, write_to};
 
 use crate::state::StateError;
 

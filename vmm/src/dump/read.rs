@@ -34,7 +34,15 @@ impl Dump {
     /// When it is none, is damaged, or belongs to another version.
     pub fn open(path: &Path) -> Result<Self, DumpError> {
         let file = File::open(path).map_err(|source| DumpError::Read { path: path.into(), source })?;
-        Reader { path, len: length(&file, path)?, file: Arc::new(file) }.read()
+        Self::of_file(file, path)
+    }
+
+    /// The dump in `file`; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn of_file(file: File, name: &Path) -> Result<Self, DumpError> {
+        Reader { path: name, len: length(&file, name)?, file: Arc::new(file) }.read()
     }
 
     /// The vCPUs' registers, by CPU.

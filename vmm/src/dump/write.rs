@@ -64,6 +64,14 @@ pub fn write(view: &StateView, registers: &[CpuRegisters], path: &Path) -> Resul
     Ok(dumped)
 }
 
+/// As [`write()`], into an empty file; `name` is what errors call it.
+///
+/// # Errors
+/// When the file cannot be written; what is in it then is no dump.
+pub fn write_to(view: &StateView, registers: &[CpuRegisters], file: &File, name: &Path) -> Result<Dumped, DumpError> {
+    Writer { view, file, path: name }.write(registers)
+}
+
 struct Writer<'w> {
     view: &'w StateView,
     file: &'w File,

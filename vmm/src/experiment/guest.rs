@@ -10,6 +10,7 @@ use super::measure;
 use super::record::Measures;
 use super::runner::{RunError, Runner};
 use crate::error::{StartError, exit_status};
+use crate::guest::{ErrorKind, run_workload};
 use crate::machine::{Deadline, End, KernelImage, Machine, MachineConfig, StopEvent};
 use crate::sandbox::Mode;
 use crate::state::{Patience, StateView};
@@ -24,6 +25,23 @@ pub struct GuestRunner<'w> {
     pub kernel: KernelImage,
     /// How a guest is told to do a workload; `None` if there is nothing to be done but booting.
     pub work: Option<&'w Work>,
+}
+
+/// A [`Work`]: tells the guest to do it.
+///
+/// # Errors
+/// Why it was not done.
+pub fn do_workload(
+    machine: &Machine,
+    workload: &Workload,
+    deadline: Deadline,
+    stop: &StopEvent,
+) -> Result<WorkloadReport, RunError> {
+    run_workload(machine, workload, deadline, Some(stop)).map_err(|error| match error {
+        ErrorKind::Stopped => RunError::Stopped,
+        ErrorKind::Ended(end) => RunError::Failed(end.to_string().lines().next().unwrap_or_default().to_owned()),
+        error => failed(error),
+    })
 }
 
 impl GuestRunner<'_> {

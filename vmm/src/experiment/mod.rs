@@ -42,7 +42,7 @@ mod tests;
 pub use engine::{Engine, Event, Outcome};
 pub use error::ExperimentError;
 pub use file::Experiment;
-pub use guest::{GuestRunner, Work};
+pub use guest::{GuestRunner, Work, do_workload};
 pub use journal::Journal;
 pub use matrix::{Run, Setting};
 pub use record::{Fallbacks, Machine, Measures, PairMeasure, Record, RunResult, ZoneMeasure};

@@ -1,14 +1,15 @@
 //! How far a machine is: running, ready, ended. Threads of vCPUs write it, those who wait for the machine read it.
 
 use std::io;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::pause::PauseGate;
 use super::wait::StopReason;
+use crate::devices::monitor::Mailbox;
 use crate::kvm::{Cause, CpuRegisters, Kick, Supervisor};
 
 /// What made a machine end.
@@ -30,6 +31,8 @@ pub(super) struct Lifecycle {
     kicks: Vec<Kick>,
     /// Where vCPU threads wait while the machine is paused.
     pub pause: PauseGate,
+    /// Commands on their way, and who waits for replies.
+    pub mailbox: Arc<Mailbox>,
     /// Readable once the guest is ready.
     pub ready: EventFd,
     /// Readable once the machine has ended and no vCPU runs any more.
@@ -46,6 +49,7 @@ impl Lifecycle {
             running: AtomicUsize::new(vcpus),
             kicks: (0..vcpus).map(|_| Kick::default()).collect(),
             pause: PauseGate::new(vcpus),
+            mailbox: Arc::default(),
             ready: event()?,
             ended: event()?,
         })
@@ -74,6 +78,7 @@ impl Lifecycle {
         if self.ending.set(ending).is_ok() {
             self.kick_all();
             self.pause.wake();
+            self.mailbox.close();
         }
     }
 

@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::devices::monitor::{MonitorWorker, Notice};
+use crate::devices::monitor::{Monitor, MonitorWorker, NoReply, Notice, Traffic, Waiting};
 use crate::devices::{Console, PowerRequest};
 use crate::error::StartError;
 use crate::kvm::{Cause, KVM_DEVICE};
@@ -43,6 +43,7 @@ use crate::sandbox;
 use crate::symbols::Symbols;
 use crate::topology::{Topology, TopologyError};
 use lifecycle::{Ending, Lifecycle};
+use pagevisor_shared::command::{CommandHeader, RawOp};
 use pagevisor_shared::device::shutdown;
 
 pub use end::End;
@@ -131,10 +132,25 @@ pub struct Machine {
     lifecycle: Arc<Lifecycle>,
     vcpus: Vec<JoinHandle<Option<()>>>,
     worker: Option<MonitorWorker>,
+    monitor: Arc<Monitor>,
     memory: Arc<GuestMemory>,
     kernel: KernelSource,
     started: Instant,
     exec_to_start: Option<Duration>,
+}
+
+/// Sends commands to a machine. Clones are for the same machine, and outlive it.
+#[derive(Clone, Debug)]
+pub struct Commander(Arc<Monitor>);
+
+impl Commander {
+    /// Sends a command to the guest. It is executed once the guest is ready for it.
+    ///
+    /// # Errors
+    /// When it is too long, or the machine has ended.
+    pub fn submit(&self, header: CommandHeader, ops: &[RawOp], payload: &[u8]) -> Result<Waiting, NoReply> {
+        self.0.submit(header, ops, payload)
+    }
 }
 
 /// Where the kernel's symbols can be read again: only a guest that died needs them.
@@ -199,6 +215,24 @@ impl Machine {
     /// Pauses this machine, from wherever it is taken to.
     pub fn pauser(&self) -> Pauser {
         Pauser::new(self.lifecycle.clone(), self.memory.clone())
+    }
+
+    /// Sends a command to the guest. It is executed once the guest is ready for it.
+    ///
+    /// # Errors
+    /// When it is too long, or the machine has ended.
+    pub fn submit(&self, header: CommandHeader, ops: &[RawOp], payload: &[u8]) -> Result<Waiting, NoReply> {
+        self.monitor.submit(header, ops, payload)
+    }
+
+    /// Sends commands to this machine, from wherever it is taken to.
+    pub fn commander(&self) -> Commander {
+        Commander(self.monitor.clone())
+    }
+
+    /// How many messages came and went.
+    pub fn traffic(&self) -> Traffic {
+        self.monitor.mailbox().traffic()
     }
 
     /// How the machine ended, if it has.

@@ -45,9 +45,9 @@ pub(super) fn start(config: MachineConfig) -> Result<Machine, StartError> {
     let monitor = monitor(&vm, &memory, &lifecycle, config.notice)?;
     let buses = Arc::new(buses(config.console, &monitor, &lifecycle));
     let vcpus = create_vcpus(&vm, &config.topology, entry)?;
-    let worker = MonitorWorker::start(monitor, config.sandbox).map_err(host("start the monitor's thread"))?;
-    let mut machine =
-        Machine { lifecycle, vcpus: Vec::new(), worker: Some(worker), memory, kernel, started, exec_to_start };
+    let worker = MonitorWorker::start(monitor.clone(), config.sandbox).map_err(host("start the monitor's thread"))?;
+    let worker = Some(worker);
+    let mut machine = Machine { lifecycle, vcpus: Vec::new(), worker, monitor, memory, kernel, started, exec_to_start };
     for vcpu in vcpus {
         // If this fails, dropping the machine ends the threads that run already.
         machine.run(vcpu, buses.clone(), config.sandbox)?;
@@ -115,7 +115,7 @@ fn monitor(
             progress.set_ready();
         }
     };
-    let hooks = MonitorHooks { state: Box::new(state), notice };
+    let hooks = MonitorHooks { state: Box::new(state), notice, mailbox: lifecycle.mailbox.clone() };
     let monitor = Monitor::new(memory.clone(), vm.msi_route(), hooks).map_err(host("make an eventfd"))?;
     vm.connect(&monitor)?;
     Ok(Arc::new(monitor))

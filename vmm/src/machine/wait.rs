@@ -28,6 +28,11 @@ impl Deadline {
         Self(Instant::now().checked_add(time))
     }
 
+    /// How long it is until then; `None` if it never is.
+    pub fn left(self) -> Option<Duration> {
+        self.0.map(|instant| instant.saturating_duration_since(Instant::now()))
+    }
+
     /// For `poll`: rounded up, so that it does not wake just before the time.
     fn timeout(self) -> PollTimeout {
         let Some(instant) = self.0 else { return PollTimeout::NONE };

@@ -5,24 +5,25 @@
 //! that a thread of the device waits for. A driver that breaks the rules of virtio finds the device in
 //! `DEVICE_NEEDS_RESET`, and the log says what it did.
 //!
-//! Commands are not sent yet: the command queue is set up and checked, buffers stay with the device; what arrives in
-//! the reply queue answers nothing and goes back to the driver as used.
+//! A command ([`Monitor::submit`]) goes into the next buffer that the driver has put into the command queue; until there
+//! is one it waits. Replies find their requesters by tag ([`Mailbox`]), and their buffers go back to the driver.
 
 mod config;
 mod interrupt;
+mod mailbox;
 mod queue;
 mod registers;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod worker;
 
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{fmt, io};
 
+use pagevisor_shared::command::{BUFFER_BYTES, CommandHeader, RawOp};
 use pagevisor_shared::device::monitor;
 use pagevisor_shared::region::GuestState;
-use virtio_queue::{QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::bus::Device;
@@ -30,6 +31,7 @@ use crate::memory::GuestMemory;
 use crate::topology::AddrRange;
 
 pub use interrupt::{Interrupt, MsiRoute};
+pub use mailbox::{Mailbox, NoReply, Reply, Traffic, Waiting};
 pub use queue::QueueSetupError;
 pub use registers::{Effect, QUEUES, Registers, Violation};
 pub use worker::MonitorWorker;
@@ -46,6 +48,8 @@ pub struct MonitorHooks {
     pub state: Box<dyn Fn(GuestState) + Send + Sync>,
     /// The log.
     pub notice: Notice,
+    /// Commands and who waits for replies; whoever learns first of the machine's end closes it.
+    pub mailbox: Arc<Mailbox>,
 }
 
 /// The device.
@@ -54,6 +58,7 @@ pub struct Monitor {
     memory: Arc<GuestMemory>,
     interrupt: Interrupt,
     doorbells: [EventFd; QUEUES],
+    mailbox: Arc<Mailbox>,
     hooks: MonitorHooks,
 }
 
@@ -75,6 +80,7 @@ impl Monitor {
             memory,
             interrupt: Interrupt::new(route)?,
             doorbells: [doorbell()?, doorbell()?],
+            mailbox: hooks.mailbox.clone(),
             hooks,
         })
     }
@@ -100,6 +106,7 @@ impl Monitor {
         if inner.registers.need_reset() {
             self.interrupt.raise();
         }
+        self.mailbox.forget_sent();
     }
 
     /// Writes a line, unless the guest has caused too many.
@@ -116,9 +123,15 @@ impl Monitor {
     fn apply(&self, inner: &mut Inner, effect: Effect) {
         match effect {
             Effect::None | Effect::QueueChanged(_) => {}
-            Effect::Reset => self.interrupt.unroute(),
+            Effect::Reset => {
+                self.interrupt.unroute();
+                self.mailbox.forget_sent();
+            }
             Effect::Notify(queue) => self.serve(inner, queue),
-            Effect::State(state) => (self.hooks.state)(state),
+            Effect::State(state) => {
+                (self.hooks.state)(state);
+                self.send(inner);
+            }
             Effect::Msi { address, data } => {
                 if let Err(error) = self.interrupt.route(address, data) {
                     self.notice(inner, &format!("monitor device: no interrupt by {address:#x}/{data:#x}: {error}"));
@@ -146,37 +159,72 @@ impl Monitor {
 
     /// Looks at what the driver put into a queue.
     fn serve(&self, inner: &mut Inner, index: usize) {
-        if !inner.registers.is_live() {
-            return;
-        }
-        let Some(queue) = inner.registers.queue(index) else { return };
+        if index == monitor::QUEUE_REPLY as usize { self.receive(inner) } else { self.send(inner) }
+    }
+
+    /// Puts commands that wait into the buffers that are there.
+    fn send(&self, inner: &mut Inner) {
         let ram = self.memory.ram();
-        let served =
-            if index == monitor::QUEUE_REPLY as usize { discard_replies(queue, ram) } else { check(queue, ram) };
-        match served {
-            Ok(false) => {}
-            Ok(true) => {
+        let sent = inner.live_queue(monitor::QUEUE_COMMAND).map(|queue| transfer::send(queue, ram, &self.mailbox));
+        self.used(inner, monitor::QUEUE_COMMAND, sent);
+    }
+
+    /// Takes the replies that are there and gives their buffers back.
+    fn receive(&self, inner: &mut Inner) {
+        let ram = self.memory.ram();
+        let mut strays = 0;
+        let received = inner
+            .live_queue(monitor::QUEUE_REPLY)
+            .map(|queue| transfer::receive(queue, ram, &mut |reply| strays += u32::from(!self.mailbox.deliver(reply))));
+        for _ in 0..strays {
+            self.notice(inner, "monitor device: a reply to no command, or one that makes no sense");
+        }
+        self.used(inner, monitor::QUEUE_REPLY, received);
+    }
+
+    /// Tells the driver of buffers that were used, or what is wrong with them.
+    fn used(&self, inner: &mut Inner, index: u32, used: Option<Result<bool, virtio_queue::Error>>) {
+        match used {
+            None | Some(Ok(false)) => {}
+            Some(Ok(true)) => {
                 inner.registers.buffers_used();
                 self.interrupt.raise();
             }
-            Err(_) => self.broken(inner, Violation::Buffer(index)),
+            Some(Err(_)) => self.broken(inner, Violation::Buffer(index as usize)),
         }
     }
-}
 
-/// Checks that the driver is at most a queue's length ahead.
-fn check(queue: &mut virtio_queue::Queue, ram: &GuestMemoryMmap) -> Result<bool, virtio_queue::Error> {
-    queue.iter(ram).map(|_| false)
-}
-
-/// Gives back all replies unread: no command was sent that they could answer. Says whether to interrupt.
-fn discard_replies(queue: &mut virtio_queue::Queue, ram: &GuestMemoryMmap) -> Result<bool, virtio_queue::Error> {
-    // `iter` refuses an index that is more than a queue's length ahead, so this ends.
-    let heads: Vec<u16> = queue.iter(ram)?.map(|chain| chain.head_index()).collect();
-    for &head in &heads {
-        queue.add_used(ram, head, 0)?;
+    /// Sends a command to the guest as soon as it has a buffer for it.
+    ///
+    /// # Errors
+    /// When it is too long, or the machine has ended.
+    pub fn submit(&self, header: CommandHeader, ops: &[RawOp], payload: &[u8]) -> Result<Waiting, NoReply> {
+        let message = mailbox::encode(header, ops, payload);
+        if message.len() > BUFFER_BYTES {
+            return Err(NoReply::TooLong);
+        }
+        let waiting = self.mailbox.post(message)?;
+        self.send(&mut self.lock());
+        Ok(waiting)
     }
-    Ok(!heads.is_empty() && queue.needs_notification(ram)?)
+
+    /// Commands and replies.
+    pub fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.mailbox
+    }
+}
+
+impl fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Monitor").field("mailbox", &self.mailbox).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    /// The queue, if the driver has set it up and is alive.
+    fn live_queue(&mut self, index: u32) -> Option<&mut virtio_queue::Queue> {
+        if self.registers.is_live() { self.registers.queue(index as usize) } else { None }
+    }
 }
 
 impl Device for Monitor {

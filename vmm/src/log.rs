@@ -77,7 +77,7 @@ fn write_record(out: &mut impl Write, record: &LogRecord<'_>) -> io::Result<()> 
 }
 
 /// Writes text of the guest's with control characters escaped.
-pub(super) fn write_clean(out: &mut impl Write, text: &str) -> io::Result<()> {
+pub(crate) fn write_clean(out: &mut impl Write, text: &str) -> io::Result<()> {
     for part in text.split_inclusive(|c: char| c.is_control() && c != '\t') {
         let escaped = part.chars().next_back().filter(|c| c.is_control() && *c != '\t');
         match escaped {

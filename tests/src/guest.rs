@@ -1,0 +1,64 @@
+//! A fresh guest for each test, and what there is to know about it when the test fails.
+
+use std::error::Error;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use pagevisor::guest::{Builder, Guest};
+use pagevisor::machine::Machine;
+use pagevisor::topology::Topology;
+
+/// What a test gives: `?` takes every error.
+pub type Outcome = Result<(), Box<dyn Error>>;
+
+/// Boots a guest of this topology (TOML, as in the files of `vmm/topologies`), lets `test` have it, and verifies it
+/// afterwards.
+///
+/// # Panics
+/// When the guest does not boot, `test` fails or panics, or the guest does not verify in the end. Then the topology, the
+/// guest's state and its log have been printed.
+pub fn guest(topology: &str, test: impl FnOnce(&Guest) -> Outcome) {
+    guest_with(Machine::builder(), topology, test);
+}
+
+/// As [`guest()`], with more words for the kernel's command line.
+///
+/// # Panics
+/// As there.
+pub fn guest_appended(topology: &str, append: &str, test: impl FnOnce(&Guest) -> Outcome) {
+    guest_with(Machine::builder().append(append), topology, test);
+}
+
+/// As [`guest()`], of a machine that has been described further.
+///
+/// # Panics
+/// As there.
+pub fn guest_with(builder: Builder, topology: &str, test: impl FnOnce(&Guest) -> Outcome) {
+    let machine = Topology::from_toml(topology, "topology").unwrap_or_else(|error| panic!("{error}"));
+    let guest = builder.topology(machine).boot().unwrap_or_else(|error| panic!("{error}\n{topology}"));
+    let outcome = catch_unwind(AssertUnwindSafe(|| test(&guest)));
+    let failure = match outcome {
+        Ok(Ok(())) => match sound(&guest) {
+            Ok(()) => return,
+            Err(error) => error,
+        },
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => {
+            eprintln!("{}", guest.describe());
+            resume_unwind(panic);
+        }
+    };
+    eprintln!("{}", guest.describe());
+    panic!("{failure}");
+}
+
+/// Whether all that the guest's allocator keeps is as it should be.
+///
+/// # Errors
+/// What is not, or why that cannot be told.
+pub fn sound(guest: &Guest) -> Result<(), String> {
+    if guest.end().is_some() {
+        return Ok(());
+    }
+    let report = guest.verify().map_err(|error| error.to_string())?;
+    if report.is_sound() { Ok(()) } else { Err(format!("the guest does not verify:\n{report}")) }
+}

@@ -1,0 +1,253 @@
+//! Commands and replies, with a driver that the test plays.
+
+use std::time::Instant;
+
+use pagevisor_shared::command::{Op, OpResult, ReplyHeader, Status};
+
+use super::*;
+
+/// Where the driver's buffers are: 64 KiB for each descriptor of each queue.
+const BUFFERS: u64 = 0x20_0000;
+const PATIENCE: Duration = Duration::from_secs(30);
+const WRITE_ONLY: u16 = 2;
+const NEXT: u16 = 1;
+
+/// A driver of which everything can be wrong.
+struct Driver {
+    rig: Rig,
+    offered: [u16; 2],
+}
+
+impl Driver {
+    fn new() -> Self {
+        let rig = rig();
+        rig.set_up();
+        Self { rig, offered: [0; 2] }
+    }
+
+    fn buffer(queue: u64, index: u16) -> u64 {
+        BUFFERS + queue * 0x10_0000 + u64::from(index) * BUFFER_BYTES as u64
+    }
+
+    fn describe(&self, queue: u64, index: u16, address: u64, len: u32, flags: u16, next: u16) {
+        let at = QUEUE_AT + queue * 0x1000 + u64::from(index) * 16;
+        let ram = self.rig.monitor.memory.ram();
+        ram.write_obj(address, GuestAddress(at)).unwrap();
+        ram.write_obj(len, GuestAddress(at + 8)).unwrap();
+        ram.write_obj(flags, GuestAddress(at + 12)).unwrap();
+        ram.write_obj(next, GuestAddress(at + 14)).unwrap();
+    }
+
+    /// Makes the chain at `head` available and rings.
+    fn offer(&mut self, queue: u64, head: u16) {
+        let ring = QUEUE_AT + queue * 0x1000 + AVAILABLE;
+        let ram = self.rig.monitor.memory.ram();
+        let offered = &mut self.offered[queue as usize];
+        let slot = u64::from(*offered % QUEUE_SIZE as u16);
+        ram.write_obj(head, GuestAddress(ring + 4 + 2 * slot)).unwrap();
+        *offered += 1;
+        ram.write_obj(*offered, GuestAddress(ring + 2)).unwrap();
+        self.rig.set(reg::VIRTIO_MMIO_QUEUE_NOTIFY, queue as u32);
+    }
+
+    /// Gives the device a buffer for a command.
+    fn post(&mut self, index: u16) {
+        self.describe(0, index, Self::buffer(0, index), BUFFER_BYTES as u32, WRITE_ONLY, 0);
+        self.offer(0, index);
+    }
+
+    fn used(&self, queue: u64) -> u16 {
+        self.rig.monitor.memory.ram().read_obj(GuestAddress(QUEUE_AT + queue * 0x1000 + USED + 2)).unwrap()
+    }
+
+    fn command(&self, index: u16) -> Vec<u8> {
+        let mut bytes = vec![0; 256];
+        self.rig.monitor.memory.ram().read_slice(&mut bytes, GuestAddress(Self::buffer(0, index))).unwrap();
+        bytes
+    }
+
+    fn tag(&self, index: u16) -> u64 {
+        CommandHeader::from_bytes(self.command(index).first_chunk().unwrap(), 256).unwrap().tag
+    }
+
+    fn reply(&mut self, index: u16, bytes: &[u8]) {
+        let at = Self::buffer(1, index);
+        self.rig.monitor.memory.ram().write_slice(bytes, GuestAddress(at)).unwrap();
+        self.describe(1, index, at, bytes.len() as u32, 0, 0);
+        self.offer(1, index);
+    }
+
+    fn submit(&self) -> Waiting {
+        self.rig.monitor.submit(CommandHeader::default(), &[Op::Nop.encode()], b"more").unwrap()
+    }
+}
+
+fn reply(tag: u64, values: &[u64]) -> Vec<u8> {
+    let header = ReplyHeader {
+        tag,
+        status: Status::Done,
+        cpu: 0,
+        nr_results: values.len() as u32,
+        payload_len: 0,
+        tsc_start: 1,
+        tsc_end: 2,
+    };
+    let mut bytes = header.to_bytes().to_vec();
+    values.iter().for_each(|&value| bytes.extend(OpResult::ok(value).to_bytes()));
+    bytes
+}
+
+#[test]
+fn a_command_goes_out_and_its_reply_comes_back() {
+    let mut driver = Driver::new();
+    driver.post(0);
+    assert!(!driver.rig.interrupted());
+    let waiting = driver.submit();
+    assert!(driver.rig.interrupted());
+    assert_eq!(driver.used(0), 1);
+    let command = driver.command(0);
+    let header = CommandHeader::from_bytes(command.first_chunk().unwrap(), 256).unwrap();
+    assert_eq!((header.nr_ops, header.payload_len), (1, 4));
+    assert_eq!(&command[header.payload_offset()..][..4], b"more");
+    driver.reply(0, &reply(header.tag, &[7]));
+    let answer = waiting.wait(PATIENCE).unwrap();
+    assert_eq!(answer.results, [OpResult::ok(7)]);
+    assert_eq!(driver.used(1), 1);
+    let traffic = driver.rig.monitor.mailbox().traffic();
+    assert_eq!(traffic, Traffic { commands: 1, replies: 1, late: 0, strays: 0 });
+}
+
+#[test]
+fn commands_wait_for_buffers_and_replies_come_in_any_order() {
+    let mut driver = Driver::new();
+    let waiting: Vec<Waiting> = (0..4).map(|_| driver.submit()).collect();
+    assert_eq!(driver.used(0), 0);
+    for index in 0..4 {
+        driver.post(index);
+        assert_eq!(driver.used(0), index + 1);
+    }
+    for index in (0..4).rev() {
+        let tag = driver.tag(index);
+        driver.reply(index, &reply(tag, &[index.into()]));
+    }
+    for (waiting, value) in waiting.into_iter().zip(0..) {
+        assert_eq!(waiting.wait(PATIENCE).unwrap().results, [OpResult::ok(value)]);
+    }
+}
+
+#[test]
+fn a_message_is_spread_over_the_parts_of_a_buffer() {
+    let mut driver = Driver::new();
+    driver.describe(0, 0, Driver::buffer(0, 0), 10, WRITE_ONLY | NEXT, 1);
+    driver.describe(0, 1, Driver::buffer(0, 0) + 10, 1000, WRITE_ONLY, 0);
+    driver.offer(0, 0);
+    let _waiting = driver.submit();
+    assert_eq!(driver.tag(0), 1);
+}
+
+#[test]
+fn replies_that_make_no_sense_wake_nobody_wrong() {
+    let mut driver = Driver::new();
+    driver.post(0);
+    let waiting = driver.submit();
+    // To no command, to one of the future, and too short for a head.
+    driver.reply(0, &reply(0, &[]));
+    driver.reply(1, &reply(77, &[]));
+    driver.reply(2, b"short");
+    assert_eq!(driver.rig.monitor.mailbox().traffic().strays, 3);
+    assert_eq!(driver.rig.events.try_iter().count(), 3);
+    // The right tag, with more results than there are.
+    let tag = driver.tag(0);
+    let mut bytes = reply(tag, &[1]);
+    bytes[20..24].copy_from_slice(&u32::MAX.to_le_bytes());
+    driver.reply(3, &bytes);
+    assert_eq!(waiting.wait(PATIENCE), Err(NoReply::Malformed));
+    // An error that does not exist.
+    driver.post(1);
+    let waiting = driver.submit();
+    let mut bytes = reply(driver.tag(1), &[1]);
+    bytes[ReplyHeader::BYTES..][..4].copy_from_slice(&999u32.to_le_bytes());
+    driver.reply(4, &bytes);
+    assert_eq!(waiting.wait(PATIENCE), Err(NoReply::Malformed));
+    assert_eq!(driver.used(1), 5);
+}
+
+#[test]
+fn a_reply_that_comes_late_is_no_stray() {
+    let mut driver = Driver::new();
+    driver.post(0);
+    assert_eq!(driver.submit().wait(Duration::ZERO), Err(NoReply::TimedOut));
+    driver.reply(0, &reply(1, &[]));
+    assert_eq!(driver.rig.monitor.mailbox().traffic(), Traffic { commands: 1, replies: 0, late: 1, strays: 0 });
+    // One that the guest never saw is not sent any more.
+    drop(driver.submit());
+    driver.post(1);
+    assert_eq!(driver.used(0), 1);
+}
+
+#[test]
+fn the_end_wakes_all_who_wait() {
+    let mut driver = Driver::new();
+    driver.post(0);
+    let (sent, unsent) = (driver.submit(), driver.submit());
+    let monitor = driver.rig.monitor.clone();
+    let begin = Instant::now();
+    let closer = std::thread::spawn(move || monitor.mailbox().close());
+    assert_eq!(sent.wait(PATIENCE), Err(NoReply::Ended));
+    assert_eq!(unsent.wait(PATIENCE), Err(NoReply::Ended));
+    closer.join().unwrap();
+    assert!(begin.elapsed() < PATIENCE);
+    assert_eq!(driver.rig.monitor.submit(CommandHeader::default(), &[], &[]).unwrap_err(), NoReply::Ended);
+}
+
+#[test]
+fn a_reset_loses_what_was_sent_and_keeps_what_was_not() {
+    let mut driver = Driver::new();
+    driver.post(0);
+    let (sent, unsent) = (driver.submit(), driver.submit());
+    driver.rig.set(reg::VIRTIO_MMIO_STATUS, 0);
+    assert_eq!(sent.wait(PATIENCE), Err(NoReply::Reset));
+    driver.rig.set_up();
+    driver.offered = [0; 2];
+    driver.rig.monitor.memory.ram().write_obj(0u16, GuestAddress(QUEUE_AT + USED + 2)).unwrap();
+    driver.post(1);
+    let tag = driver.tag(1);
+    driver.reply(0, &reply(tag, &[5]));
+    assert_eq!(unsent.wait(PATIENCE).unwrap().results, [OpResult::ok(5)]);
+}
+
+#[test]
+fn buffers_that_cannot_be_break_the_device_not_the_host() {
+    // A command's buffer: too short, not writable, outside of RAM, a chain that bites its tail.
+    let cases: [(u64, u32, u16, u16); 4] = [
+        (Driver::buffer(0, 0), 20, WRITE_ONLY, 0),
+        (Driver::buffer(0, 0), 0x1000, 0, 0),
+        (0xe000_0000, 0x1000, WRITE_ONLY, 0),
+        (Driver::buffer(0, 0), 1, WRITE_ONLY | NEXT, 0),
+    ];
+    for (address, len, flags, next) in cases {
+        let mut driver = Driver::new();
+        driver.describe(0, 0, address, len, flags, next);
+        driver.offer(0, 0);
+        let waiting = driver.submit();
+        driver.rig.assert_broken("queue 0");
+        // It was not sent: a driver that mends its ways gets it.
+        assert_eq!(waiting.wait(Duration::ZERO), Err(NoReply::TimedOut));
+    }
+    // A reply outside of RAM; one that claims to be longer than all of memory ends at a message's length.
+    let mut driver = Driver::new();
+    driver.describe(1, 0, 0xe000_0000, 64, 0, 0);
+    driver.offer(1, 0);
+    driver.rig.assert_broken("queue 1");
+    let mut driver = Driver::new();
+    driver.describe(1, 0, Driver::buffer(1, 0), u32::MAX, 0, 0);
+    driver.offer(1, 0);
+    assert_eq!((driver.used(1), driver.rig.monitor.mailbox().traffic().strays), (1, 1));
+}
+
+#[test]
+fn a_command_longer_than_a_buffer_is_not_taken() {
+    let driver = Driver::new();
+    let error = driver.rig.monitor.submit(CommandHeader::default(), &[], &[0; BUFFER_BYTES]).unwrap_err();
+    assert_eq!(error, NoReply::TooLong);
+}

@@ -1,0 +1,78 @@
+//! Moving messages between the host and the buffers of the guest's queues. What the guest says of its buffers may be
+//! anything: each descriptor is checked, and loops are bounded by the queue's size.
+
+use pagevisor_shared::command::BUFFER_BYTES;
+use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestMemoryMmap};
+
+use super::mailbox::Mailbox;
+
+type Chain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
+
+/// Copies commands that wait into buffers, as long as there are both. Whether to interrupt.
+pub(super) fn send(queue: &mut Queue, ram: &GuestMemoryMmap, mailbox: &Mailbox) -> Result<bool, Error> {
+    let mut used = false;
+    loop {
+        // `iter` refuses an index that is more than a queue's length ahead, also when there is nothing to send.
+        let mut chains = queue.iter(ram)?;
+        if !mailbox.has_pending() {
+            break;
+        }
+        let Some(chain) = chains.next() else { break };
+        let head = chain.head_index();
+        let Some(letter) = mailbox.take() else {
+            // Its requester has given up since.
+            queue.go_to_previous_position();
+            break;
+        };
+        if let Err(error) = write(chain, ram, &letter.message) {
+            mailbox.put_back(letter);
+            return Err(error);
+        }
+        // Before the guest can reply to it.
+        mailbox.sent(&letter);
+        queue.add_used(ram, head, letter.message.len() as u32)?;
+        used = true;
+    }
+    Ok(used && queue.needs_notification(ram)?)
+}
+
+/// Writes `message` to the buffer.
+fn write(chain: Chain<'_>, ram: &GuestMemoryMmap, message: &[u8]) -> Result<(), Error> {
+    let mut rest = message;
+    for descriptor in chain.writable() {
+        let (part, behind) = rest.split_at_checked(descriptor.len() as usize).unwrap_or((rest, &[]));
+        ram.write_slice(part, descriptor.addr()).map_err(Error::GuestMemory)?;
+        rest = behind;
+    }
+    if rest.is_empty() { Ok(()) } else { Err(Error::InvalidChain) }
+}
+
+/// Reads the replies that are there and gives their buffers back. Whether to interrupt.
+pub(super) fn receive(queue: &mut Queue, ram: &GuestMemoryMmap, deliver: &mut dyn FnMut(&[u8])) -> Result<bool, Error> {
+    let mut used = false;
+    let mut bytes = Vec::new();
+    // At most a queue's length: what the driver adds meanwhile rings the bell again.
+    let chains: Vec<Chain<'_>> = queue.iter(ram)?.collect();
+    for chain in chains {
+        let head = chain.head_index();
+        read(chain, ram, &mut bytes)?;
+        deliver(&bytes);
+        queue.add_used(ram, head, 0)?;
+        used = true;
+    }
+    Ok(used && queue.needs_notification(ram)?)
+}
+
+/// Reads the buffer, but no more of it than a message may have.
+fn read(chain: Chain<'_>, ram: &GuestMemoryMmap, bytes: &mut Vec<u8>) -> Result<(), Error> {
+    bytes.clear();
+    for descriptor in chain.readable() {
+        let start = bytes.len();
+        bytes.resize(start + (descriptor.len() as usize).min(BUFFER_BYTES - start), 0);
+        if let Some(part) = bytes.get_mut(start..) {
+            ram.read_slice(part, descriptor.addr()).map_err(Error::GuestMemory)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,250 @@
+//! A CPU of a guest, and what it can be told.
+
+use pagevisor_shared::command::{ANY_CPU, Isolate, Op, Placement};
+use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::migrate::MigrateType;
+use pagevisor_shared::units::{NodeId, NodeMask, Order, Pfn};
+
+use super::batch::Batch;
+use super::error::{Error, ErrorKind};
+use super::pages::{Blocks, Frames, Held, Pages};
+use super::session::{Call, Executed, Guest, single};
+
+/// Most blocks of one operation: their frames fill half of a reply.
+pub(super) const MAX_BLOCKS: u32 = 8192;
+
+/// A CPU that executes operations. Copies are for the same CPU; each has a memory policy of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuHandle<'g> {
+    guest: &'g Guest,
+    cpu: u32,
+    placement: Placement,
+}
+
+impl<'g> CpuHandle<'g> {
+    pub(super) fn new(guest: &'g Guest, cpu: u32) -> Self {
+        Self { guest, cpu, placement: Placement::Local }
+    }
+
+    /// The guest.
+    pub fn guest(&self) -> &'g Guest {
+        self.guest
+    }
+
+    /// Its number; `None` if any will do.
+    pub fn number(&self) -> Option<u32> {
+        (self.cpu != ANY_CPU).then_some(self.cpu)
+    }
+
+    pub(super) fn raw(&self) -> u32 {
+        self.cpu
+    }
+
+    /// The CPU with another memory policy for its allocations.
+    #[must_use]
+    pub fn with(self, placement: Placement) -> Self {
+        Self { placement, ..self }
+    }
+
+    /// Allocating from these nodes only (`MPOL_BIND`).
+    #[must_use]
+    pub fn bind(self, nodes: NodeMask) -> Self {
+        self.with(Placement::Bind(nodes))
+    }
+
+    /// Allocating from these nodes in turn (`MPOL_INTERLEAVE`).
+    #[must_use]
+    pub fn interleave(self, nodes: NodeMask) -> Self {
+        self.with(Placement::Interleave(nodes))
+    }
+
+    /// Allocating from this node or as near to it as can be (`MPOL_PREFERRED`).
+    #[must_use]
+    pub fn prefer(self, node: NodeId) -> Self {
+        self.with(Placement::Preferred(node))
+    }
+
+    pub(super) fn placement(&self) -> Placement {
+        self.placement
+    }
+
+    /// Executes one operation without a payload. Handles in it are the caller's matter.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Op`] if it failed; [`ErrorKind::TimedOut`], [`ErrorKind::Ended`] and the like if there is no reply.
+    pub fn execute(&self, op: Op) -> Result<Executed, Error> {
+        self.execute_with(op, &[])
+    }
+
+    /// Executes one operation with a payload.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub fn execute_with(&self, op: Op, payload: &[u8]) -> Result<Executed, Error> {
+        let timeout = self.guest.command_timeout();
+        let reply = self.guest.call(&Call { cpu: self.cpu, flags: 0, ops: &[op], payload, timeout, stop: None })?;
+        let result = single(&op, &reply).map_err(|kind| self.guest.error(kind))?;
+        Ok(Executed {
+            value: result.value,
+            aux: result.aux,
+            cpu: reply.header.cpu,
+            ticks: reply.header.tsc_end.saturating_sub(reply.header.tsc_start),
+            payload: reply.payload,
+        })
+    }
+
+    /// Does nothing, in order with what else the CPU is told.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub fn nop(&self) -> Result<Executed, Error> {
+        self.execute(Op::Nop)
+    }
+
+    /// `alloc_pages`.
+    ///
+    /// # Errors
+    /// [`pagevisor_shared::command::OpError::NoMemory`], and as [`Self::execute`].
+    pub fn alloc_pages(&self, gfp: Gfp, order: Order) -> Result<Pages<'g>, Error> {
+        let handle = self.guest.take_handles(1)?;
+        let op = Op::AllocPages { gfp, order, placement: self.placement, handle, count: 1 };
+        match self.execute(op) {
+            Ok(done) => Ok(Pages::new(Held::new(*self, handle, 1), Pfn::new(done.value), order)),
+            Err(error) => Err(self.not_taken(handle, 1, error)),
+        }
+    }
+
+    /// `alloc_pages_node`: from `node`, or as near to it as can be.
+    ///
+    /// # Errors
+    /// As [`Self::alloc_pages`].
+    pub fn alloc_on(&self, node: NodeId, gfp: Gfp, order: Order) -> Result<Pages<'g>, Error> {
+        self.prefer(node).alloc_pages(gfp, order)
+    }
+
+    /// `count` blocks, as many as fit into a message at a time. When memory runs out the result has fewer.
+    ///
+    /// # Errors
+    /// As [`Self::execute`], but not for want of memory.
+    pub fn alloc_many(&self, gfp: Gfp, order: Order, count: u32) -> Result<Blocks<'g>, Error> {
+        let mut blocks = Blocks::new(*self, order);
+        let mut left = count;
+        while left != 0 {
+            let wanted = left.min(MAX_BLOCKS);
+            let got = self.alloc_some(gfp, order, wanted, &mut blocks)?;
+            if got < wanted {
+                break;
+            }
+            left -= wanted;
+        }
+        Ok(blocks)
+    }
+
+    /// Up to [`MAX_BLOCKS`] blocks; how many there were.
+    fn alloc_some(&self, gfp: Gfp, order: Order, count: u32, blocks: &mut Blocks<'g>) -> Result<u32, Error> {
+        let handle = self.guest.take_handles(count)?;
+        let done = match self.execute(Op::AllocPages { gfp, order, placement: self.placement, handle, count }) {
+            Ok(done) => done,
+            Err(error) if error.op() == Some(pagevisor_shared::command::OpError::NoMemory) => {
+                self.guest.give_handles(handle, count);
+                return Ok(0);
+            }
+            Err(error) => return Err(self.not_taken(handle, count, error)),
+        };
+        let frames = frames(&done, count);
+        let Some(frames) = frames else {
+            return Err(self.guest.error(ErrorKind::BadReply { cpu: self.cpu, what: "the frames of the blocks" }));
+        };
+        let got = frames.len() as u32;
+        self.guest.give_handles(handle + got, count - got);
+        blocks.add(Held::new(*self, handle, got), frames);
+        Ok(got)
+    }
+
+    /// Gives back handles for which the guest has nothing; those of a command without a reply it may have.
+    fn not_taken(&self, handle: u32, count: u32, error: Error) -> Error {
+        if let ErrorKind::Op { .. } | ErrorKind::Refused { .. } = error.kind() {
+            self.guest.give_handles(handle, count);
+        }
+        error
+    }
+
+    /// Empties the CPU's pagesets (`drain_local_pages`).
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub fn drain_pages(&self) -> Result<(), Error> {
+        self.execute(Op::DrainPages { all: false }).map(drop)
+    }
+
+    /// Makes the CPU's `nth` allocation from now on fail; 0 takes it back.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub fn fail_nth(&self, nth: u64) -> Result<(), Error> {
+        self.execute(Op::FailNth { nth, this_cpu: true }).map(drop)
+    }
+
+    /// `start_isolate_page_range`: nobody allocates from these page blocks any more. `migratetype` is theirs, should it
+    /// fail half-way.
+    ///
+    /// # Errors
+    /// [`pagevisor_shared::command::OpError::Busy`], and as [`Self::execute`].
+    pub fn isolate(&self, start: Pfn, end: Pfn, migratetype: MigrateType) -> Result<(), Error> {
+        self.execute(Op::Isolate { action: Isolate::Start, start, end, migratetype }).map(drop)
+    }
+
+    /// `undo_isolate_page_range`: the page blocks become `migratetype`.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub fn unisolate(&self, start: Pfn, end: Pfn, migratetype: MigrateType) -> Result<(), Error> {
+        self.execute(Op::Isolate { action: Isolate::Undo, start, end, migratetype }).map(drop)
+    }
+
+    /// `alloc_contig_range`: exactly the frames from `start` to before `end`.
+    ///
+    /// # Errors
+    /// [`pagevisor_shared::command::OpError::Busy`], and as [`Self::execute`].
+    pub fn alloc_contig_range(
+        &self,
+        start: Pfn,
+        end: Pfn,
+        migratetype: MigrateType,
+        gfp: Gfp,
+    ) -> Result<Frames<'g>, Error> {
+        let pages = end.raw().saturating_sub(start.raw());
+        let handle = self.guest.take_handles(1)?;
+        match self.execute(Op::AllocContigRange { start, end, migratetype, gfp, handle }) {
+            Ok(_) => Ok(Frames::new(Held::new(*self, handle, 1), start, pages)),
+            Err(error) => Err(self.not_taken(handle, 1, error)),
+        }
+    }
+
+    /// `cma_alloc` from the area of that number.
+    ///
+    /// # Errors
+    /// [`pagevisor_shared::command::OpError::NoMemory`], and as [`Self::execute`].
+    pub fn cma_alloc(&self, area: u8, pages: u32, align: Order) -> Result<Frames<'g>, Error> {
+        let handle = self.guest.take_handles(1)?;
+        match self.execute(Op::CmaAlloc { area, pages, align, handle }) {
+            Ok(done) => Ok(Frames::new(Held::new(*self, handle, 1), Pfn::new(done.value), pages.into())),
+            Err(error) => Err(self.not_taken(handle, 1, error)),
+        }
+    }
+
+    /// Operations that are to be executed together.
+    pub fn batch(&self) -> Batch<'g> {
+        Batch::new(*self)
+    }
+}
+
+/// The frames in a reply to an allocation of several blocks, or of one.
+fn frames(done: &Executed, count: u32) -> Option<Vec<Pfn>> {
+    if count == 1 {
+        return Some(vec![Pfn::new(done.value)]);
+    }
+    let got = usize::try_from(done.value).ok().filter(|got| *got <= count as usize)?;
+    let bytes = done.payload.get(done.aux as usize..)?.get(..got * 4)?;
+    Some(bytes.as_chunks().0.iter().map(|&word| Pfn::new(u32::from_le_bytes(word).into())).collect())
+}
