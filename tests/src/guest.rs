@@ -60,5 +60,6 @@ pub fn sound(guest: &Guest) -> Result<(), String> {
         return Ok(());
     }
     let report = guest.verify().map_err(|error| error.to_string())?;
-    if report.is_sound() { Ok(()) } else { Err(format!("the guest does not verify:\n{report}")) }
+    let findings = report.findings.iter().map(|finding| format!("\n{finding}"));
+    if report.is_sound() { Ok(()) } else { Err(findings.fold(report.summary(), |text, finding| text + &finding)) }
 }
