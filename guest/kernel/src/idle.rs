@@ -1,11 +1,13 @@
-//! What a CPU does when there is nothing to do: it gives its pending counts to the global counters and halts.
+//! What a CPU does when nothing else: it executes the commands that are aimed at it. When there are none it gives its
+//! pending counts to the global counters and halts.
 
 use crate::arch::{cpu, percpu};
-use crate::platform;
+use crate::{command, platform};
 
-/// Idles for ever, taking interrupts.
+/// Works and idles for ever, taking interrupts.
 pub fn run() -> ! {
     loop {
+        command::work();
         cpu::irq_disable();
         // Before `mm` runs on this CPU there is nothing to give.
         if let Some(mm) = platform::mm()
@@ -13,6 +15,6 @@ pub fn run() -> ! {
         {
             mm.quiet_vmstat();
         }
-        cpu::halt_with_irqs();
+        command::wait();
     }
 }

@@ -4,7 +4,7 @@
 //! boot::entry    32-bit entry, long mode, the higher half
 //! kernel_main    gates, clock, page tables, monitor device, ACPI, memblock, state region, other CPUs,
 //!                memory stack, ready
-//! idle           until the host says otherwise
+//! idle           executing commands, until the host says otherwise
 //! ```
 //!
 //! # Rules of ring 0
@@ -15,8 +15,8 @@
 //! nothing per page, no clearing of what is zero.
 //!
 //! # Unsafe code
-//! is in [`arch`], [`boot`], [`smp`], [`sync`], [`platform`], [`region`] and, for device registers and deliberate
-//! faults, in [`monitor`], [`power`] and [`selftest`]; nowhere else.
+//! is in [`arch`], [`boot`], [`smp`], [`sync`], [`platform`], [`region`], [`command`] and, for device registers and
+//! deliberate faults, in [`monitor`], [`power`] and [`selftest`]; nowhere else.
 #![no_std]
 #![no_main]
 
@@ -26,6 +26,7 @@ mod bench;
 mod bench_target;
 mod boot;
 mod clock;
+mod command;
 mod direct_map;
 mod dump;
 mod idle;
@@ -172,5 +173,6 @@ fn ready(region: &'static RegionRef<'static>, options: &Options) -> ! {
     if options.exit || !hosted || options.bench.is_some() || options.dump.is_some() {
         power::off(shutdown::OK);
     }
+    command::open();
     idle::run()
 }

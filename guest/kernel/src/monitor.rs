@@ -1,25 +1,26 @@
 //! The driver of the monitor device: virtio-mmio, version 2 registers, virtio 1.2 section 4.2.
 //!
 //! The device is named on the command line. It gives the memory of the state region and two queues (commands and
-//! replies). The driver sets the queues up and sees the device's interrupts; it is the tasks of the system that will
-//! take commands from them. Virtio-mmio knows no message-signalled interrupts, so the message is told to the device
+//! replies). The driver sets the queues up; what goes through them is [`crate::command`]'s. Virtio-mmio knows no message-signalled interrupts, so the message is told to the device
 //! through its own configuration space.
 
 use core::ptr::with_exposed_provenance_mut;
 
-use pagevisor_mm::memblock::Memblock;
+use pagevisor_mm::memblock::{MEMBLOCK_ALLOC_ACCESSIBLE, Memblock};
 use pagevisor_shared::ABI_VERSION;
+use pagevisor_shared::command::NR_BUFFERS;
 use pagevisor_shared::device::monitor::{
     CONFIG_ABI, CONFIG_MSI_ADDR, CONFIG_MSI_DATA, CONFIG_STATE, DEVICE_ID, QUEUE_COMMAND, QUEUE_REPLY, SHM_STATE,
 };
 use pagevisor_shared::region::GuestState;
-use pagevisor_shared::units::PhysAddr;
+use pagevisor_shared::units::{PAGE_SIZE, PhysAddr};
 
 use crate::arch::irq::Irq;
 use crate::arch::{paging, percpu};
-use crate::direct_map;
 use crate::log::{pr_err, pr_info};
+use crate::memory::LOWEST;
 use crate::sync::Once;
+use crate::{command, direct_map};
 
 /// Registers, by offset (virtio 1.2, 4.2.2).
 mod register {
@@ -34,6 +35,7 @@ mod register {
     pub const QUEUE_NUM_MAX: u32 = 0x034;
     pub const QUEUE_NUM: u32 = 0x038;
     pub const QUEUE_READY: u32 = 0x044;
+    pub const QUEUE_NOTIFY: u32 = 0x050;
     pub const STATUS: u32 = 0x070;
     pub const QUEUE_DESC: u32 = 0x080;
     pub const QUEUE_DRIVER: u32 = 0x090;
@@ -64,12 +66,15 @@ const NO_SHM: u64 = u64::MAX;
 const MSI_ADDRESS: u64 = 0xfee0_0000;
 
 /// Descriptors per queue, if the device has that many.
-const QUEUE_SIZE: u32 = 32;
+pub const QUEUE_SIZE: u32 = 32;
 /// Where a queue's parts lie in its half of the page: descriptors, what the driver offers, what the device used.
 const DESC_OFFSET: u64 = 0;
-const DRIVER_OFFSET: u64 = 16 * QUEUE_SIZE as u64;
-const DEVICE_OFFSET: u64 = (DRIVER_OFFSET + 6 + 2 * QUEUE_SIZE as u64).next_multiple_of(64);
-const QUEUE_BYTES: u64 = 2048;
+/// See [`DESC_OFFSET`].
+pub const DRIVER_OFFSET: u64 = 16 * QUEUE_SIZE as u64;
+/// See [`DRIVER_OFFSET`].
+pub const DEVICE_OFFSET: u64 = (DRIVER_OFFSET + 6 + 2 * QUEUE_SIZE as u64).next_multiple_of(64);
+/// Bytes of a queue's parts.
+pub const QUEUE_BYTES: u64 = 2048;
 const _: () = assert!(DEVICE_OFFSET + 6 + 8 * QUEUE_SIZE as u64 <= QUEUE_BYTES);
 
 static DEVICE: Once<Monitor> = Once::new();
@@ -150,20 +155,29 @@ impl Monitor {
         Ok(())
     }
 
-    /// Hands the device a queue at `phys`.
-    fn set_up_queue(&self, index: u32, phys: u64) -> Result<(), &'static str> {
+    /// Tells the device that there is something in a queue.
+    pub fn notify(&self, queue: u32) {
+        self.write(register::QUEUE_NOTIFY, queue);
+    }
+
+    /// Hands the device a queue at `phys`; gives its size.
+    fn set_up_queue(&self, index: u32, phys: u64) -> Result<u32, &'static str> {
         self.write(register::QUEUE_SEL, index);
         let max = self.read(register::QUEUE_NUM_MAX);
         if max == 0 || self.read(register::QUEUE_READY) != 0 {
             return Err("it has no such queue");
         }
         // Sizes are powers of two, and so is the device's largest.
-        self.write(register::QUEUE_NUM, QUEUE_SIZE.min(max));
+        let size = QUEUE_SIZE.min(max);
+        if (size as usize) < NR_BUFFERS {
+            return Err("its queues are too short");
+        }
+        self.write(register::QUEUE_NUM, size);
         self.write_pair(register::QUEUE_DESC, phys + DESC_OFFSET);
         self.write_pair(register::QUEUE_DRIVER, phys + DRIVER_OFFSET);
         self.write_pair(register::QUEUE_DEVICE, phys + DEVICE_OFFSET);
         self.write(register::QUEUE_READY, 1);
-        Ok(())
+        Ok(size)
     }
 }
 
@@ -187,11 +201,19 @@ pub fn start(memblock: &mut Memblock) {
     let Some(device) = DEVICE.get() else { return };
     let page = direct_map::new_table(memblock).raw();
     let queues =
-        device.set_up_queue(QUEUE_COMMAND, page).and_then(|()| device.set_up_queue(QUEUE_REPLY, page + QUEUE_BYTES));
-    if let Err(reason) = queues {
-        device.add_status(status::FAILED);
-        pr_err!("monitor: {reason}");
-        return;
+        device.set_up_queue(QUEUE_COMMAND, page).and_then(|_| device.set_up_queue(QUEUE_REPLY, page + QUEUE_BYTES));
+    let size = match queues {
+        Ok(size) => size,
+        Err(reason) => {
+            device.add_status(status::FAILED);
+            pr_err!("monitor: {reason}");
+            return;
+        }
+    };
+    // Neither cleared nor touched: the host has no memory for it until there are messages.
+    match memblock.alloc_try_nid_raw(command::BUFFERS_BYTES, PAGE_SIZE, LOWEST, MEMBLOCK_ALLOC_ACCESSIBLE, None) {
+        Ok(buffers) => command::init(device, size as u16, page, buffers.raw()),
+        Err(error) => pr_err!("monitor: no memory for commands: {error}"),
     }
     let address = MSI_ADDRESS | (percpu::this().apic_id() as u64) << 12;
     device.write_pair(register::CONFIG + CONFIG_MSI_ADDR, address);

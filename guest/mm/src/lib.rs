@@ -13,6 +13,7 @@
 //! | [`page_alloc`] | the page allocator: fast path, slow path, freeing, reports |
 //! | [`instrument`] | what can look at every allocation and free |
 //! | [`contig`] | page isolation, ranges of frames, contiguous memory areas |
+//! | [`workload`], [`command`] | what the host can have done: workloads, single operations |
 //!
 //! One [`Mm`] owns everything; the crate has no mutable global. All that differs between ring 0 and a hosted test
 //! sits behind [`platform::Platform`]. The counters and lists are in the state region and in the page metadata:
@@ -33,6 +34,7 @@ extern crate std;
 mod boot;
 pub mod buddy;
 pub mod check;
+pub mod command;
 pub mod contig;
 mod cpu;
 mod hooks;
@@ -50,6 +52,7 @@ pub mod platform;
 pub mod raw;
 mod sparse;
 pub mod sync;
+pub mod workload;
 pub mod zone;
 
 pub use boot::{BootConfig, BootError};

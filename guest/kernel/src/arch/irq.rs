@@ -69,6 +69,7 @@ pub fn handle(vector: u64) {
     }
     apic::eoi();
     match irq {
+        Irq::Monitor => crate::command::receive(),
         Irq::CallFunction => crate::smp::run_called_functions(),
         Irq::Stop if STOPPING.load(Ordering::Relaxed) => cpu::stop(),
         // Counting and waking from a halt is all there is to the others.

@@ -59,4 +59,24 @@ impl DirectMap {
         // aligned, and atomics are valid with any content.
         unsafe { slice::from_raw_parts(self.at(pfn.addr()).cast(), PAGE_SIZE as usize / 8) }
     }
+
+    /// Copies `len` bytes from `addr` on into words, as many as they have room for.
+    ///
+    /// # Safety
+    /// All of them lie in RAM that the caller has to itself, and nobody else uses the words.
+    pub(crate) unsafe fn copy_out(self, addr: PhysAddr, to: &[AtomicU64], len: usize) {
+        let to_bytes = to.as_ptr().cast::<u8>().cast_mut();
+        // SAFETY: RAM lies inside the direct map (promise of `Platform`); atomics may be written through a shared
+        // reference, and nobody else uses either meanwhile.
+        unsafe { to_bytes.copy_from_nonoverlapping(self.at(addr), len.min(8 * to.len())) };
+    }
+
+    /// Copies `from` into memory, from `addr` on.
+    ///
+    /// # Safety
+    /// As for [`Self::copy_out`].
+    pub(crate) unsafe fn copy_in(self, addr: PhysAddr, from: &[u8]) {
+        // SAFETY: RAM lies inside the direct map (promise of `Platform`), and nobody else uses it meanwhile.
+        unsafe { self.at(addr).copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+    }
 }

@@ -1,0 +1,295 @@
+//! Commands from the host: from the monitor device's queue to the CPU they are aimed at, and replies back.
+//!
+//! The device interrupts CPU 0, which looks at each message's head and puts it into the queue of a CPU. A CPU that
+//! has nothing to do halts; woken, it works its queue off, with interrupts on, from its idle loop. The commands
+//! themselves are executed by [`pagevisor_mm::command`].
+
+mod parts;
+mod queue;
+
+use core::hint::spin_loop;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use pagevisor_mm::Mm;
+use pagevisor_mm::command::{Commands, Services, execute, refuse};
+use pagevisor_shared::NR_CPUS;
+use pagevisor_shared::command::{ANY_CPU, BUFFER_BYTES, CommandHeader, NR_BUFFERS, Status};
+use pagevisor_shared::device::monitor::{QUEUE_COMMAND, QUEUE_REPLY};
+use pagevisor_shared::region::records::{Activity, CpuState};
+use pagevisor_shared::units::{CpuId, CpuMask};
+
+use crate::arch::{cpu, percpu};
+use crate::monitor::{Monitor, QUEUE_BYTES};
+use crate::platform::{self, Kernel};
+use crate::sync::{IrqSpinLock, Once};
+use crate::{power, region, smp};
+use queue::Queue;
+
+/// Bytes of the buffers of both queues.
+pub const BUFFERS_BYTES: u64 = 2 * (NR_BUFFERS * BUFFER_BYTES) as u64;
+
+static TRANSPORT: Once<Transport> = Once::new();
+static COMMANDS: Commands = Commands::new();
+static JOBS: [Jobs; NR_CPUS] = [const { Jobs::new() }; NR_CPUS];
+/// Barriers that have begun.
+static BARRIERS: AtomicU64 = AtomicU64::new(0);
+
+/// The queues.
+#[derive(Debug)]
+struct Transport {
+    commands: Queue,
+    replies: Queue,
+}
+
+/// A message that waits: its buffer and length.
+#[derive(Clone, Copy, Debug)]
+struct Job {
+    buffer: u8,
+    len: u32,
+}
+
+/// What a CPU has to do.
+#[derive(Debug)]
+struct Jobs {
+    waiting: IrqSpinLock<Fifo>,
+    /// Messages that wait or are being executed.
+    count: AtomicU32,
+    /// The last barrier that began before the CPU's last safe point.
+    barrier: AtomicU64,
+}
+
+/// Messages in order of arrival. There are no more than buffers.
+#[derive(Debug)]
+struct Fifo {
+    jobs: [Job; NR_BUFFERS],
+    first: usize,
+    len: usize,
+}
+
+impl Jobs {
+    const fn new() -> Self {
+        let fifo = Fifo { jobs: [Job { buffer: 0, len: 0 }; NR_BUFFERS], first: 0, len: 0 };
+        Self { waiting: IrqSpinLock::new(fifo), count: AtomicU32::new(0), barrier: AtomicU64::new(0) }
+    }
+
+    fn push(&self, job: Job) {
+        let mut fifo = self.waiting.lock();
+        let at = (fifo.first + fifo.len) % NR_BUFFERS;
+        fifo.jobs[at] = job;
+        fifo.len += 1;
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn pop(&self) -> Option<Job> {
+        let mut fifo = self.waiting.lock();
+        fifo.len = fifo.len.checked_sub(1)?;
+        let job = fifo.jobs[fifo.first % NR_BUFFERS];
+        fifo.first = (fifo.first + 1) % NR_BUFFERS;
+        Some(job)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.waiting.lock().len == 0
+    }
+}
+
+/// Notes the queues, of `size` entries at physical address `parts`, and their buffers. The device has none yet.
+pub fn init(device: &'static Monitor, size: u16, parts: u64, buffers: u64) {
+    let half = BUFFERS_BYTES / 2;
+    let commands = Queue::new(device, QUEUE_COMMAND, size, parts, buffers, true);
+    let replies = Queue::new(device, QUEUE_REPLY, size, parts + QUEUE_BYTES, buffers + half, false);
+    replies.no_interrupts();
+    TRANSPORT.set(Transport { commands, replies });
+}
+
+/// Everything is up: commands may come.
+pub fn open() {
+    if let Some(transport) = TRANSPORT.get() {
+        transport.commands.post_all();
+    }
+}
+
+/// The device has interrupted: hands its messages to the CPUs they are for. Interrupts are off.
+pub fn receive() {
+    let Some(transport) = TRANSPORT.get() else { return };
+    let here = percpu::cpu_number() as usize;
+    while let Some((buffer, len)) = transport.commands.returned() {
+        let target = match header(transport, buffer, len) {
+            Some(header) if header.cpu == ANY_CPU => least_busy(here),
+            Some(header) if is_online(header.cpu) => header.cpu as usize,
+            // Somebody must say that it cannot be executed.
+            _ => here,
+        };
+        JOBS[target % NR_CPUS].push(Job { buffer: buffer as u8, len: len as u32 });
+        if let Some(cpu) = CpuId::new(target).filter(|_| target != here) {
+            smp::reschedule(cpu);
+        }
+    }
+}
+
+/// The head of a message.
+fn header(transport: &Transport, buffer: usize, len: usize) -> Option<CommandHeader> {
+    // SAFETY: the device has given the buffer back, and only the end of the command gives it to the device again.
+    let bytes = unsafe { transport.commands.bytes(buffer, len) };
+    CommandHeader::from_bytes(bytes.first_chunk()?, len)
+}
+
+fn is_online(cpu: u32) -> bool {
+    CpuId::new(cpu as usize).is_some_and(|cpu| smp::online().contains(cpu))
+}
+
+/// The CPU with the least to do; `here` if it is none the worse.
+fn least_busy(here: usize) -> usize {
+    let load = |cpu: usize| JOBS[cpu].count.load(Ordering::Relaxed);
+    if load(here) == 0 {
+        return here;
+    }
+    let others = smp::online().iter().map(CpuId::index);
+    others.min_by_key(|cpu| (load(*cpu), *cpu != here)).unwrap_or(here)
+}
+
+fn my_jobs() -> &'static Jobs {
+    &JOBS[percpu::cpu_number() as usize % NR_CPUS]
+}
+
+fn my_state() -> Option<&'static CpuState> {
+    region::get()?.cpus().get(percpu::cpu_number() as usize)
+}
+
+/// Does what there is to do for this CPU, with interrupts on.
+pub fn work() {
+    let Some(mm) = platform::mm() else { return };
+    if percpu::local().is_null() || TRANSPORT.get().is_none() {
+        return;
+    }
+    cpu::irq_enable();
+    Worker.safe_point();
+    parts::serve();
+    while let Some(job) = my_jobs().pop() {
+        answer(mm, job);
+        my_jobs().count.fetch_sub(1, Ordering::Relaxed);
+        Worker.safe_point();
+        parts::serve();
+    }
+}
+
+/// Executes a command and replies.
+fn answer(mm: &'static Mm<Kernel>, job: Job) {
+    let Some(transport) = TRANSPORT.get() else { return };
+    let (buffer, len) = (job.buffer as usize, job.len as usize);
+    let reply = loop {
+        match transport.replies.take() {
+            Some(reply) => break reply,
+            None => Worker.relax(),
+        }
+    };
+    let words = transport.replies.words(reply);
+    let header = header(transport, buffer, len);
+    let bytes = match header {
+        Some(header) if header.cpu != ANY_CPU && !is_online(header.cpu) => {
+            refuse(Some(&header), Status::NoSuchCpu, percpu::cpu_number(), cpu::rdtsc(), words)
+        }
+        _ => {
+            // SAFETY: the device has given the buffer back, and gets it again below.
+            let message = unsafe { transport.commands.bytes(buffer, len) };
+            execute(mm, &COMMANDS, &Worker, message, words)
+        }
+    };
+    if let Some(state) = my_state() {
+        // Only this CPU writes its count.
+        state.commands.store(state.commands.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+    transport.replies.post(reply, bytes);
+    transport.commands.post(buffer, BUFFER_BYTES);
+}
+
+/// Halts until there may be something to do. Interrupts are off, and come on.
+pub fn wait() {
+    if !my_jobs().is_empty() || parts::waiting() {
+        cpu::irq_enable();
+        return;
+    }
+    set_activity(Activity::Idle);
+    cpu::halt_with_irqs();
+    set_activity(Activity::Running);
+    Worker.safe_point();
+}
+
+fn set_activity(activity: Activity) {
+    if let Some(state) = my_state() {
+        // Release: who sees it sees the allocator's structures as they were left.
+        state.activity.store(activity as u32, Ordering::Release);
+    }
+    // Who asks for a safe point sees this CPU running, or this CPU sees below that it is asked.
+    fence(Ordering::SeqCst);
+}
+
+/// The machine, for commands.
+#[derive(Debug)]
+pub struct Worker;
+
+impl Worker {
+    /// Stays until nobody asks for a safe point any more.
+    #[cold]
+    fn park(&self, asked: &AtomicU32) {
+        while asked.load(Ordering::Acquire) != 0 {
+            set_activity(Activity::Parked);
+            while asked.load(Ordering::Acquire) != 0 {
+                spin_loop();
+            }
+            set_activity(Activity::Running);
+        }
+    }
+}
+
+impl Services for Worker {
+    fn ticks(&self) -> u64 {
+        cpu::rdtsc()
+    }
+
+    #[inline]
+    fn safe_point(&self) {
+        let Some(region) = region::get() else { return };
+        // Release: who sees that the barrier was seen sees what was done before.
+        my_jobs().barrier.store(BARRIERS.load(Ordering::Relaxed), Ordering::Release);
+        let asked = &region.header().park_request;
+        if asked.load(Ordering::Relaxed) != 0 {
+            self.park(asked);
+        }
+    }
+
+    fn relax(&self) {
+        self.safe_point();
+        parts::serve();
+        spin_loop();
+    }
+
+    fn online(&self) -> CpuMask {
+        smp::online()
+    }
+
+    fn run_on(&self, cpus: CpuMask, part: &(dyn Fn(usize) + Sync)) {
+        parts::run_on(cpus, part);
+    }
+
+    fn barrier(&self) {
+        let number = BARRIERS.fetch_add(1, Ordering::SeqCst) + 1;
+        let Some(region) = region::get() else { return };
+        let here = percpu::cpu_number() as usize;
+        for cpu in smp::online().iter().map(CpuId::index).filter(|cpu| *cpu != here) {
+            let passed = || {
+                let activity = region.cpus().get(cpu).map_or(0, |state| state.activity.load(Ordering::Acquire));
+                activity != Activity::Running as u32 || JOBS[cpu].barrier.load(Ordering::Acquire) >= number
+            };
+            while !passed() {
+                self.relax();
+            }
+        }
+    }
+
+    fn shutdown(&self, code: u16) {
+        power::off(code);
+    }
+}
+
+const _: () = assert!(NR_BUFFERS <= u8::MAX as usize);

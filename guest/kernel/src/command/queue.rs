@@ -1,0 +1,157 @@
+//! A split virtqueue of the monitor device (virtio 1.2, section 2.7), as its driver sees it: a buffer per descriptor.
+
+use core::ptr::with_exposed_provenance;
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+
+use pagevisor_shared::command::{BUFFER_BYTES, NR_BUFFERS};
+use pagevisor_shared::layout::PAGE_OFFSET;
+
+use crate::monitor::{self, DEVICE_OFFSET, DRIVER_OFFSET, Monitor};
+use crate::sync::IrqSpinLock;
+
+/// Bytes of a descriptor.
+const DESCRIPTOR: u64 = 16;
+/// Flag of a descriptor: the device writes.
+const WRITE: u16 = 2;
+/// Flag of what the device used: it need not be notified.
+const NO_NOTIFY: u16 = 1;
+/// Flag of what the driver offers: it need not be interrupted.
+const NO_INTERRUPT: u16 = 1;
+/// The buffers of a queue, a bit each.
+const ALL: u32 = ((1u64 << NR_BUFFERS) - 1) as u32;
+
+/// A queue. Its parts and its buffers are in RAM that was reserved for them, and stay there.
+#[derive(Debug)]
+pub struct Queue {
+    device: &'static Monitor,
+    /// The queue's number.
+    number: u32,
+    /// Entries, a power of two.
+    size: u16,
+    /// Address in the direct map of the queue's parts.
+    parts: u64,
+    /// Physical address of the buffers.
+    buffers: u64,
+    writable: bool,
+    state: IrqSpinLock<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Buffers offered so far, modulo 2^16.
+    offered: u16,
+    /// Buffers that came back so far.
+    returned: u16,
+    /// Buffers that are not with the device, a bit each.
+    free: u32,
+}
+
+impl Queue {
+    /// Queue `number` of `device`, of `size` entries, at physical address `parts`; its buffers are at `buffers`.
+    pub fn new(device: &'static Monitor, number: u32, size: u16, parts: u64, buffers: u64, writable: bool) -> Self {
+        let state = IrqSpinLock::new(State { offered: 0, returned: 0, free: ALL });
+        Self { device, number, size, parts: PAGE_OFFSET + parts, buffers, writable, state }
+    }
+
+    fn half_word(&self, offset: u64) -> &AtomicU16 {
+        // SAFETY: callers stay inside the queue's parts, which are RAM that was reserved for them; both sides access
+        // them as words like this one, aligned.
+        unsafe { &*with_exposed_provenance((self.parts + offset) as usize) }
+    }
+
+    fn word(&self, offset: u64) -> &AtomicU32 {
+        // SAFETY: as in `half_word`.
+        unsafe { &*with_exposed_provenance((self.parts + offset) as usize) }
+    }
+
+    /// Tells the device not to interrupt for this queue.
+    pub fn no_interrupts(&self) {
+        self.half_word(DRIVER_OFFSET).store(NO_INTERRUPT, Ordering::Relaxed);
+    }
+
+    /// Gives a buffer to the device, the first `len` bytes of it, and says so unless the device looks by itself.
+    pub fn post(&self, buffer: usize, len: usize) {
+        {
+            let mut state = self.state.lock();
+            let at = DESCRIPTOR * buffer as u64;
+            let address = self.buffers + (buffer * BUFFER_BYTES) as u64;
+            self.word(at).store(address as u32, Ordering::Relaxed);
+            self.word(at + 4).store((address >> 32) as u32, Ordering::Relaxed);
+            self.word(at + 8).store(len as u32, Ordering::Relaxed);
+            self.half_word(at + 12).store(if self.writable { WRITE } else { 0 }, Ordering::Relaxed);
+            let slot = u64::from(state.offered & (self.size - 1));
+            self.half_word(DRIVER_OFFSET + 4 + 2 * slot).store(buffer as u16, Ordering::Relaxed);
+            state.offered = state.offered.wrapping_add(1);
+            state.free &= !(1 << buffer);
+            // Release: the device that sees the count sees the buffer.
+            self.half_word(DRIVER_OFFSET + 2).store(state.offered, Ordering::Release);
+        }
+        // Either the device sees the buffer before it waits, or this sees that it wants to be told.
+        fence(Ordering::SeqCst);
+        if self.half_word(DEVICE_OFFSET).load(Ordering::Relaxed) & NO_NOTIFY == 0 {
+            self.device.notify(self.number);
+        }
+    }
+
+    /// Gives all buffers to the device.
+    pub fn post_all(&self) {
+        for buffer in 0..NR_BUFFERS {
+            self.post(buffer, BUFFER_BYTES);
+        }
+    }
+
+    /// Takes the next buffer back that the device has done with: its number and how many bytes the device wrote. What
+    /// the device says of buffers that it was not given is passed over.
+    pub fn returned(&self) -> Option<(usize, usize)> {
+        let mut state = self.state.lock();
+        self.next_returned(&mut state)
+    }
+
+    fn next_returned(&self, state: &mut State) -> Option<(usize, usize)> {
+        loop {
+            // Acquire pairs with the device's release: the entry, and what is in the buffer.
+            if self.half_word(DEVICE_OFFSET + 2).load(Ordering::Acquire) == state.returned {
+                return None;
+            }
+            let slot = u64::from(state.returned & (self.size - 1));
+            let buffer = self.word(DEVICE_OFFSET + 4 + 8 * slot).load(Ordering::Relaxed) as usize;
+            let len = self.word(DEVICE_OFFSET + 8 + 8 * slot).load(Ordering::Relaxed) as usize;
+            state.returned = state.returned.wrapping_add(1);
+            if buffer < NR_BUFFERS && state.free & 1 << buffer == 0 {
+                state.free |= 1 << buffer;
+                return Some((buffer, len.min(BUFFER_BYTES)));
+            }
+        }
+    }
+
+    /// Takes a buffer that is not with the device, to write into.
+    pub fn take(&self) -> Option<usize> {
+        let mut state = self.state.lock();
+        while self.next_returned(&mut state).is_some() {}
+        let buffer = state.free.trailing_zeros() as usize;
+        if buffer >= NR_BUFFERS {
+            return None;
+        }
+        state.free &= !(1 << buffer);
+        Some(buffer)
+    }
+
+    /// The first `len` bytes of a buffer that the device has given back.
+    ///
+    /// # Safety
+    /// The buffer is the driver's, and is not given to the device as long as the slice is in use.
+    pub unsafe fn bytes(&self, buffer: usize, len: usize) -> &[u8] {
+        let address = PAGE_OFFSET + self.buffers + (buffer % NR_BUFFERS * BUFFER_BYTES) as u64;
+        // SAFETY: the buffer is RAM that was reserved for it, reached through the direct map; nobody writes it now.
+        unsafe { core::slice::from_raw_parts(with_exposed_provenance(address as usize), len.min(BUFFER_BYTES)) }
+    }
+
+    /// The words of a buffer. The device may read them at any time, so they are to be written before it is posted.
+    pub fn words(&self, buffer: usize) -> &[AtomicU64] {
+        let address = PAGE_OFFSET + self.buffers + (buffer % NR_BUFFERS * BUFFER_BYTES) as u64;
+        // SAFETY: as in `bytes`; atomics are valid whatever they hold and may be changed by others.
+        unsafe { core::slice::from_raw_parts(with_exposed_provenance(address as usize), BUFFER_BYTES / 8) }
+    }
+}
+
+const _: () = assert!(NR_BUFFERS <= monitor::QUEUE_SIZE as usize);

@@ -1,0 +1,420 @@
+//! The operations.
+
+use core::ops::Range;
+use core::sync::atomic::Ordering::{Relaxed, Release};
+
+use pagevisor_shared::command::workload::{Params, Report};
+use pagevisor_shared::command::{Fault, Isolate, MAX_HANDLE, Op, OpError, OpResult, Placement, RawOp, Setting};
+use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::migrate::MigrateType;
+use pagevisor_shared::page_flags::PageFlag;
+use pagevisor_shared::region::event::EventKind;
+use pagevisor_shared::units::{NodeId, Order, PAGEBLOCK_ORDER, Pfn};
+use pagevisor_shared::zone::MAX_NR_ZONES;
+
+use super::content::Content;
+use super::handles::{Held, MAX_RANGE};
+use super::place::{Placer, may_try};
+use super::{Batch, Services, partly};
+use crate::contig::ContigError;
+use crate::instrument::{FailNth, FaultAttr};
+use crate::platform::Platform;
+use crate::sync::{self, Plain};
+use crate::workload;
+
+/// Most blocks of an operation.
+const MAX_COUNT: u32 = 8192;
+
+type Outcome = Result<OpResult, OpError>;
+
+fn done(value: u64) -> Outcome {
+    Ok(OpResult::ok(value))
+}
+
+impl From<ContigError> for Failure {
+    fn from(error: ContigError) -> Self {
+        Self(match error {
+            ContigError::Busy => OpError::Busy,
+            ContigError::Invalid => OpError::Invalid,
+        })
+    }
+}
+
+/// Why a range cannot be had, in the words of replies.
+struct Failure(OpError);
+
+impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
+    /// Executes an operation.
+    pub(super) fn one(&mut self, raw: &RawOp) -> OpResult {
+        let outcome = Op::decode(raw).and_then(|op| match op {
+            Op::Nop => done(0),
+            Op::AllocPages { gfp, order, placement, handle, count: 1 } => self.alloc(gfp, order, placement, handle),
+            Op::AllocPages { gfp, order, placement, handle, count } => {
+                self.alloc_many(gfp, order, placement, handle..handle.saturating_add(count))
+            }
+            Op::FreePages { handle, count } => self.each(handle, count, |batch, _, handle| batch.free(handle)),
+            Op::SplitPage { handle, into } => self.split(handle, into),
+            Op::ReadPage { handle, offset, len } => self.read(handle, offset, len),
+            Op::WritePage { handle, offset, len, payload } => self.write(handle, offset, len, payload),
+            Op::FillPattern { handle, count, seed } => {
+                self.each(handle, count, |batch, number, handle| batch.pattern(handle, seed, number, false))
+            }
+            Op::CheckPattern { handle, count, seed } => {
+                self.each(handle, count, |batch, number, handle| batch.pattern(handle, seed, number, true))
+            }
+            Op::DrainPages { all: true } => {
+                self.mm.drain_all_pages(None);
+                done(0)
+            }
+            Op::DrainPages { all: false } => {
+                self.mm.drain_local_pages();
+                done(0)
+            }
+            Op::Set { setting, index, value } => self.set(setting, index, value),
+            Op::FailPageAlloc(fault) => self.fail_page_alloc(&fault),
+            Op::FailNth { nth, this_cpu } => {
+                let cpu = this_cpu.then_some(self.mm.platform.this_cpu().cpu);
+                let fail = FailNth { cpu, ..FailNth::of_machine(nth) };
+                self.mm.set_fail_nth(fail).map_err(|_| OpError::Invalid).and_then(|()| done(0))
+            }
+            Op::Isolate { action, start, end, migratetype } => self.isolate(action, &(start..end), migratetype),
+            Op::AllocContigRange { start, end, migratetype, gfp: _, handle } => {
+                self.alloc_range(start..end, migratetype, handle)
+            }
+            Op::ReserveCma { pages, node } => self.reserve_cma(pages, node),
+            Op::CmaAlloc { area, pages, align, handle } => self.cma_alloc(area, pages, align, handle),
+            Op::Run { payload, len } => self.run_workload(payload, len),
+            Op::ReleaseWorkload => done(self.state.kept.release(self.mm, self.services)),
+            Op::SetEvents { mask } => self.set_events(mask),
+            Op::Barrier => {
+                self.services.barrier();
+                done(0)
+            }
+            Op::Shutdown { code } => {
+                self.services.shutdown(code);
+                done(0)
+            }
+        });
+        outcome.unwrap_or_else(OpResult::err)
+    }
+
+    fn alloc(&self, gfp: Gfp, order: Order, placement: Placement, handle: u32) -> Outcome {
+        may_try(self.mm, gfp, order, placement)?;
+        let mut placer = self.placer(placement, 1)?;
+        let slot = self.state.handles.reserve(self.mm, handle)?;
+        let Some(pfn) = placer.alloc(self.mm, gfp, order).0 else {
+            slot.clear();
+            return Err(OpError::NoMemory);
+        };
+        slot.put(Held::Block(pfn, order));
+        done(pfn.raw())
+    }
+
+    fn alloc_many(&mut self, gfp: Gfp, order: Order, placement: Placement, handles: Range<u32>) -> Outcome {
+        let count = handles.end - handles.start;
+        if count == 0 || count > MAX_COUNT || handles.end > MAX_HANDLE {
+            return Err(OpError::Invalid);
+        }
+        let mut placer = self.placer(placement, u64::from(count))?;
+        let room = (count as usize).div_ceil(2);
+        let (aux, frames) = self.reply.room(room)?;
+        let (mut got, mut error) = (0, None);
+        for handle in handles {
+            self.services.safe_point();
+            let slot =
+                may_try(self.mm, gfp, order, placement).and_then(|()| self.state.handles.reserve(self.mm, handle));
+            let slot = match slot {
+                Ok(slot) => slot,
+                Err(reason) => {
+                    error = Some(reason);
+                    break;
+                }
+            };
+            let Some(pfn) = placer.alloc(self.mm, gfp, order).0 else {
+                slot.clear();
+                error = Some(OpError::NoMemory);
+                break;
+            };
+            slot.put(Held::Block(pfn, order));
+            let word = &frames[got / 2];
+            word.set(if got % 2 == 0 { pfn.raw() } else { word.get() | pfn.raw() << 32 });
+            got += 1;
+        }
+        self.reply.shrink(room - got.div_ceil(2));
+        Ok(OpResult { error, aux, value: got as u64 })
+    }
+
+    /// The policy at work for the next `count` allocations.
+    fn placer(&self, placement: Placement, count: u64) -> Result<Placer, OpError> {
+        let turn = match placement {
+            Placement::Interleave(_) => self.state.turn.fetch_add(count, Relaxed),
+            _ => 0,
+        };
+        Placer::new(self.mm, placement, turn)
+    }
+
+    /// Does `work` with each of `count` handles, until one fails; the value counts those that did not, unless `work`
+    /// says otherwise.
+    fn each(&mut self, first: u32, count: u32, work: impl Fn(&mut Self, u32, u32) -> Result<(), OpResult>) -> Outcome {
+        if count > MAX_HANDLE || first > MAX_HANDLE - count {
+            return Err(OpError::BadHandle);
+        }
+        for number in 0..count {
+            self.services.safe_point();
+            if let Err(result) = work(self, number, first + number) {
+                let value = if result.error == Some(OpError::Mismatch) { result.value } else { number.into() };
+                return Ok(OpResult { value, ..result });
+            }
+        }
+        done(count.into())
+    }
+
+    /// Frees what a handle stands for.
+    fn free(&self, handle: u32) -> Result<(), OpResult> {
+        let (slot, held) = self.state.handles.take(self.mm, handle).map_err(OpResult::err)?;
+        match held {
+            Held::Block(pfn, order) => self.mm.free_pages(pfn, order),
+            Held::Range(first, count) => self.mm.free_contig_range(&(first..first.add(count))),
+            Held::Cma(area, first, count) => {
+                let released =
+                    self.mm.cma_area_numbered(area).is_some_and(|area| self.mm.cma_release(area, first, count));
+                if !released {
+                    slot.put(held);
+                    return Err(OpResult::err(OpError::Busy));
+                }
+            }
+        }
+        slot.clear();
+        Ok(())
+    }
+
+    fn split(&self, handle: u32, into: u32) -> Outcome {
+        let handles = &self.state.handles;
+        let (slot, held) = handles.take(self.mm, handle)?;
+        let Held::Block(pfn, order) = held else {
+            slot.put(held);
+            return Err(OpError::WrongKind);
+        };
+        let pages = 1u32 << order.raw();
+        let compound = self.mm.page(pfn).is_none_or(|page| page.test_flag(PageFlag::Head));
+        let error = if compound {
+            Some(OpError::WrongKind)
+        } else if into >= MAX_HANDLE || pages > MAX_HANDLE - into {
+            Some(OpError::BadHandle)
+        } else {
+            // Handles that can be had stay locked for now. The first may be the block's own.
+            let first = u32::from(into == handle);
+            (first..pages).find_map(|page| match handles.reserve(self.mm, into + page) {
+                Ok(_locked) => None,
+                Err(error) => {
+                    (first..page).for_each(|page| handles.unlock(self.mm, into + page, None));
+                    Some(error)
+                }
+            })
+        };
+        if let Some(error) = error {
+            slot.put(held);
+            return Err(error);
+        }
+        self.mm.split_page(pfn, order);
+        let single = |page: u32| Held::Block(pfn.add(page.into()), Order::ZERO);
+        let own = u32::from(into == handle);
+        (own..pages).for_each(|page| handles.unlock(self.mm, into + page, Some(single(page))));
+        if own == 1 {
+            slot.put(single(0));
+        } else {
+            slot.clear();
+        }
+        done(pages.into())
+    }
+
+    fn read(&mut self, handle: u32, offset: u64, len: u32) -> Outcome {
+        let words = (len as usize).div_ceil(8);
+        let (aux, room) = self.reply.room(words)?;
+        let result = self.state.handles.take(self.mm, handle).and_then(|(slot, held)| {
+            let result = Content::new(&slot, held).read(self.mm, offset, len as usize, room);
+            slot.put(held);
+            result
+        });
+        match result {
+            Ok(()) => Ok(OpResult { aux, ..OpResult::ok(len.into()) }),
+            Err(error) => {
+                self.reply.shrink(words);
+                Err(error)
+            }
+        }
+    }
+
+    fn write(&self, handle: u32, offset: u64, len: u32, payload: u32) -> Outcome {
+        let from = self.bytes(payload, len)?;
+        let (slot, held) = self.state.handles.take(self.mm, handle)?;
+        let result = Content::new(&slot, held).write(self.mm, offset, from);
+        slot.put(held);
+        result.and_then(|()| done(len.into()))
+    }
+
+    /// Fills a block with its pattern, or checks it.
+    fn pattern(&self, handle: u32, seed: u64, number: u32, check: bool) -> Result<(), OpResult> {
+        let (slot, held) = self.state.handles.take(self.mm, handle).map_err(OpResult::err)?;
+        let content = Content::new(&slot, held);
+        let mismatch = if check {
+            content.mismatch(self.mm, seed, number)
+        } else {
+            content.fill(self.mm, seed, number);
+            None
+        };
+        slot.put(held);
+        mismatch.map_or(Ok(()), |offset| Err(partly(OpError::Mismatch, offset, number)))
+    }
+
+    fn set(&self, setting: Setting, index: u8, value: u64) -> Outcome {
+        let mm = self.mm;
+        let value = u32::try_from(value).map_err(|_| OpError::Invalid)?;
+        let result = match setting {
+            Setting::MinFreeKbytes => mm.set_min_free_kbytes(value),
+            Setting::WatermarkScaleFactor => mm.set_watermark_scale_factor(value),
+            Setting::WatermarkBoostFactor => mm.set_watermark_boost_factor(value),
+            Setting::PercpuPagelistHighFraction => mm.set_percpu_pagelist_high_fraction(value),
+            Setting::ZoneReclaimMode => mm.set_zone_reclaim_mode(value),
+            Setting::LowmemReserveRatio => {
+                let mut ratios = [0; MAX_NR_ZONES];
+                for (ratio, now) in ratios.iter_mut().zip(&mm.region.sysctl().lowmem_reserve_ratio) {
+                    *ratio = now.get();
+                }
+                *ratios.get_mut(usize::from(index)).ok_or(OpError::Invalid)? = value;
+                mm.set_lowmem_reserve_ratio(ratios)
+            }
+        };
+        result.map_err(|_| OpError::Invalid).and_then(|()| done(0))
+    }
+
+    fn fail_page_alloc(&self, fault: &Fault) -> Outcome {
+        let attr = FaultAttr {
+            probability: fault.probability,
+            interval: fault.interval,
+            times: fault.times,
+            space: i32::try_from(fault.space).map_err(|_| OpError::Invalid)?,
+            min_order: fault.min_order.into(),
+            ignore_gfp_reclaim: fault.ignore_gfp_wait,
+            ignore_gfp_highmem: fault.ignore_gfp_highmem,
+            gfp: fault.gfp,
+            seed: fault.seed,
+        };
+        self.mm.set_fail_page_alloc(attr).map_err(|_| OpError::Invalid).and_then(|()| done(0))
+    }
+
+    fn set_events(&self, mask: u64) -> Outcome {
+        if EventKind::ALL.iter().fold(mask, |left, kind| left & !kind.bit()) != 0 {
+            return Err(OpError::Invalid);
+        }
+        self.mm.region.header().event_mask.store(mask, Release);
+        done(0)
+    }
+
+    /// Does what isolates page blocks, which one CPU does at a time.
+    fn contig<R>(&self, work: impl FnOnce() -> R) -> R {
+        sync::lock(&self.state.contig, || self.services.relax());
+        let result = work();
+        sync::unlock(&self.state.contig);
+        result
+    }
+
+    fn isolate(&self, action: Isolate, range: &Range<Pfn>, migratetype: MigrateType) -> Outcome {
+        let whole = [range.start, range.end].iter().all(|pfn| pfn.is_aligned(PAGEBLOCK));
+        if !whole || !self.fits(range, migratetype) {
+            return Err(OpError::Invalid);
+        }
+        let result = self.contig(|| match action {
+            Isolate::Start => self.mm.start_isolate_page_range(range, migratetype),
+            Isolate::Undo => {
+                self.mm.undo_isolate_page_range(range, migratetype);
+                Ok(())
+            }
+        });
+        result.map_err(|error| Failure::from(error).0).and_then(|()| done(0))
+    }
+
+    /// Whether the blocks of `range` may be of `migratetype`: a CMA block is part of an area, and what is part of one
+    /// is a CMA block.
+    fn fits(&self, range: &Range<Pfn>, migratetype: MigrateType) -> bool {
+        let end = range.end.raw();
+        if range.is_empty() || end > u64::from(u32::MAX) || end - range.start.raw() >= MAX_RANGE {
+            return false;
+        }
+        let mut areas = self.mm.cma_ranges();
+        match migratetype {
+            MigrateType::Cma => areas.any(|area| area.start <= range.start && range.end <= area.end),
+            MigrateType::Unmovable | MigrateType::Movable | MigrateType::Reclaimable => {
+                !areas.any(|area| area.start < range.end && range.start < area.end)
+            }
+            MigrateType::HighAtomic | MigrateType::Isolate => false,
+        }
+    }
+
+    fn alloc_range(&self, range: Range<Pfn>, migratetype: MigrateType, handle: u32) -> Outcome {
+        if !matches!(migratetype, MigrateType::Movable | MigrateType::Cma) || !self.fits(&range, migratetype) {
+            return Err(OpError::Invalid);
+        }
+        let slot = self.state.handles.reserve(self.mm, handle)?;
+        match self.contig(|| self.mm.alloc_contig_range(&range, migratetype)) {
+            Ok(()) => {
+                slot.put(Held::Range(range.start, range.end.raw() - range.start.raw()));
+                done(range.start.raw())
+            }
+            Err(error) => {
+                slot.clear();
+                Err(Failure::from(error).0)
+            }
+        }
+    }
+
+    fn reserve_cma(&self, pages: u64, node: Option<NodeId>) -> Outcome {
+        if pages == 0 || pages >= MAX_RANGE {
+            return Err(OpError::Invalid);
+        }
+        let area = self.contig(|| self.mm.cma_reserve(pages, node)).map_err(|error| Failure::from(error).0)?;
+        done(area.number() as u64)
+    }
+
+    fn cma_alloc(&self, area: u8, pages: u32, align: Order, handle: u32) -> Outcome {
+        let area_of = self.mm.cma_area_numbered(area).ok_or(OpError::Unavailable)?;
+        if pages == 0 || u64::from(pages) >= MAX_RANGE {
+            return Err(OpError::Invalid);
+        }
+        let slot = self.state.handles.reserve(self.mm, handle)?;
+        match self.contig(|| self.mm.cma_alloc(area_of, pages.into(), align)) {
+            Some(first) => {
+                slot.put(Held::Cma(area, first, pages.into()));
+                done(first.raw())
+            }
+            None => {
+                slot.clear();
+                Err(OpError::NoMemory)
+            }
+        }
+    }
+
+    fn run_workload(&mut self, payload: u32, len: u32) -> Outcome {
+        let bytes = self.bytes(payload, len)?;
+        let (head, records) = bytes.split_at_checked(8 * Params::WORDS).ok_or(OpError::Invalid)?;
+        let mut words = [0; Params::WORDS];
+        for (word, part) in words.iter_mut().zip(head.as_chunks().0) {
+            *word = u64::from_le_bytes(*part);
+        }
+        let params = Params::decode(&words)?;
+        let size = Report::words(self.mm.nodes.len());
+        let (aux, report) = self.reply.room(size)?;
+        let result = workload::run(self.mm, &self.state.kept, self.services, &params, records, report);
+        if let Err(error) = result {
+            self.reply.shrink(size);
+            return Err(error);
+        }
+        Ok(OpResult { aux, ..OpResult::ok(size as u64) })
+    }
+}
+
+/// The order of a page block.
+const PAGEBLOCK: Order = match Order::new(PAGEBLOCK_ORDER) {
+    Ok(order) => order,
+    Err(_) => Order::MAX,
+};
