@@ -177,7 +177,7 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
             Held::Range(first, count) => self.mm.free_contig_range(&(first..first.add(count))),
             Held::Cma(area, first, count) => {
                 let released =
-                    self.mm.cma_area_numbered(area).is_some_and(|area| self.mm.cma_release(area, first, count));
+                    self.mm.cma_area_numbered(area.into()).is_some_and(|area| self.mm.cma_release(area, first, count));
                 if !released {
                     slot.put(held);
                     return Err(OpResult::err(OpError::Busy));
@@ -372,12 +372,12 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
         if pages == 0 || pages >= MAX_RANGE {
             return Err(OpError::Invalid);
         }
-        let area = self.contig(|| self.mm.cma_reserve(pages, node)).map_err(|error| Failure::from(error).0)?;
+        let area = self.contig(|| self.mm.cma_create(pages, node)).ok_or(OpError::Busy)?;
         done(area.number() as u64)
     }
 
     fn cma_alloc(&self, area: u8, pages: u32, align: Order, handle: u32) -> Outcome {
-        let area_of = self.mm.cma_area_numbered(area).ok_or(OpError::Unavailable)?;
+        let area_of = self.mm.cma_area_numbered(area.into()).ok_or(OpError::Unavailable)?;
         if pages == 0 || u64::from(pages) >= MAX_RANGE {
             return Err(OpError::Invalid);
         }

@@ -246,6 +246,11 @@ impl<P: Platform> Mm<P> {
         Some(CmaArea(number))
     }
 
+    /// The frames of each area.
+    pub(crate) fn cma_ranges(&self) -> impl Iterator<Item = Range<Pfn>> {
+        (0..self.cma.used.load(Acquire) as usize).map(|number| self.cma_range(CmaArea(number)))
+    }
+
     /// The frames of an area.
     pub fn cma_range(&self, area: CmaArea) -> Range<Pfn> {
         let known = self.cma_area(area).map_or((0, 0), |area| (area.start.get(), area.count.get()));

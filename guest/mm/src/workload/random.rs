@@ -25,6 +25,6 @@ impl Random {
     /// The next number below `limit`, which fits into 32 bits.
     #[inline]
     pub(super) const fn below(&mut self, limit: u64) -> u64 {
-        (self.next() >> 32) * limit >> 32
+        ((self.next() >> 32) * limit) >> 32
     }
 }

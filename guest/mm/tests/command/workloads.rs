@@ -1,0 +1,136 @@
+//! Workloads: what they report, that they can be repeated, that they leave nothing behind.
+
+use pagevisor_mm::check::free_list;
+use pagevisor_shared::command::workload::{Count, Kind, Params, Report, TraceRecord};
+use pagevisor_shared::command::{Op, Placement};
+use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::units::{NodeId, NodeMask, Order};
+use pagevisor_shared::vmstat::ZoneStat;
+use pagevisor_shared::zone::MAX_NR_ZONES;
+
+use crate::{Guest, cpus, small, two_nodes};
+
+fn count(report: &[u64], which: Count) -> u64 {
+    report[which as usize]
+}
+
+fn free_pages(guest: &Guest) -> u64 {
+    let mm = guest.machine.mm();
+    mm.drain_all_pages(None);
+    mm.populated_zones().map(|(index, _)| mm.zone_page_state_snapshot(index, ZoneStat::NrFreePages)).sum()
+}
+
+fn placed(report: &[u64], nodes: usize) -> Vec<u64> {
+    let table = &report[Report::placement()..Report::accesses(nodes)];
+    table.chunks(MAX_NR_ZONES).map(|node| node.iter().sum()).collect()
+}
+
+fn of(kind: Kind) -> Params {
+    Params { gfp: Gfp::KERNEL | Gfp::NOWARN, ..Params::new(kind) }
+}
+
+fn order(raw: u32) -> Order {
+    Order::new(raw).expect("an order")
+}
+
+#[test]
+fn every_kind_gives_back_what_it_took() {
+    let guest = two_nodes();
+    let records = [
+        TraceRecord::Alloc { id: 3, order: order(1), gfp: Gfp::KERNEL }.encode(),
+        TraceRecord::Alloc { id: 3, order: order(0), gfp: Gfp::KERNEL }.encode(),
+        TraceRecord::Alloc { id: 900, order: order(2), gfp: Gfp::KERNEL }.encode(),
+        TraceRecord::Free { id: 900 }.encode(),
+        TraceRecord::Free { id: 77 }.encode(),
+    ];
+    let before = free_pages(&guest);
+    for kind in Kind::ALL {
+        for lanes in [cpus(&[]), cpus(&[0]), cpus(&[1, 2]), cpus(&[0, 1, 3]), cpus(&[0, 1, 2, 3])] {
+            let params = Params { ops: 500, cpus: lanes, fill: 20, touch: 1, order: order(1), ..of(kind) };
+            let report = guest.run(&Params { records: records.len() as u32, ..params }, &records);
+            let (allocs, freed) = (count(&report, Count::Allocs), count(&report, Count::Freed));
+            assert_eq!(allocs, freed, "{kind:?} {lanes}");
+            assert!(allocs > 2, "{kind:?} {lanes}: {allocs}");
+            assert_eq!((count(&report, Count::Kept), count(&report, Count::Nodes)), (0, 2));
+            assert_eq!(free_pages(&guest), before, "{kind:?} {lanes}");
+            guest.assert_sound();
+        }
+    }
+}
+
+#[test]
+fn the_same_again() {
+    let run = || {
+        let guest = two_nodes();
+        let mut mix = [0; 11];
+        mix[..4].copy_from_slice(&[8, 4, 2, 1]);
+        let params = Params { ops: 3000, seed: 42, mix, touch: 2, keep: true, ..of(Kind::Random) };
+        let mut report = guest.run(&params, &[]);
+        report[Count::Ticks as usize] = 0;
+        let mm = guest.machine.mm();
+        let zones: Vec<_> = mm.populated_zones().map(|(zone, _)| zone).collect();
+        let kinds = pagevisor_shared::migrate::MigrateType::ALL;
+        let mut lists = Vec::new();
+        for zone in zones {
+            for raw in 0..11 {
+                lists.extend(kinds.iter().map(|kind| free_list(mm, zone, order(raw), *kind)));
+            }
+        }
+        (report, lists)
+    };
+    let (first, second) = (run(), run());
+    assert_eq!(first, second);
+    assert!(count(&first.0, Count::Kept) > 0);
+}
+
+#[test]
+fn what_is_kept_is_released() {
+    let guest = small();
+    let before = free_pages(&guest);
+    let report = guest.run(&Params { ops: 100, order: order(2), keep: true, ..of(Kind::Sequential) }, &[]);
+    assert_eq!(count(&report, Count::Kept), 100);
+    guest.run(&Params { ops: 10, keep: true, ..of(Kind::Access) }, &[]);
+    assert!(before - free_pages(&guest) > 400);
+    assert!(guest.ok(Op::ReleaseWorkload) > 100);
+    assert_eq!(guest.ok(Op::ReleaseWorkload), 0);
+    assert_eq!(free_pages(&guest), before);
+}
+
+#[test]
+fn placement_and_accesses_are_counted() {
+    let guest = two_nodes();
+    let one = NodeId::new(1).expect("a node");
+    let params = Params { ops: 64, touch: 3, placement: Placement::Preferred(one), ..of(Kind::Sequential) };
+    let report = guest.run(&params, &[]);
+    assert_eq!(placed(&report, 2), [0, 64]);
+    // Each line is written and read.
+    assert_eq!(report[Report::accesses(2)..Report::accesses(2) + 4], [0, 64 * 6, 0, 0]);
+    let both = Placement::Interleave(NodeMask(3));
+    let report = guest.run(&Params { ops: 64, placement: both, ..of(Kind::Sequential) }, &[]);
+    assert_eq!(placed(&report, 2), [32, 32]);
+    let report = guest.run(&Params { ops: 1000, fill: 5, placement: both, ..of(Kind::Access) }, &[]);
+    let accesses = &report[Report::accesses(2)..Report::accesses(2) + 4];
+    assert_eq!(accesses.iter().sum::<u64>(), 1000);
+    assert!(accesses[0] > 400 && accesses[1] > 400, "{accesses:?}");
+}
+
+#[test]
+fn a_node_runs_out() {
+    let guest = two_nodes();
+    let one = NodeId::new(1).expect("a node");
+    let report = guest.run(&Params { ops: 500, placement: Placement::Preferred(one), ..of(Kind::NodeExhaust) }, &[]);
+    assert_eq!(count(&report, Count::NodeFallback), 500);
+    assert_eq!(placed(&report, 2)[0], 500);
+    let report = guest.run(&of(Kind::DmaExhaust), &[]);
+    assert!(count(&report, Count::Allocs) > 1000 && count(&report, Count::Failed) == 1, "{:?}", &report[..10]);
+}
+
+#[test]
+fn fragmented_memory_has_no_large_blocks() {
+    let guest = small();
+    let params = |nth| Params { ops: 8, fill: 95, nth, order: order(9), ..of(Kind::Fragment) };
+    let apart = guest.run(&params(2), &[]);
+    let together = guest.run(&params(1 << 20), &[]);
+    assert_eq!((count(&apart, Count::Tries), count(&together, Count::Tries)), (8, 8));
+    assert!(count(&apart, Count::Hits) < count(&together, Count::Hits), "{:?}\n{:?}", &apart[..10], &together[..10]);
+}
