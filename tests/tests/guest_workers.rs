@@ -1,0 +1,109 @@
+//! Commands from end to end: the host's API, the queues, the guest's CPUs.
+
+use std::time::Instant;
+
+use pagevisor::guest::{Gfp, Guest, OpError, Order};
+use pagevisor_shared::command::workload::{Count, Kind, Params, Report};
+use pagevisor_shared::command::{MAX_HANDLE, Op};
+use pagevisor_shared::units::CpuMask;
+use pagevisor_tests::guest::guest;
+
+const SMALL: &str = "[[node]]\nmem = \"64M\"\n";
+const TWO_NODES: &str = "[[node]]\nmem = \"64M\"\ncpus = 2\n[[node]]\nmem = \"64M\"\ncpus = 2\n";
+
+/// Runs a workload on CPU 0; gives the words of its report.
+fn run(guest: &Guest, params: &Params) -> Result<Vec<u64>, Box<dyn std::error::Error>> {
+    let payload: Vec<u8> = params.encode().iter().flat_map(|word| word.to_le_bytes()).collect();
+    let op = Op::Run { payload: 0, len: payload.len() as u32 };
+    let executed = guest.cpu(0)?.execute_with(op, &payload)?;
+    Ok(executed.payload.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect())
+}
+
+#[test]
+fn each_cpu_executes_what_is_aimed_at_it() {
+    guest(TWO_NODES, |guest| {
+        for cpu in 0..4 {
+            assert_eq!(guest.cpu(cpu)?.nop()?.cpu, cpu);
+        }
+        let pages = guest.cpu(2)?.alloc_pages(Gfp::KERNEL, Order::new(2)?)?;
+        assert_eq!(pages.node()?.index(), 1);
+        pages.fill(3)?;
+        pages.check(3)?;
+        drop(pages);
+        guest.barrier()?;
+        let wrong = guest.cpu(1)?.execute(Op::FreePages { handle: MAX_HANDLE - 1, count: 1 });
+        assert_eq!(wrong.err().and_then(|error| error.op()), Some(OpError::BadHandle));
+        Ok(())
+    });
+}
+
+#[test]
+fn many_threads_drive_many_cpus() {
+    guest(TWO_NODES, |guest| {
+        std::thread::scope(|scope| {
+            for thread in 0..8u32 {
+                scope.spawn(move || {
+                    let cpu = guest.cpu(thread % 4).expect("the CPU");
+                    for _ in 0..10 {
+                        let pages = cpu.alloc_many(Gfp::KERNEL, Order::ZERO, 16).expect("memory");
+                        assert_eq!(pages.len(), 16);
+                    }
+                });
+            }
+        });
+        Ok(())
+    });
+}
+
+#[test]
+fn every_workload_runs() {
+    guest(TWO_NODES, |guest| {
+        for kind in Kind::ALL {
+            for cpus in [CpuMask(0), CpuMask(0b1101)] {
+                let exhausts = matches!(kind, Kind::DmaExhaust | Kind::NodeExhaust);
+                let order = if exhausts { Order::MAX } else { Order::ZERO };
+                let params = Params { ops: 8, fill: 1, hold: 4, touch: 1, cpus, order, ..Params::new(kind) };
+                let report = run(guest, &params)?;
+                assert_eq!(report.len(), Report::words(2), "{kind:?}");
+                assert_eq!(report[Count::Allocs as usize], report[Count::Freed as usize], "{kind:?} {cpus}");
+                assert!(report[Count::Ticks as usize] > 0, "{kind:?}");
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_workload_leaves_the_same_twice() {
+    let mut results = Vec::new();
+    for _ in 0..2 {
+        guest(SMALL, |guest| {
+            let params = Params { ops: 300, keep: true, seed: 7, ..Params::new(Kind::Random) };
+            let mut report = run(guest, &params)?;
+            report[Count::Ticks as usize] = 0;
+            results.push((report, guest.show("buddyinfo")?));
+            Ok(())
+        });
+    }
+    assert_eq!(results[0], results[1]);
+}
+
+/// What commands cost, in ticks; on a host that emulates ring 0 they are mostly its own.
+#[test]
+fn batches_spread_the_cost_of_a_message() {
+    guest(SMALL, |guest| {
+        let cpu = guest.cpu(0)?;
+        let begin = Instant::now();
+        (0..20).try_for_each(|_| cpu.nop().map(drop))?;
+        let message = begin.elapsed() / 20;
+        let begin = Instant::now();
+        let mut batch = cpu.batch();
+        (0..1000).for_each(|_| batch.push(Op::Nop));
+        let outcome = batch.run()?;
+        assert_eq!(outcome.len(), 1000);
+        let operation = begin.elapsed() / 1000;
+        println!("a message {message:?}, an operation {operation:?}");
+        assert!(operation * 2 < message, "an operation {operation:?}, a message {message:?}");
+        Ok(())
+    });
+}
