@@ -11,6 +11,7 @@ use core::fmt::{self, Write as _};
 use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use pagevisor_shared::command::{BUFFER_BYTES, CommandHeader, Op, Placement};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::units::Order;
 
@@ -51,6 +52,8 @@ pub trait Pages {
     fn words(&self, pfn: u64, order: Order) -> &[AtomicU64];
     /// Pages free in all zones.
     fn free_pages(&self) -> u64;
+    /// Executes the command of `len` bytes in `message` and writes the reply.
+    fn command(&self, message: &[AtomicU64], len: usize, reply: &[AtomicU64]);
 }
 
 /// Runs the benchmarks whose names begin with one of the comma-separated `names`; `all` stands for every one. The cost
@@ -74,6 +77,7 @@ pub fn run<P: Pages>(pages: &P, names: &str) {
     bench.mixed("mixed_o0-9_uniform", |random| (random % 10) as u8);
     // Each order half as likely as the one below.
     bench.mixed("mixed_o0-9_geometric", |random| (random | 1 << 9).trailing_zeros() as u8);
+    bench.commands();
     pages.free(block, SLOTS_ORDER);
 }
 
@@ -231,6 +235,46 @@ impl<P: Pages> Bench<'_, P> {
             mix.give(if mix.held > 1 { &mut release } else { &mut nothing });
         }
         report(name, ".release", release.mean());
+    }
+
+    /// Commands as the host sends them, without the way to and from it: an empty one, and the operations of full ones.
+    fn commands(&self) {
+        const OPS: u32 = 1000;
+        let nop = |_| Op::Nop;
+        self.batch("command_empty", 0, nop);
+        self.batch("command_nop", OPS, nop);
+        self.batch("command_alloc_free", OPS, |op| {
+            let handle = op / 2;
+            let (gfp, placement) = (Gfp::KERNEL, Placement::Local);
+            match op % 2 {
+                0 => Op::AllocPages { gfp, order: Order::ZERO, placement, handle, count: 1 },
+                _ => Op::FreePages { handle, count: 1 },
+            }
+        });
+    }
+
+    /// The median cost of an operation of a command, or of the command if it has none.
+    fn batch(&self, name: &str, ops: u32, op: impl Fn(u32) -> Op) {
+        let (message, reply) = self.slots.split_at(SLOTS / 2);
+        let header = CommandHeader { nr_ops: ops, ..CommandHeader::default() };
+        let mut words = message.iter();
+        let mut append = |bytes: &[u8]| {
+            for (word, slot) in bytes.as_chunks().0.iter().zip(&mut words) {
+                slot.store(u64::from_le_bytes(*word), Relaxed);
+            }
+        };
+        append(&header.to_bytes());
+        (0..ops).for_each(|number| append(&op(number).encode().to_bytes()));
+        let mut runs = [0; RUNS];
+        if !self.wanted(name) {
+            return;
+        }
+        for run in &mut runs {
+            let start = now();
+            self.pages.command(message, header.message_len() as usize, &reply[..BUFFER_BYTES / 8]);
+            *run = hundredths(now() - start, u64::from(ops.max(1)));
+        }
+        report(name, "", median(&mut runs));
     }
 
     /// The median cost of `op` in a loop.

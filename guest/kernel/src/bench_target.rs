@@ -10,6 +10,7 @@ use pagevisor_shared::layout::PAGE_OFFSET;
 use pagevisor_shared::units::{Order, PAGE_SIZE, Pfn};
 
 use crate::bench::Pages;
+use crate::command;
 use crate::platform::Kernel;
 
 /// The memory stack under test.
@@ -68,5 +69,12 @@ impl Pages for Target {
 
     fn free_pages(&self) -> u64 {
         self.0.nr_free_pages(Gfp::KERNEL)
+    }
+
+    fn command(&self, message: &[AtomicU64], len: usize, reply: &[AtomicU64]) {
+        let len = len.min(8 * message.len());
+        // SAFETY: the words are there, and nobody writes them while the command is executed.
+        let bytes = unsafe { core::slice::from_raw_parts(message.as_ptr().cast(), len) };
+        command::measure(self.0, bytes, reply);
     }
 }

@@ -203,6 +203,12 @@ fn answer(mm: &'static Mm<Kernel>, job: Job) {
     transport.commands.post(buffer, BUFFER_BYTES);
 }
 
+/// Executes a command that came from nowhere, to see what that costs.
+#[inline(never)]
+pub fn measure(mm: &Mm<Kernel>, message: &[u8], reply: &[AtomicU64]) {
+    execute(mm, &COMMANDS, &Worker, message, reply);
+}
+
 /// Halts until there may be something to do. Interrupts are off, and come on.
 pub fn wait() {
     if !my_jobs().is_empty() || parts::waiting() {
