@@ -20,7 +20,7 @@ pub enum Kind {
     Random = 1,
     /// The first half of the CPUs allocate, the second half free what the first hand over.
     ProducerConsumer = 2,
-    /// Fills memory (`fill` percent of what is free) with order-0 pages, frees all but every `nth`, then asks for
+    /// Fills memory (`fill` percent of what is free, but at most `hold` pages if that is not 0) with order-0 pages, frees all but every `nth`, then asks for
     /// `ops` blocks of `order`.
     Fragment = 3,
     /// Takes ZONE_DMA until an allocation fails.

@@ -11,9 +11,9 @@
 //! | `placement` | `local`, `preferred:1`, `bind:0-1`, `interleave:0+2` | where its pages come from |
 //! | `nth` | number | keep every so many-th page |
 //! | `fill` | percent | how much of free memory to fill |
-//! | `hold` | number | most blocks held at a time |
+//! | `hold` | number | most blocks held at a time; a `fragment` that says neither this nor `fill` takes 16384 |
 //! | `touch` | 0 to 64 | cache lines written and read in each page |
-//! | `keep` | `yes`, `no` | whether pages stay allocated at the end |
+//! | `keep` | `yes`, `no` | whether pages stay allocated at the end; those of a `fragment` do |
 //! | `file` | path | trace to replay |
 
 use std::path::Path;
@@ -30,6 +30,8 @@ use super::{Value, Workload};
 const KEYS: &str = "seed, ops, cpus, gfp, order, mix, placement, nth, fill, hold, touch, keep, file";
 /// Most records of a trace: all of them go into one message, behind head, operation and parameters.
 const MAX_RECORDS: usize = (BUFFER_BYTES - CommandHeader::BYTES - RawOp::BYTES) / 8 - Params::WORDS;
+/// Pages that a `fragment` fills which does not say how much: 64 MiB.
+const FRAGMENT_PAGES: u32 = 16384;
 /// Cache lines in a page.
 const MAX_TOUCH: u64 = 64;
 
@@ -60,7 +62,20 @@ impl Workload {
         for (key, value) in &self.params {
             set(&mut params, key, value).map_err(|reason| format!("{key}: {reason}"))?;
         }
+        if kind == Kind::Fragment {
+            self.moderate(&mut params);
+        }
         Ok(params)
+    }
+
+    /// Fragmented memory is for looking at, so it stays; and half of a large machine would take hours to fill where
+    /// ring 0 is emulated, so who does not say how much gets a sample.
+    fn moderate(&self, params: &mut Params) {
+        let says = |key: &str| self.params.contains_key(key);
+        params.keep |= !says("keep");
+        if !says("fill") && !says("hold") {
+            params.hold = FRAGMENT_PAGES;
+        }
     }
 }
 
@@ -208,7 +223,7 @@ mod tests {
         assert_eq!(params, expected);
         let words = text.parse::<Workload>().unwrap().encode().unwrap();
         assert_eq!(Params::decode(words[..].try_into().unwrap()), Ok(expected));
-        for kind in Kind::ALL {
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Fragment) {
             assert_eq!(decoded(kind.name()), Ok(Params::new(kind)));
         }
         let node = NodeId::new(1).unwrap();
@@ -225,6 +240,12 @@ mod tests {
         assert_eq!(refused("random:ops=0"), "ops: 0 is out of range: 1 to 18446744073709551615");
         assert_eq!(refused("random:fill=half"), "fill: \"half\" is not a number");
         assert_eq!(refused("random:touch=65"), "touch: 65 is out of range: 0 to 64");
+        let fragment = |text: &str| {
+            let params = text.parse::<Workload>().unwrap().decode().unwrap();
+            (params.hold, params.keep)
+        };
+        assert_eq!(fragment("fragment:order=9"), (FRAGMENT_PAGES, true));
+        assert_eq!(fragment("fragment:fill=80,keep=no"), (0, false));
         assert_eq!(refused("random:keep=2"), "keep: \"2\" is neither yes nor no");
         assert_eq!(refused("random:mix=0:1+x"), "mix: \"x\" is not ORDER:WEIGHT, such as 3:9");
         assert_eq!(refused("random:mix=0:0"), "mix: all weights are zero");

@@ -201,7 +201,8 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
     fn fragment(&mut self) {
         let params = self.run.params;
         let (mut all, nth) = (Chain::default(), u64::from(params.nth.max(1)));
-        let pages = self.run.share(self.fill(), self.number);
+        let most = if params.hold == 0 { u64::MAX } else { params.hold.into() };
+        let pages = self.run.share(self.fill().min(most), self.number);
         for _ in 0..pages {
             match self.alloc(params.gfp, Order::ZERO) {
                 Some(pfn) => all.push(self.run.mm, pfn),
