@@ -17,7 +17,8 @@ use super::run::host;
 use super::signals::{self, Signals};
 use crate::error::exit_status;
 use crate::experiment::{
-    Engine, Experiment, ExperimentError, GuestRunner, Journal, Outcome, Record, RunResult, Runner, summary, tables,
+    Engine, Experiment, ExperimentError, GuestRunner, Journal, Outcome, Record, RunResult, Runner, do_workload,
+    summary, tables,
 };
 use crate::machine::{StopEvent, StopReason, kernel_elf};
 
@@ -35,7 +36,7 @@ pub(super) fn experiment(args: &ExperimentArgs, out: &mut impl Write) -> Result<
     if args.dry_run {
         return dry_run(args, &experiment, out);
     }
-    let runner = GuestRunner::default();
+    let runner = GuestRunner { work: Some(&do_workload), ..GuestRunner::default() };
     runner.check(&experiment, &args.file.display().to_string())?;
     let signals = Signals::block().map_err(host("cannot take signals"))?;
     let mut journal = Journal::open(&dir)?;

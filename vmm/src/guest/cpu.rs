@@ -1,6 +1,6 @@
 //! A CPU of a guest, and what it can be told.
 
-use pagevisor_shared::command::{ANY_CPU, Isolate, Op, Placement};
+use pagevisor_shared::command::{ANY_CPU, Isolate, Op, OpError, OpResult, Placement};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::units::{NodeId, NodeMask, Order, Pfn};
@@ -8,7 +8,7 @@ use pagevisor_shared::units::{NodeId, NodeMask, Order, Pfn};
 use super::batch::Batch;
 use super::error::{Error, ErrorKind};
 use super::pages::{Blocks, Frames, Held, Pages};
-use super::session::{Call, Executed, Guest, single};
+use super::session::{Call, Executed, Guest, single, single_error};
 
 /// Most blocks of one operation: their frames fill half of a reply.
 pub(super) const MAX_BLOCKS: u32 = 8192;
@@ -81,16 +81,24 @@ impl<'g> CpuHandle<'g> {
     /// # Errors
     /// As [`Self::execute`].
     pub fn execute_with(&self, op: Op, payload: &[u8]) -> Result<Executed, Error> {
+        let (result, done) = self.outcome(op, payload)?;
+        single_error(&op, &result, done.cpu).map_err(|kind| self.guest.error(kind))?;
+        Ok(done)
+    }
+
+    /// What an operation gave, failed or not.
+    fn outcome(&self, op: Op, payload: &[u8]) -> Result<(OpResult, Executed), Error> {
         let timeout = self.guest.command_timeout();
         let reply = self.guest.call(&Call { cpu: self.cpu, flags: 0, ops: &[op], payload, timeout, stop: None })?;
-        let result = single(&op, &reply).map_err(|kind| self.guest.error(kind))?;
-        Ok(Executed {
+        let result = single(&reply).map_err(|kind| self.guest.error(kind))?;
+        let done = Executed {
             value: result.value,
             aux: result.aux,
             cpu: reply.header.cpu,
             ticks: reply.header.tsc_end.saturating_sub(reply.header.tsc_start),
             payload: reply.payload,
-        })
+        };
+        Ok((result, done))
     }
 
     /// Does nothing, in order with what else the CPU is told.
@@ -143,17 +151,18 @@ impl<'g> CpuHandle<'g> {
     /// Up to [`MAX_BLOCKS`] blocks; how many there were.
     fn alloc_some(&self, gfp: Gfp, order: Order, count: u32, blocks: &mut Blocks<'g>) -> Result<u32, Error> {
         let handle = self.guest.take_handles(count)?;
-        let done = match self.execute(Op::AllocPages { gfp, order, placement: self.placement, handle, count }) {
-            Ok(done) => done,
-            Err(error) if error.op() == Some(pagevisor_shared::command::OpError::NoMemory) => {
-                self.guest.give_handles(handle, count);
-                return Ok(0);
+        let op = Op::AllocPages { gfp, order, placement: self.placement, handle, count };
+        let (result, done) = self.outcome(op, &[])?;
+        // Memory that runs out leaves what there was until then.
+        let got = match result.error {
+            None | Some(OpError::NoMemory) => frames(&result, &done.payload, count),
+            Some(_) => {
+                let error = single_error(&op, &result, done.cpu).map_err(|kind| self.guest.error(kind));
+                return error.map_err(|error| self.not_taken(handle, count, error)).map(|()| 0);
             }
-            Err(error) => return Err(self.not_taken(handle, count, error)),
         };
-        let frames = frames(&done, count);
-        let Some(frames) = frames else {
-            return Err(self.guest.error(ErrorKind::BadReply { cpu: self.cpu, what: "the frames of the blocks" }));
+        let Some(frames) = got else {
+            return Err(self.guest.error(ErrorKind::BadReply { cpu: done.cpu, what: "the frames of the blocks" }));
         };
         let got = frames.len() as u32;
         self.guest.give_handles(handle + got, count - got);
@@ -239,12 +248,12 @@ impl<'g> CpuHandle<'g> {
     }
 }
 
-/// The frames in a reply to an allocation of several blocks, or of one.
-fn frames(done: &Executed, count: u32) -> Option<Vec<Pfn>> {
+/// The frames in a reply to an allocation of `count` blocks, of which there may be fewer.
+fn frames(result: &OpResult, payload: &[u8], count: u32) -> Option<Vec<Pfn>> {
     if count == 1 {
-        return Some(vec![Pfn::new(done.value)]);
+        return Some(if result.error.is_none() { vec![Pfn::new(result.value)] } else { Vec::new() });
     }
-    let got = usize::try_from(done.value).ok().filter(|got| *got <= count as usize)?;
-    let bytes = done.payload.get(done.aux as usize..)?.get(..got * 4)?;
+    let got = usize::try_from(result.value).ok().filter(|got| *got <= count as usize)?;
+    let bytes = payload.get(result.aux as usize..)?.get(..got * 4)?;
     Some(bytes.as_chunks().0.iter().map(|&word| Pfn::new(u32::from_le_bytes(word).into())).collect())
 }

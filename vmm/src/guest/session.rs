@@ -407,11 +407,15 @@ fn exchange(machine: &Machine, call: &Call<'_>) -> Result<Reply, ErrorKind> {
 }
 
 /// The result of the only operation.
-pub(super) fn single(op: &Op, reply: &Reply) -> Result<OpResult, ErrorKind> {
+pub(super) fn single(reply: &Reply) -> Result<OpResult, ErrorKind> {
     let cpu = reply.header.cpu;
-    let result = reply.results.first().ok_or(ErrorKind::BadReply { cpu, what: "the number of results" })?;
+    reply.results.first().copied().ok_or(ErrorKind::BadReply { cpu, what: "the number of results" })
+}
+
+/// The error in a result, if there is one.
+pub(super) fn single_error(op: &Op, result: &OpResult, cpu: u32) -> Result<(), ErrorKind> {
     match result.error {
-        None => Ok(*result),
+        None => Ok(()),
         Some(error) => Err(ErrorKind::Op { op: op_name(op), cpu, error, value: result.value }),
     }
 }
@@ -435,7 +439,8 @@ pub fn run_workload(
     let op = Op::Run { payload: 0, len: payload.len() as u32 };
     let timeout = deadline.left().unwrap_or(FOREVER);
     let reply = exchange(machine, &Call { cpu: ANY_CPU, flags: 0, ops: &[op], payload: &payload, timeout, stop })?;
-    let result = single(&op, &reply)?;
+    let result = single(&reply)?;
+    single_error(&op, &result, reply.header.cpu)?;
     let report = reply.payload.get(result.aux as usize..).unwrap_or(&[]);
     let words: Vec<u64> = report.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
     let nodes = machine.memory().state().open().map_or(0, |region| region.nr_nodes());
