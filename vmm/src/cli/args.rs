@@ -10,6 +10,7 @@ use super::failure::STATUS_HELP;
 use crate::config::TopologyArgs;
 use crate::report::View;
 use crate::runtime::GuestName;
+use crate::workload::Workload;
 
 /// Boots a small NUMA guest on KVM and shows what its Linux-like memory management does.
 ///
@@ -69,6 +70,12 @@ pub struct RunArgs {
     /// Views to print when the guest is ready, such as buddyinfo,zoneinfo,kmem-f
     #[arg(long, value_name = "VIEW,...", value_delimiter = ',')]
     pub show: Vec<View>,
+
+    /// Have the guest do a workload when it is ready, such as fragment:order=9,seed=1 (repeatable, in this order)
+    ///
+    /// The report comes with the summary, and --show shows the state afterwards.
+    #[arg(long, value_name = "NAME:KEY=VAL,...")]
+    pub workload: Vec<Workload>,
 
     /// Print the summary and the views as JSON
     #[arg(long)]

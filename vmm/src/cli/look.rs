@@ -27,14 +27,25 @@ pub(super) fn proc_files(machine: &Machine) -> Result<Vec<(PathBuf, String)>, Fa
 pub(super) fn report(session: &Session<'_>, args: &RunArgs, out: &mut impl Write) -> Result<(), Failure> {
     let state = StateView::of_machine(&session.machine)?;
     let boot = Boot::of(session, &state);
-    if args.json { report_json(session, args, &state, &boot, out) } else { report_text(args, &state, &boot, out) }
+    if args.json {
+        report_json(session, args, &state, &boot, out)
+    } else {
+        report_text(session, args, &state, &boot, out)
+    }
 }
 
-fn report_text(args: &RunArgs, state: &StateView, boot: &Boot, out: &mut impl Write) -> Result<(), Failure> {
+fn report_text(
+    session: &Session<'_>,
+    args: &RunArgs,
+    state: &StateView,
+    boot: &Boot,
+    out: &mut impl Write,
+) -> Result<(), Failure> {
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = summary(state, &mut text);
     text += &boot.text();
+    session.reports.iter().for_each(|(name, report)| text += &format!("Workload {name}: {report}\n"));
     out.write_all(text.as_bytes()).map_err(Failure::stdout)?;
     let mut worst = Ok(());
     for view in &args.show {
@@ -60,6 +71,10 @@ fn report_json(
         views.insert(view.to_string(), serde_json::from_slice(&text).map_err(json_error)?);
     }
     let mut document = json!({ "boot": boot.json(), "summary": summary_json(state), "views": views });
+    if let (false, Value::Object(document)) = (session.reports.is_empty(), &mut document) {
+        let reports = session.reports.iter().map(|(name, report)| json!({ "workload": name, "report": report.json() }));
+        document.insert("workloads".to_owned(), reports.collect());
+    }
     if let (Some(name), Value::Object(document)) = (session.name(), &mut document) {
         document.insert("name".to_owned(), name.as_str().into());
         document.insert("pid".to_owned(), std::process::id().into());

@@ -45,7 +45,13 @@ pub(super) fn host(what: &'static str) -> impl Fn(io::Error) -> Failure {
 fn once(session: &mut Session<'_>, args: &RunArgs, out: &mut impl Write) -> Result<u8, Failure> {
     loop {
         match session.next() {
-            Happening::Ready => {}
+            Happening::Ready if args.workload.is_empty() => {}
+            Happening::Ready => {
+                session.work()?;
+                if session.reports.len() == args.workload.len() {
+                    session.power_off();
+                }
+            }
             Happening::Ended(End::Shutdown { code: 0 }) => break,
             other => return unexpected(session, args, other),
         }
@@ -72,6 +78,7 @@ fn keep(
     loop {
         match session.next() {
             Happening::Ready => {
+                session.work()?;
                 match greet(session, args, out) {
                     // Nobody reads: no reason not to run.
                     Err(failure) if failure.status() == exit_status::OK => {}

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use pagevisor_shared::command::{ANY_CPU, CommandHeader, Op};
 use pagevisor_shared::region::GuestState;
 
 use super::args::RunArgs;
@@ -19,19 +20,25 @@ use super::serial::SerialLog;
 use super::signals::{self, Signals};
 use super::{grace, look, notice};
 use crate::config::ConfigError;
+use crate::error::exit_status;
+use crate::guest::{ErrorKind, PreparedWorkload};
 use crate::layout::Layout;
 use crate::log::{LogError, LogReader};
-use crate::machine::{End, KernelImage, Machine, MachineConfig, StopEvent, StopReason};
+use crate::machine::{Deadline, End, KernelImage, Machine, MachineConfig, StopEvent, StopReason};
 use crate::procdir::ProcDir;
 use crate::runtime::{
     Claim, ControlServer, Endpoint, Guest, GuestName, GuestNode, GuestRange, Phase, RegionMap, RuntimeDir,
 };
 use crate::topology::{Node, Topology};
+use crate::workload::WorkloadReport;
 
 /// How often the log is looked at for `--console`.
 const CONSOLE_INTERVAL: Duration = Duration::from_millis(50);
 /// How often the files of `--proc-dir` are renewed.
 const PROC_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long the guest may take to power off before others are looked at again.
+const POWER_OFF: Duration = Duration::from_secs(5);
 
 /// What a session waits for.
 #[derive(Debug)]
@@ -53,6 +60,9 @@ pub(super) enum Happening {
 pub(super) struct Session<'a> {
     pub machine: Machine,
     pub serial: SerialLog,
+    /// Workloads that were done, and what they report.
+    pub reports: Vec<(String, WorkloadReport)>,
+    work: Vec<PreparedWorkload>,
     console: Option<LogReader>,
     region: Arc<RegionMap>,
     proc_dir: Option<ProcDir>,
@@ -74,6 +84,9 @@ impl<'a> Session<'a> {
     /// Starts the guest that `args` ask for.
     pub fn start(args: &RunArgs, topology: Topology, signals: &'a Signals) -> Result<Self, Failure> {
         let started = Instant::now();
+        // Before the process is confined: traces are files.
+        let work = args.workload.iter().map(PreparedWorkload::new).collect::<Result<Vec<_>, _>>();
+        let work = work.map_err(|error| Failure::new(exit_status::USAGE, error))?;
         let layout = Layout::place(&topology).map_err(ConfigError::from)?;
         let name = args.guest_name();
         // Before the machine: a name or directory in use must cost nothing.
@@ -88,7 +101,7 @@ impl<'a> Session<'a> {
             kernel: args.kernel.clone().map_or(KernelImage::Embedded, KernelImage::File),
             initrd: args.initrd.clone(),
             append: args.append.clone(),
-            exit_when_ready: !args.stays(),
+            exit_when_ready: !args.stays() && work.is_empty(),
             console: Box::new(serial.clone()),
             notice: Arc::new(|line| notice(format_args!("warning: {line}"))),
             layout: layout.clone(),
@@ -114,6 +127,8 @@ impl<'a> Session<'a> {
         Ok(Self {
             machine,
             serial,
+            reports: Vec::new(),
+            work,
             console: args.console.then(LogReader::default),
             region,
             proc_dir,
@@ -138,6 +153,42 @@ impl<'a> Session<'a> {
     /// Whether the guest has become ready.
     pub fn was_ready(&self) -> bool {
         self.machine.times().start_to_ready.is_some()
+    }
+
+    /// Has the guest do its workloads. Without a failure it may be that something else has happened meanwhile, which
+    /// [`Self::next`] tells.
+    pub fn work(&mut self) -> Result<(), Failure> {
+        let work = std::mem::take(&mut self.work);
+        let deadline = self.deadline.map_or(Deadline::NEVER, Deadline::at);
+        let interrupted = || {
+            let mut fds = [self.signals.as_fd(), self.stop.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        };
+        let mut reports = Vec::new();
+        let mut outcome = Ok(());
+        for work in &work {
+            match work.run(&self.machine, deadline, Some(&interrupted)) {
+                Ok(report) => reports.push((work.name().to_owned(), report)),
+                Err(ErrorKind::Stopped | ErrorKind::TimedOut { .. } | ErrorKind::Ended(_)) => break,
+                Err(error) => {
+                    let error = format!("workload {}: {error}", work.name());
+                    outcome = Err(Failure::new(exit_status::FAILURE, error));
+                    break;
+                }
+            }
+        }
+        self.reports = reports;
+        outcome
+    }
+
+    /// Asks the guest to power off.
+    pub fn power_off(&self) {
+        let header = CommandHeader { cpu: ANY_CPU, ..CommandHeader::default() };
+        match self.machine.submit(header, &[Op::Shutdown { code: 0 }.encode()], &[]) {
+            // The machine's end is the reply.
+            Ok(waiting) => drop(waiting.poll(POWER_OFF)),
+            Err(error) => notice(format_args!("warning: the guest cannot be told to power off: {error}")),
+        }
     }
 
     /// Waits for the next thing to happen, and meanwhile keeps console and files up to date.

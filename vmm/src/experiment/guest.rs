@@ -10,7 +10,7 @@ use super::measure;
 use super::record::Measures;
 use super::runner::{RunError, Runner};
 use crate::error::{StartError, exit_status};
-use crate::guest::{ErrorKind, run_workload};
+use crate::guest::{ErrorKind, PreparedWorkload};
 use crate::machine::{Deadline, End, KernelImage, Machine, MachineConfig, StopEvent};
 use crate::sandbox::Mode;
 use crate::state::{Patience, StateView};
@@ -37,7 +37,9 @@ pub fn do_workload(
     deadline: Deadline,
     stop: &StopEvent,
 ) -> Result<WorkloadReport, RunError> {
-    run_workload(machine, workload, deadline, Some(stop)).map_err(|error| match error {
+    let stopped = || stop.reason().is_some();
+    let report = PreparedWorkload::new(workload).and_then(|work| work.run(machine, deadline, Some(&stopped)));
+    report.map_err(|error| match error {
         ErrorKind::Stopped => RunError::Stopped,
         ErrorKind::Ended(end) => RunError::Failed(end.to_string().lines().next().unwrap_or_default().to_owned()),
         error => failed(error),

@@ -55,6 +55,6 @@ pub use builder::Builder;
 pub use cpu::CpuHandle;
 pub use error::{Error, ErrorKind};
 pub use pages::{Blocks, Frames, Pages};
-pub use session::{Executed, Guest, run_workload};
+pub use session::{Executed, Guest, PreparedWorkload};
 pub use snapshot::Snapshot;
 pub use state::{NodeCounters, PcpCounters, State, ZoneCounters};

@@ -66,8 +66,8 @@ pub(super) struct Call<'c> {
     pub ops: &'c [Op],
     pub payload: &'c [u8],
     pub timeout: Duration,
-    /// Ends the waiting early.
-    pub stop: Option<&'c StopEvent>,
+    /// Whether to wait no longer.
+    pub stop: Option<&'c dyn Fn() -> bool>,
 }
 
 impl Guest {
@@ -193,7 +193,8 @@ impl Guest {
     /// command.
     pub fn run(&self, workload: &Workload) -> Result<WorkloadReport, Error> {
         let deadline = Deadline::after(self.run_timeout);
-        run_workload(&self.machine, workload, deadline, None).map_err(|kind| self.error(kind))
+        let report = PreparedWorkload::new(workload).and_then(|work| work.run(&self.machine, deadline, None));
+        report.map_err(|kind| self.error(kind))
     }
 
     /// Frees what workloads have kept.
@@ -368,7 +369,11 @@ impl Guest {
 }
 
 /// Waits for a reply, which a guest that hangs does not give.
-fn wait(waiting: &Waiting, timeout: Duration, stop: Option<&StopEvent>) -> Result<Result<Reply, NoReply>, ErrorKind> {
+fn wait(
+    waiting: &Waiting,
+    timeout: Duration,
+    stop: Option<&dyn Fn() -> bool>,
+) -> Result<Result<Reply, NoReply>, ErrorKind> {
     let begin = Instant::now();
     loop {
         let left = timeout.saturating_sub(begin.elapsed());
@@ -376,7 +381,7 @@ fn wait(waiting: &Waiting, timeout: Duration, stop: Option<&StopEvent>) -> Resul
         if let Some(answer) = waiting.poll(slice) {
             return Ok(answer);
         }
-        if stop.is_some_and(|stop| stop.reason().is_some()) {
+        if stop.is_some_and(|stop| stop()) {
             return Err(ErrorKind::Stopped);
         }
         if left <= slice {
@@ -420,31 +425,55 @@ pub(super) fn single_error(op: &Op, result: &OpResult, cpu: u32) -> Result<(), E
     }
 }
 
-/// Has the guest of `machine` do a workload, until it is done, the deadline is over, or something stops the waiting.
-///
-/// # Errors
-/// As [`Guest::run`].
-pub fn run_workload(
-    machine: &Machine,
-    workload: &Workload,
-    deadline: Deadline,
-    stop: Option<&StopEvent>,
-) -> Result<WorkloadReport, ErrorKind> {
-    let bad = |reason| ErrorKind::Workload { workload: workload.to_string(), reason };
-    workload.check().map_err(bad)?;
-    if workload.is_boot() {
-        return Err(bad("it is done when the guest is ready".to_owned()));
+/// A workload as a guest is told it; the files that it names have been read.
+#[derive(Clone, Debug)]
+pub struct PreparedWorkload {
+    name: String,
+    payload: Vec<u8>,
+}
+
+impl PreparedWorkload {
+    /// Prepares a workload.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Workload`] for one that is none, or is nothing but booting.
+    pub fn new(workload: &Workload) -> Result<Self, ErrorKind> {
+        let name = workload.to_string();
+        let bad = |reason| ErrorKind::Workload { workload: name.clone(), reason };
+        workload.check().map_err(bad)?;
+        if workload.is_boot() {
+            return Err(bad("it is done when the guest is ready".to_owned()));
+        }
+        let payload = workload.encode().map_err(bad)?.iter().flat_map(|word| word.to_le_bytes()).collect();
+        Ok(Self { name, payload })
     }
-    let payload: Vec<u8> = workload.encode().map_err(bad)?.iter().flat_map(|word| word.to_le_bytes()).collect();
-    let op = Op::Run { payload: 0, len: payload.len() as u32 };
-    let timeout = deadline.left().unwrap_or(FOREVER);
-    let reply = exchange(machine, &Call { cpu: ANY_CPU, flags: 0, ops: &[op], payload: &payload, timeout, stop })?;
-    let result = single(&reply)?;
-    single_error(&op, &result, reply.header.cpu)?;
-    let report = reply.payload.get(result.aux as usize..).unwrap_or(&[]);
-    let words: Vec<u64> = report.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
-    let nodes = machine.memory().state().open().map_or(0, |region| region.nr_nodes());
-    Ok(WorkloadReport::from_words(&words, nodes)?)
+
+    /// As users write it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Has the guest of `machine` do it, until it is done, the deadline is over, or `stop` says so.
+    ///
+    /// # Errors
+    /// As [`Guest::run`], and [`ErrorKind::Stopped`].
+    pub fn run(
+        &self,
+        machine: &Machine,
+        deadline: Deadline,
+        stop: Option<&dyn Fn() -> bool>,
+    ) -> Result<WorkloadReport, ErrorKind> {
+        let op = Op::Run { payload: 0, len: self.payload.len() as u32 };
+        let timeout = deadline.left().unwrap_or(FOREVER);
+        let reply =
+            exchange(machine, &Call { cpu: ANY_CPU, flags: 0, ops: &[op], payload: &self.payload, timeout, stop })?;
+        let result = single(&reply)?;
+        single_error(&op, &result, reply.header.cpu)?;
+        let report = reply.payload.get(result.aux as usize..).unwrap_or(&[]);
+        let words: Vec<u64> = report.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        let nodes = machine.memory().state().open().map_or(0, |region| region.nr_nodes());
+        Ok(WorkloadReport::from_words(&words, nodes)?)
+    }
 }
 
 /// What an error calls an operation.

@@ -1,5 +1,7 @@
 //! What a workload reports, checked: the guest may say anything.
 
+use std::fmt;
+
 use pagevisor_shared::MAX_NUMNODES;
 use pagevisor_shared::command::workload::{Count, Report};
 use pagevisor_shared::zone::MAX_NR_ZONES;
@@ -31,6 +33,39 @@ pub struct WorkloadReport {
     pub accesses: Vec<Vec<u64>>,
     /// The fewest free pages there were, by node, then zone type.
     pub min_free: Vec<[u64; MAX_NR_ZONES]>,
+}
+
+/// In one line.
+impl fmt::Display for WorkloadReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { allocs, failed, freed, kept, ticks, .. } = self;
+        write!(f, "{allocs} allocations, {failed} failed, {freed} freed, {kept} kept")?;
+        if self.tries != 0 {
+            write!(f, ", {} of {} large blocks", self.hits, self.tries)?;
+        }
+        let (node, zone) = (self.node_fallback, self.zone_fallback);
+        write!(f, ", {node} pages from other nodes, {zone} from lower zones, {ticks} ticks")
+    }
+}
+
+impl WorkloadReport {
+    /// As JSON, tables as arrays of rows.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "allocs": self.allocs,
+            "failed": self.failed,
+            "freed": self.freed,
+            "kept": self.kept,
+            "node_fallback": self.node_fallback,
+            "zone_fallback": self.zone_fallback,
+            "tries": self.tries,
+            "hits": self.hits,
+            "ticks": self.ticks,
+            "placement": self.placement,
+            "accesses": self.accesses,
+            "min_free": self.min_free,
+        })
+    }
 }
 
 /// A report that is none.
