@@ -4,6 +4,7 @@
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use loom::thread;
+use pagevisor_shared::region::event::{EVENT_WORDS, Event, EventKind, EventRead, EventRing};
 use pagevisor_shared::region::log::{LOG_LINE_MAX, LogHeader, LogRead, LogRing};
 use pagevisor_shared::region::seq;
 
@@ -62,5 +63,35 @@ fn a_reader_of_the_log_gets_whole_records_or_is_told_it_lost_them() {
             LogRead::Record(record, 6) => assert_eq!((record.cpu, record.nanos, record.text), (1, 11, &b"1"[..])),
             other => panic!("{other:?}"),
         }
+    });
+}
+
+#[test]
+fn a_reader_of_events_gets_whole_records_or_is_told_it_lost_them() {
+    let mut model = loom::model::Builder::new();
+    // Sixteen words in each order that a few switches make.
+    model.preemption_bound = Some(2);
+    model.check(|| {
+        let event = |number: u64| Event { tsc: number, pfn: number, ..Event::new(EventKind::MmPageFree) };
+        // Two records; the third overwrites the first.
+        let ring: Arc<(AtomicU64, Vec<AtomicU64>)> =
+            Arc::new((AtomicU64::new(0), (0..2 * EVENT_WORDS).map(|_| AtomicU64::new(0)).collect()));
+        EventRing::new(&ring.0, &ring.1).write(&event(1));
+        EventRing::new(&ring.0, &ring.1).write(&event(2));
+        let writer = {
+            let ring = ring.clone();
+            thread::spawn(move || {
+                EventRing::new(&ring.0, &ring.1).write(&event(3));
+            })
+        };
+        let reader = EventRing::new(&ring.0, &ring.1);
+        match reader.read(0) {
+            EventRead::Event(found) => assert_eq!(found, event(1)),
+            EventRead::Lost(oldest) => assert!(oldest == 1 || oldest == 2),
+            other => panic!("{other:?}"),
+        }
+        writer.join().unwrap();
+        assert_eq!(reader.read(0), EventRead::Lost(2));
+        assert_eq!(reader.read(2), EventRead::Event(event(3)));
     });
 }

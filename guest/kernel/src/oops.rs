@@ -5,6 +5,7 @@
 //! panic record, for the host, and to the log; then the machine is shut down.
 
 use core::fmt::{self, Write};
+use core::ops::Range;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -234,6 +235,15 @@ pub fn dump_stack() {
 pub fn backtrace(trace: &mut [u64]) -> usize {
     let calls = Backtrace { rip: 0, rbp: cpu::frame_pointer() };
     trace.iter_mut().zip(calls).map(|(slot, call)| *slot = call).count()
+}
+
+/// The return address of the innermost call from outside `text`, on the way to the caller's call; 0 when there is none.
+#[inline(never)]
+pub fn caller_of(text: &Range<u64>) -> u64 {
+    let mut calls = Backtrace { rip: 0, rbp: cpu::frame_pointer() }.take(MAX_BACKTRACE);
+    // The innermost call is the platform's own, then come those inside the text.
+    calls.by_ref().find(|address| text.contains(address));
+    calls.find(|address| !text.contains(address)).unwrap_or(0)
 }
 
 fn print_trace(trace: Backtrace) {

@@ -8,7 +8,7 @@ use pagevisor_mm::{CpuLocal, Mm};
 use pagevisor_shared::layout::{PAGE_OFFSET, VMEMMAP_START};
 use pagevisor_shared::page::Page;
 
-use crate::arch::{cpu, percpu};
+use crate::arch::{cpu, paging, percpu};
 use crate::sync::Once;
 use crate::{clock, log, oops};
 
@@ -79,6 +79,14 @@ unsafe impl Platform for Kernel {
 
     fn backtrace(&self, trace: &mut [u64]) -> usize {
         oops::backtrace(trace)
+    }
+
+    fn tsc(&self) -> u64 {
+        cpu::rdtsc()
+    }
+
+    fn caller(&self) -> u64 {
+        oops::caller_of(&paging::mm_text())
     }
 
     fn dump_stack(&self) {

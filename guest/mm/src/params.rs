@@ -7,12 +7,14 @@
 //! | `fail_page_alloc=INTERVAL,PROBABILITY,SPACE,TIMES` | allocations that fail |
 //! | `page_owner=BOOL` | noting who allocated and freed each page |
 //! | `page_poison=BOOL` | a pattern in free pages |
+//! | `trace_event=KIND[,KIND...]` | recording events |
 //! | `init_on_alloc=BOOL`, `init_on_free=BOOL` | clearing pages when they are allocated, or freed |
 //!
 //! A size has a suffix `K`, `M`, `G` or `T`; numbers may be hexadecimal or octal as in C.
 
 use core::fmt;
 
+use pagevisor_shared::region::event::EventKind;
 use pagevisor_shared::region::zone::hot;
 use pagevisor_shared::units::{PAGE_SHIFT, PhysAddr};
 
@@ -28,6 +30,8 @@ pub(crate) struct Params {
     pub(crate) fail_page_alloc: Option<FaultAttr>,
     /// Instrumentation that is to be on from the start, as [`hot`] bits.
     pub(crate) hot: u32,
+    /// Kinds of events that are to be recorded from the start, as a mask.
+    pub(crate) events: u64,
 }
 
 /// A word that cannot be obeyed. It is as if it were not there.
@@ -63,6 +67,7 @@ impl Params {
                 "movablecore" => core(value).map(|core| params.movable.movablecore = core),
                 "cma" => cma(value).map(|request| params.cma = Some(request)),
                 "fail_page_alloc" => FaultAttr::parse(value).map(|attr| params.fail_page_alloc = Some(attr)),
+                "trace_event" => events(value).map(|events| params.events |= events),
                 "page_owner" => params.switch(hot::PAGE_OWNER, value),
                 "page_poison" => params.switch(hot::POISON, value),
                 "init_on_alloc" => params.switch(hot::INIT_ON_ALLOC, value),
@@ -80,6 +85,14 @@ impl Params {
         self.hot = if boolean(value)? { self.hot | bit } else { self.hot & !bit };
         Some(())
     }
+}
+
+/// The mask of the kinds named in a list; some have the name of their group before them (`kmem:mm_page_alloc`).
+fn events(list: &str) -> Option<u64> {
+    list.split(',').try_fold(0, |mask, name| {
+        let name = name.rsplit_once(':').map_or(name, |(_, name)| name);
+        Some(mask | EventKind::named(name)?.bit())
+    })
 }
 
 /// `kstrtobool`.

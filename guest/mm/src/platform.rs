@@ -73,6 +73,12 @@ pub unsafe trait Platform: Sync + 'static {
     /// Fills `trace` with the return addresses of the calls that led here, innermost first; gives how many there are.
     fn backtrace(&self, trace: &mut [u64]) -> usize;
 
+    /// The time stamp counter.
+    fn tsc(&self) -> u64;
+
+    /// The return address of the call that led into the memory stack; 0 when it is not known.
+    fn caller(&self) -> u64;
+
     /// Writes the call trace of the current CPU to the kernel log, as `dump_stack` does.
     fn dump_stack(&self);
 }

@@ -12,6 +12,7 @@
 //! Tables that every machine needs are static. The rest comes from memblock, below 1 GiB, where the direct map is
 //! complete from the start: so the page-fault handler that fills the direct map never faults itself.
 
+use core::ops::Range;
 use core::ptr::with_exposed_provenance;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -131,6 +132,8 @@ pub static DIRECT_IMAGE_PT: Table = Table::new();
 unsafe extern "C" {
     static early_pdpt: Table;
     static __text_start: u8;
+    static __mm_text_start: u8;
+    static __mm_text_end: u8;
     static __text_end: u8;
     static __rodata_end: u8;
     static __data_end: u8;
@@ -167,6 +170,11 @@ pub fn image() -> Image {
 /// Physical address of the kernel's top table.
 pub fn root() -> PhysAddr {
     PhysAddr::new(KERNEL_PML4.phys())
+}
+
+/// Where the memory stack's functions are, by the linker script.
+pub fn mm_text() -> Range<u64> {
+    (&raw const __mm_text_start).addr() as u64..(&raw const __mm_text_end).addr() as u64
 }
 
 /// Fills what is static and switches to it, keeping the low 4 GiB mapped at their own addresses for the time being

@@ -3,6 +3,7 @@
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::page::encode_next;
 use pagevisor_shared::page_flags::PG_NOTZERO;
+use pagevisor_shared::region::event::EventKind;
 use pagevisor_shared::region::zone::{ListHead, NR_PCP_LISTS, PcpState};
 use pagevisor_shared::units::PAGEBLOCK_ORDER;
 
@@ -79,6 +80,7 @@ impl<P: Platform> LockedZone<'_, P> {
                 previous = if previous == first { 0 } else { list::prev(previous, page) };
             }
             self.free_run(run);
+            self.trace_drain(run, order);
             pfn = previous;
         }
         list.last.set(pfn);
@@ -88,6 +90,19 @@ impl<P: Platform> LockedZone<'_, P> {
             self.memmap.page(pfn).next.set(encode_next(pfn, 0));
         }
         freed
+    }
+
+    /// Tells of the blocks of `order` of a run, in the order in which they came off their list.
+    #[inline]
+    fn trace_drain(&self, run: Run, order: u32) {
+        if !self.mm.traces(EventKind::MmPagePcpuDrain) {
+            return;
+        }
+        let (kind, blocks) = (run.migratetype, (run.end - run.start) >> order);
+        for block in 0..blocks {
+            let at = if run.descending { blocks - 1 - block } else { block };
+            self.trace_page(EventKind::MmPagePcpuDrain, run.start + (at << order), order, kind, 0);
+        }
     }
 
     /// Frees a run, in whole blocks of at most a page block.

@@ -37,6 +37,7 @@ impl<P: Platform> LockedZone<'_, P> {
             let rest = block.pfn + (blocks << order);
             self.append_run(list, Block { order, ..block }, blocks);
             self.give_back(block, rest);
+            self.trace_zone_locked(Block { order, ..block }, blocks);
             taken += blocks;
         }
         self.mod_free_pages(-((taken as i64) << order));

@@ -150,6 +150,7 @@ impl<P: Platform> LockedZone<'_, P> {
         }
         let pfn = areas[current].free_list[from.index()].first.get();
         self.steal_suitable_fallback(pfn, current as u32, start, flags, can_steal);
+        self.trace_extfrag(pfn, [order, current as u32], [start, from]);
         true
     }
 

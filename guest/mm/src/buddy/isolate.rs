@@ -93,24 +93,30 @@ impl<P: Platform> LockedZone<'_, P> {
         })
     }
 
-    /// Whether `[start, end)` is free blocks side by side, the first of which starts at `start`.
-    pub(crate) fn all_free(&self, start: u32, end: u32) -> bool {
+    /// How far from `start` to `end` there are free blocks side by side: the first frame that heads none, or the end of
+    /// the last block (`__test_page_isolated_in_pageblock`).
+    pub(crate) fn free_until(&self, start: u32, end: u32) -> u32 {
         let mut pfn = start;
         while pfn < end {
             let page = self.memmap.page(pfn);
             if page._mapcount.get() != PG_BUDDY {
-                return false;
+                break;
             }
             pfn += 1 << page.private.get().min(LARGEST);
         }
-        true
+        pfn
     }
 
     /// Takes the free blocks that make up isolated frames `[start, end)` off their lists, whole; gives the frames they
     /// have. None when some of the frames are not free (`isolate_freepages_range`).
     pub(crate) fn take_isolated(&self, start: u32, end: u32) -> Option<Range<u32>> {
-        let (first, _) = self.free_block_of(start)?;
-        if !self.all_free(first, end) {
+        let Some((first, _)) = self.free_block_of(start) else {
+            self.mm.trace_isolated(start as u64, end as u64, start as u64);
+            return None;
+        };
+        let stop = self.free_until(first, end);
+        self.mm.trace_isolated(first as u64, end as u64, stop as u64);
+        if stop < end {
             return None;
         }
         let mut pfn = first;

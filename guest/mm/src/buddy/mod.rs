@@ -20,4 +20,4 @@ mod rmqueue;
 
 pub(crate) use fallback::AllocFlags;
 pub use free::Placement;
-pub(crate) use lock::Block;
+pub(crate) use lock::{Block, LockedZone};

@@ -40,7 +40,9 @@ impl<P: Platform> LockedZone<'_, P> {
     /// `__rmqueue_smallest`: a block of `order` from the lists of `migratetype`.
     #[inline]
     pub(crate) fn rmqueue_smallest(&self, order: u32, migratetype: MigrateType) -> Option<Block> {
-        Some(self.expand(self.take_smallest(order, migratetype)?, order))
+        let block = self.expand(self.take_smallest(order, migratetype)?, order);
+        self.trace_zone_locked(block, 1);
+        Some(block)
     }
 
     /// `__rmqueue` without the last step: a block of at least `order`, from other types' lists when its own are empty.
@@ -77,6 +79,8 @@ impl<P: Platform> LockedZone<'_, P> {
     /// `__rmqueue`: a block of `order` for an allocation of `migratetype`.
     #[inline]
     pub(crate) fn rmqueue(&self, order: u32, migratetype: MigrateType, flags: AllocFlags) -> Option<Block> {
-        Some(self.expand(self.take(order, migratetype, flags)?, order))
+        let block = self.expand(self.take(order, migratetype, flags)?, order);
+        self.trace_zone_locked(block, 1);
+        Some(block)
     }
 }

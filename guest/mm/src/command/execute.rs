@@ -1,7 +1,7 @@
 //! The operations.
 
 use core::ops::Range;
-use core::sync::atomic::Ordering::{Relaxed, Release};
+use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::command::workload::{Params, Report};
 use pagevisor_shared::command::{Fault, Isolate, MAX_HANDLE, Op, OpError, OpResult, Placement, RawOp, Setting};
@@ -307,7 +307,7 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
         if EventKind::ALL.iter().fold(mask, |left, kind| left & !kind.bit()) != 0 {
             return Err(OpError::Invalid);
         }
-        self.mm.region.header().event_mask.store(mask, Release);
+        self.mm.set_events(mask);
         done(0)
     }
 

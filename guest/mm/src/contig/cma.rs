@@ -11,6 +11,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MigrateType;
+use pagevisor_shared::region::event::EventKind;
 use pagevisor_shared::units::{NodeId, Order, PAGE_SIZE, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, Pfn, PhysAddr};
 
 use super::ContigError;
@@ -270,6 +271,8 @@ impl<P: Platform> Mm<P> {
         if count == 0 || count > area.count.get() {
             return None;
         }
+        let (name, order) = (number as u64, align.raw() as u64);
+        self.trace_cma(EventKind::CmaAllocStart, None, [count, order, name]);
         let (map, align) = (area.bitmap.get(self.direct_map()), align.pages());
         let offset = area.start.get() & (align - 1);
         let mut from = 0;
@@ -280,13 +283,17 @@ impl<P: Platform> Mm<P> {
                 write_bits(map, bit..bit + count, true);
             }
             sync::unlock(&area.lock);
-            let bit = found?;
+            let Some(bit) = found else {
+                self.trace_cma(EventKind::CmaAllocFinish, None, [count, order, name]);
+                return None;
+            };
             let first = Pfn::new(area.start.get() + bit);
             sync::lock(&self.cma.mutex, || self.platform.relax());
             let taken = self.alloc_contig_range(&(first..first.add(count)), MigrateType::Cma);
             sync::unlock(&self.cma.mutex);
             if taken.is_ok() {
                 self.count_used(number, count as i64);
+                self.trace_cma(EventKind::CmaAllocFinish, Some(first), [count, order, name]);
                 return Some(first);
             }
             self.clear_bits(area, bit..bit + count);
@@ -312,6 +319,7 @@ impl<P: Platform> Mm<P> {
         self.free_contig_range(&(first..first.add(count)));
         self.clear_bits(area, bit..bit + count);
         self.count_used(number, -(count as i64));
+        self.trace_cma(EventKind::CmaRelease, Some(first), [count, 0, number as u64]);
         true
     }
 

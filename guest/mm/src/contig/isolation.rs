@@ -69,11 +69,14 @@ impl<P: Platform> Mm<P> {
     /// with the first of a free block.
     pub fn test_pages_isolated(&self, range: &Range<Pfn>) -> bool {
         let Ok(index) = self.zone_of_range(range) else { return false };
-        let mut blocks = pageblocks(range).step_by(PAGEBLOCK_NR_PAGES as usize);
-        if !blocks.all(|block| self.frames.migratetype(block) == MigrateType::Isolate) {
-            return false;
-        }
-        self.lock_zone(index).all_free(range.start.raw() as u32, range.end.raw() as u32)
+        let (start, end) = (range.start.raw(), range.end.raw());
+        let mut blocks = (start..end).step_by(PAGEBLOCK_NR_PAGES as usize);
+        let stop = match blocks.find(|&block| self.frames.migratetype(block) != MigrateType::Isolate) {
+            Some(other) => other,
+            None => self.lock_zone(index).free_until(start as u32, end as u32) as u64,
+        };
+        self.trace_isolated(start, end, stop);
+        end <= stop
     }
 
     /// The zone that holds the ends of `range`.

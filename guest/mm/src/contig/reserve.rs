@@ -39,6 +39,7 @@ impl<P: Platform> Mm<P> {
     /// What is left to do once every CPU has the record that [`Self::cpu_local`] makes: makes the area that the command
     /// line asked for one (`cma_init_reserved_areas`). Once.
     pub fn finish_boot(&self) {
+        self.start_events();
         let Some(range) = &self.boot_area else { return };
         if let Err(error) = self.cma_init_named(range, Some("reserved")) {
             let line = format_args!("CMA area reserved could not be activated: {error}");

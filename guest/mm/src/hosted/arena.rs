@@ -225,6 +225,14 @@ unsafe impl Platform for HostPlatform {
         trace.len().min(calls.len())
     }
 
+    fn tsc(&self) -> u64 {
+        self.clock.load(Relaxed)
+    }
+
+    fn caller(&self) -> u64 {
+        locked(&self.trace).first().copied().unwrap_or(0)
+    }
+
     fn dump_stack(&self) {
         self.stacks.fetch_add(1, Relaxed);
         self.log(Level::Warning, format_args!("Call Trace:"));

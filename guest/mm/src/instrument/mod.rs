@@ -12,6 +12,7 @@
 //! | a block was taken off the lists, before its owner has it | `post_alloc_hook` |
 //! | a block was found fit to be freed, before it is on a list | `free_hook` |
 //!
+//! - `trace`: events in the CPUs' rings;
 //! - `fault`: allocations that are made to fail;
 //! - `owner`: who allocated and freed each page;
 //! - `poison`: a pattern in free pages.
@@ -19,6 +20,7 @@
 mod fault;
 mod owner;
 mod poison;
+mod trace;
 
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{Relaxed, Release};
@@ -48,6 +50,8 @@ pub(crate) struct Instrument {
     lock: AtomicU32,
     owners: Owners,
     poison: Poison,
+    /// Events that the command line asks for.
+    events: u64,
 }
 
 impl Instrument {
@@ -68,7 +72,7 @@ impl Instrument {
         if params.hot & hot::POISON != 0 {
             poison = Poison::allocate(platform, memblock, frames)?;
         }
-        Ok(Self { active: AtomicU32::new(0), lock: AtomicU32::new(0), owners, poison })
+        Ok(Self { active: AtomicU32::new(0), lock: AtomicU32::new(0), owners, poison, events: params.events })
     }
 }
 
@@ -130,9 +134,14 @@ impl<P: Platform> Mm<P> {
         nodemask: Option<NodeMask>,
     ) -> Option<u32> {
         if self.instrumented() & hot::FAIL_PAGE_ALLOC != 0 && self.should_fail_alloc_page(gfp, order) {
+            self.trace_failure(gfp, order);
             return None;
         }
-        self.alloc_pages_plain(gfp, order, node, nodemask)
+        let pfn = self.alloc_pages_plain(gfp, order, node, nodemask);
+        if self.instrumented() & hot::EVENTS != 0 {
+            self.trace_alloc(pfn, gfp, order);
+        }
+        pfn
     }
 
     /// A block was taken off the lists and nobody has it yet (`post_alloc_hook`). Gives the flags to prepare it with.
@@ -152,6 +161,9 @@ impl<P: Platform> Mm<P> {
     #[cold]
     pub(crate) fn free_hook(&self, pfn: u32, order: u32) {
         let hot = self.instrumented();
+        if hot & hot::EVENTS != 0 {
+            self.trace_free(pfn, order);
+        }
         if hot & hot::PAGE_OWNER != 0 {
             self.reset_page_owner(pfn);
         }

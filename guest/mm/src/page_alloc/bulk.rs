@@ -3,6 +3,7 @@
 use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::region::zone::hot;
 use pagevisor_shared::units::{NodeId, NodeMask, Order, Pfn};
 use pagevisor_shared::vmstat::VmEvent;
 
@@ -35,7 +36,7 @@ impl<P: Platform> Mm<P> {
             return filled;
         }
         if rest.len() > 1
-            && self.instrumented() == 0
+            && self.instrumented() & !(hot::EVENTS | hot::ON) == 0
             && let Some(context) = AllocContext::prepare(self, gfp, node, nodemask)
             && let Some(zone) = self.bulk_zone(gfp, &context, rest.len())
         {

@@ -1,9 +1,10 @@
 //! The long way, when no zone is above its low watermark (`__alloc_pages_slowpath`).
 
 use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::region::event::EventKind;
 use pagevisor_shared::units::Order;
 use pagevisor_shared::vmstat::{VmEvent, ZoneStat};
-use pagevisor_shared::zone::{Watermark, ZoneIndex, ZoneType};
+use pagevisor_shared::zone::{MAX_NR_ZONES, Watermark, ZoneIndex, ZoneType};
 
 use super::PAGE_ALLOC_COSTLY_ORDER;
 use super::context::{AllocContext, alloc_flags_cma};
@@ -50,15 +51,25 @@ impl<P: Platform> Mm<P> {
     /// Tells background reclaim that zone `index` needs it.
     pub(super) fn wake_kswapd(&self, gfp: Gfp, order: Order, index: ZoneIndex) {
         if let Some(wake) = self.hooks.wake_kswapd {
+            self.trace_wakeup(index, gfp, order, index.index() % 5);
             let highest_zone = ZoneType::new(index.index() % 5).unwrap_or(ZoneType::Normal);
             wake(self, &ReclaimRequest { gfp, order, highest_zone, preferred: Some(index), nodemask: None });
         }
     }
 
     /// `wake_all_kswapds`.
-    fn wake_all_kswapds(&self, request: &ReclaimRequest) {
+    fn wake_all_kswapds(&self, gfp: Gfp, order: Order, context: &AllocContext) {
         if let Some(wake) = self.hooks.wake_kswapd {
-            wake(self, request);
+            if self.traces(EventKind::MmVmscanWakeupKswapd) {
+                let mut last = None;
+                for candidate in context.zones(self) {
+                    let node = candidate.index.index() / MAX_NR_ZONES;
+                    if last.replace(node) != Some(node) {
+                        self.trace_wakeup(candidate.index, gfp, order, context.highest.index());
+                    }
+                }
+            }
+            wake(self, &request(gfp, order, context));
         }
     }
 
@@ -74,7 +85,7 @@ impl<P: Platform> Mm<P> {
         let mut page = None;
         if context.preferred.is_some() {
             if flags.has(AllocFlags::KSWAPD) {
-                self.wake_all_kswapds(&request(gfp, order, context));
+                self.wake_all_kswapds(gfp, order, context);
             }
             page = self.get_page_from_freelist(gfp, order.raw(), flags, context);
         }

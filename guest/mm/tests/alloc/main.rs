@@ -3,6 +3,7 @@
 mod bad_pages;
 mod cma;
 mod contig;
+mod events;
 mod fallback;
 mod faults;
 mod highatomic;
