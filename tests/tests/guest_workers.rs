@@ -1,6 +1,6 @@
 //! Commands from end to end: the host's API, the queues, the guest's CPUs.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pagevisor::guest::{Gfp, Guest, OpError, Order};
 use pagevisor_shared::command::workload::{Count, Kind, Params, Report};
@@ -11,11 +11,15 @@ use pagevisor_tests::guest::guest;
 const SMALL: &str = "[[node]]\nmem = \"64M\"\n";
 const TWO_NODES: &str = "[[node]]\nmem = \"64M\"\ncpus = 2\n[[node]]\nmem = \"64M\"\ncpus = 2\n";
 
-/// Runs a workload on CPU 0; gives the words of its report.
+/// Runs a workload, from CPU 0; gives the words of its report.
 fn run(guest: &Guest, params: &Params) -> Result<Vec<u64>, Box<dyn std::error::Error>> {
+    run_on(guest, 0, params)
+}
+
+fn run_on(guest: &Guest, cpu: u32, params: &Params) -> Result<Vec<u64>, Box<dyn std::error::Error>> {
     let payload: Vec<u8> = params.encode().iter().flat_map(|word| word.to_le_bytes()).collect();
     let op = Op::Run { payload: 0, len: payload.len() as u32 };
-    let executed = guest.cpu(0)?.execute_with(op, &payload)?;
+    let executed = guest.cpu(cpu)?.execute_with(op, &payload)?;
     Ok(executed.payload.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect())
 }
 
@@ -61,14 +65,51 @@ fn every_workload_runs() {
         for kind in Kind::ALL {
             for cpus in [CpuMask(0), CpuMask(0b1101)] {
                 let exhausts = matches!(kind, Kind::DmaExhaust | Kind::NodeExhaust);
-                let order = if exhausts { Order::MAX } else { Order::ZERO };
-                let params = Params { ops: 8, fill: 1, hold: 4, touch: 1, cpus, order, ..Params::new(kind) };
+                // Each page that is touched costs where ring 0 is emulated.
+                let (order, touch) = if exhausts { (Order::MAX, 0) } else { (Order::ZERO, 1) };
+                let params = Params { ops: 8, fill: 1, hold: 4, touch, cpus, order, ..Params::new(kind) };
                 let report = run(guest, &params)?;
                 assert_eq!(report.len(), Report::words(2), "{kind:?}");
                 assert_eq!(report[Count::Allocs as usize], report[Count::Freed as usize], "{kind:?} {cpus}");
                 assert!(report[Count::Ticks as usize] > 0, "{kind:?}");
             }
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn workloads_stop_where_the_guest_can_be_verified() {
+    guest(TWO_NODES, |guest| {
+        std::thread::scope(|scope| {
+            let params = [
+                Params { ops: 400, cpus: CpuMask(0b0110), touch: 1, ..Params::new(Kind::ProducerConsumer) },
+                Params { ops: 400, cpus: CpuMask(0b1001), ..Params::new(Kind::Random) },
+            ];
+            for params in params {
+                scope.spawn(move || run(guest, &params).map(drop).expect("a report"));
+            }
+            // Each pause lets the guest go on a little only, so there are not too many.
+            for _ in 0..4 {
+                std::thread::sleep(Duration::from_millis(20));
+                let report = guest.verify().expect("a safe point");
+                assert!(report.is_sound(), "{:?}", report.findings);
+            }
+        });
+        Ok(())
+    });
+}
+
+#[test]
+fn workloads_that_need_the_same_cpus_take_turns() {
+    guest(TWO_NODES, |guest| {
+        std::thread::scope(|scope| {
+            for cpu in 0..4 {
+                let params = Params { ops: 40, hold: 8, cpus: CpuMask(0b1111), ..Params::new(Kind::ProducerConsumer) };
+                scope.spawn(move || run_on(guest, cpu, &params).map(drop).expect("a report"));
+                scope.spawn(|| guest.barrier().expect("all CPUs"));
+            }
+        });
         Ok(())
     });
 }

@@ -18,7 +18,7 @@ use pagevisor_shared::device::monitor::{QUEUE_COMMAND, QUEUE_REPLY};
 use pagevisor_shared::region::records::{Activity, CpuState};
 use pagevisor_shared::units::{CpuId, CpuMask};
 
-use crate::arch::{cpu, percpu};
+use crate::arch::{apic, cpu, percpu};
 use crate::monitor::{Monitor, QUEUE_BYTES};
 use crate::platform::{self, Kernel};
 use crate::sync::{IrqSpinLock, Once};
@@ -27,6 +27,10 @@ use queue::Queue;
 
 /// Bytes of the buffers of both queues.
 pub const BUFFERS_BYTES: u64 = 2 * (NR_BUFFERS * BUFFER_BYTES) as u64;
+
+/// Rounds of waiting before a CPU halts in between, and ticks of its timer that it halts for.
+const SPINS: u32 = 50;
+const DOZE: u32 = 1 << 17;
 
 static TRANSPORT: Once<Transport> = Once::new();
 static COMMANDS: Commands = Commands::new();
@@ -56,6 +60,8 @@ struct Jobs {
     count: AtomicU32,
     /// The last barrier that began before the CPU's last safe point.
     barrier: AtomicU64,
+    /// Rounds that it has waited for others since it last did something.
+    rounds: AtomicU32,
 }
 
 /// Messages in order of arrival. There are no more than buffers.
@@ -69,7 +75,8 @@ struct Fifo {
 impl Jobs {
     const fn new() -> Self {
         let fifo = Fifo { jobs: [Job { buffer: 0, len: 0 }; NR_BUFFERS], first: 0, len: 0 };
-        Self { waiting: IrqSpinLock::new(fifo), count: AtomicU32::new(0), barrier: AtomicU64::new(0) }
+        let (count, rounds) = (AtomicU32::new(0), AtomicU32::new(0));
+        Self { waiting: IrqSpinLock::new(fifo), count, barrier: AtomicU64::new(0), rounds }
     }
 
     fn push(&self, job: Job) {
@@ -221,6 +228,17 @@ pub fn wait() {
     Worker.safe_point();
 }
 
+/// Leaves the host's processor to the CPUs that this one waits for, for a moment.
+fn doze() {
+    // In this order: the timer's interrupt must not come before the halt that it is to end.
+    cpu::irq_disable();
+    apic::arm_timer_ticks(DOZE);
+    set_activity(Activity::Idle);
+    cpu::halt_with_irqs();
+    set_activity(Activity::Running);
+    Worker.pass();
+}
+
 fn set_activity(activity: Activity) {
     if let Some(state) = my_state() {
         // Release: who sees it sees the allocator's structures as they were left.
@@ -235,6 +253,18 @@ fn set_activity(activity: Activity) {
 pub struct Worker;
 
 impl Worker {
+    /// Notes that this CPU's structures are whole, and stays if it is asked to.
+    #[inline]
+    fn pass(&self) {
+        let Some(region) = region::get() else { return };
+        // Release: who sees that the barrier was seen sees what was done before.
+        my_jobs().barrier.store(BARRIERS.load(Ordering::Relaxed), Ordering::Release);
+        let asked = &region.header().park_request;
+        if asked.load(Ordering::Relaxed) != 0 {
+            self.park(asked);
+        }
+    }
+
     /// Stays until nobody asks for a safe point any more.
     #[cold]
     fn park(&self, asked: &AtomicU32) {
@@ -255,19 +285,15 @@ impl Services for Worker {
 
     #[inline]
     fn safe_point(&self) {
-        let Some(region) = region::get() else { return };
-        // Release: who sees that the barrier was seen sees what was done before.
-        my_jobs().barrier.store(BARRIERS.load(Ordering::Relaxed), Ordering::Release);
-        let asked = &region.header().park_request;
-        if asked.load(Ordering::Relaxed) != 0 {
-            self.park(asked);
-        }
+        my_jobs().rounds.store(0, Ordering::Relaxed);
+        self.pass();
     }
 
     fn relax(&self) {
-        self.safe_point();
+        self.pass();
         parts::serve();
-        spin_loop();
+        let rounds = my_jobs().rounds.fetch_add(1, Ordering::Relaxed);
+        if rounds < SPINS { spin_loop() } else { doze() }
     }
 
     fn online(&self) -> CpuMask {
