@@ -3,7 +3,8 @@
 use pagevisor_shared::command::{Fault, Isolate, Op, OpError, Placement, Setting};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MigrateType;
-use pagevisor_shared::units::{NodeId, NodeMask, Order, Pfn};
+use pagevisor_shared::region::event::EventKind;
+use pagevisor_shared::units::{CpuId, NodeId, NodeMask, Order, Pfn};
 
 use crate::{Guest, small, two_nodes};
 
@@ -165,4 +166,17 @@ fn ranges_and_areas() {
     guest.fails(Op::CmaAlloc { area: 9, pages: 1, align: Order::ZERO, handle: 8 }, OpError::Unavailable);
     mm.drain_all_pages(None);
     guest.assert_sound();
+}
+
+#[test]
+fn events_are_switched_on() {
+    let guest = small();
+    let bit = EventKind::MmPageAlloc.bit();
+    guest.ok(Op::SetEvents { mask: bit });
+    guest.ok(alloc(0, 0, 3));
+    guest.ok(Op::SetEvents { mask: 0 });
+    guest.ok(alloc(3, 0, 3));
+    let ring = guest.machine.mm().region().events(CpuId::default()).expect("CPU 0's ring");
+    // Three blocks, and two pages of the table of handles.
+    assert_eq!(ring.head(), 5);
 }
