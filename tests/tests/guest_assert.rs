@@ -328,8 +328,8 @@ fn nobody_gets_isolated_pages() {
         warm(guest)?;
         let state = guest.state();
         let zone = state.zone(node(0), ZoneType::Normal).ok_or("Normal")?;
-        let (start, end) = (Pfn::new(zone.start), Pfn::new(zone.start + zone.spanned / 2 & !0x3ff));
-        let start = start.add(zone.spanned / 4 & !0x3ff);
+        let (start, end) = (Pfn::new(zone.start), Pfn::new((zone.start + zone.spanned / 2) & !0x3ff));
+        let start = start.add((zone.spanned / 4) & !0x3ff);
         let cpu = guest.cpu(0)?;
         cpu.isolate(start, end, MigrateType::Movable)?;
         assert_eq!(cpu.isolate(start, end, MigrateType::Movable).unwrap_err().op(), Some(OpError::Busy));

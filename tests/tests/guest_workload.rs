@@ -1,8 +1,11 @@
-//! Workloads from the command line: `pagevisor run --workload` and experiments.
+//! Workloads and commands from outside: `pagevisor run --workload`, experiments, the control socket.
 
 use std::fs;
+use std::time::Duration;
 
-use pagevisor_tests::command::{pagevisor, run, unique};
+use pagevisor::runtime::{Connection, RuntimeDir};
+use pagevisor_shared::command::{Op, OpResult, Setting};
+use pagevisor_tests::command::{Guest, pagevisor, run, unique};
 use serde_json::Value;
 
 const SMALL: [&str; 4] = ["run", "--node", "mem=64M,cpus=1", "--timeout"];
@@ -65,4 +68,24 @@ fn an_experiment_does_its_workloads() {
     assert_eq!(runs.lines().count(), 2);
     assert!(runs.lines().all(|run| run.contains("\"verified\":true")), "{runs}");
     fs::remove_dir_all(&folder).expect("the directory");
+}
+
+#[test]
+fn a_guest_of_another_process_takes_commands() {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let guest = Guest::keep("commanded", &["--node", "mem=64M,cpus=1"]);
+    let directory = RuntimeDir::open(guest.directory()).expect("a directory").expect("a directory");
+    let name = guest.name().parse().expect("a name");
+    let connection = Connection::open(&directory, &name).expect("a connection");
+    let set = Op::Set { setting: Setting::MinFreeKbytes, index: 0, value: 2048 };
+    let reply = connection.command(&[Op::Nop, set, Op::Barrier], &[], PATIENCE).expect("a reply");
+    assert_eq!(reply.results.iter().map(|result| result.error).collect::<Vec<_>>(), [None; 3]);
+    assert_eq!(reply.results[0], OpResult::ok(0));
+    // What has a handle belongs to somebody.
+    let error = connection.command(&[Op::FreePages { handle: 1, count: 1 }], &[], PATIENCE).unwrap_err();
+    assert!(error.to_string().contains("not for other processes"), "{error}");
+    // Others are served meanwhile, and after it.
+    assert!(guest.show(&["buddyinfo"]).contains("DMA32"));
+    connection.command(&[Op::DrainPages { all: true }], &[], PATIENCE).expect("a reply");
+    guest.stop();
 }

@@ -64,6 +64,7 @@ fn a_guest_runs_again_when_the_client_that_paused_it_vanishes() {
         phase: Box::new(|| Phase::Ready),
         stop: Box::new(|| {}),
         pauser: Some(machine.pauser()),
+        commander: Some(machine.commander()),
         sandbox: pagevisor::sandbox::Mode::Enforce,
     };
     let _server = ControlServer::start(claim(&name), endpoint).unwrap();

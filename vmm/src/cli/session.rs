@@ -119,6 +119,7 @@ impl<'a> Session<'a> {
                 phase: Box::new(move || phase(&region, &announced)),
                 stop: Box::new(move || stop.stop(StopReason::Request)),
                 pauser: Some(machine.pauser()),
+                commander: Some(machine.commander()),
                 sandbox: args.sandbox(),
             };
             ControlServer::start(claim, endpoint)

@@ -13,7 +13,10 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, getsockopt, recvmsg, send}
 
 use super::dir::{RuntimeDir, RuntimeDirError};
 use super::name::GuestName;
-use super::protocol::{Guest, MAX_FDS, MAX_REPLY, PROTOCOL_VERSION, Reply, Request, Status, Verb};
+use pagevisor_shared::command::{ANY_CPU, CommandHeader, Op, RawOp};
+
+use super::protocol::{Guest, MAX_FDS, MAX_REPLY, PROTOCOL_VERSION, Reply, Request, Status, Verb, from_hex, to_hex};
+use crate::devices::monitor::{Reply as Answer, encode};
 use crate::kvm::CpuRegisters;
 
 /// How long a guest's process may take for a reply. It has a thread for that, so only a stopped or starved process
@@ -179,6 +182,22 @@ impl Connection {
         }
     }
 
+    /// Has the guest execute operations without handles, and gives its reply.
+    ///
+    /// # Errors
+    /// When the guest's process refuses the command, or the guest does not reply within `timeout`.
+    pub fn command(&self, ops: &[Op], payload: &[u8], timeout: Duration) -> Result<Answer, ClientError> {
+        let ops: Vec<RawOp> = ops.iter().map(Op::encode).collect();
+        let header = CommandHeader { cpu: ANY_CPU, ..CommandHeader::default() };
+        let command = to_hex(&encode(header, &ops, payload));
+        match self.ask_for(Verb::Command, command, timeout)?.0 {
+            Reply::Executed(digits) => from_hex(&digits)
+                .and_then(|bytes| Answer::decode(&bytes))
+                .ok_or_else(|| ClientError::Nonsense(self.name.clone(), "a reply that is none".into())),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
     /// Ends the guest, and returns when its process is gone.
     ///
     /// # Errors
@@ -215,15 +234,19 @@ impl Connection {
     }
 
     fn ask(&self, verb: Verb) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
+        self.ask_for(verb, String::new(), PATIENCE)
+    }
+
+    fn ask_for(&self, verb: Verb, command: String, patience: Duration) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
         let io = |error: io::Error| ClientError::Io(self.name.clone(), error);
-        let request = Request { version: PROTOCOL_VERSION, request: verb };
+        let request = Request { version: PROTOCOL_VERSION, request: verb, command };
         let packet = serde_json::to_vec(&request).map_err(|error| io(error.into()))?;
         // A server that has refused us already (too many clients) has closed its end; its reason can still be read.
         match send(self.fd.as_raw_fd(), &packet, MsgFlags::MSG_NOSIGNAL) {
             Ok(_) | Err(Errno::EPIPE) => {}
             Err(errno) => return Err(io(errno.into())),
         }
-        if !wait_readable(&self.fd, PATIENCE, PollFlags::POLLIN) {
+        if !wait_readable(&self.fd, patience, PollFlags::POLLIN) {
             return Err(ClientError::Silent(self.name.clone()));
         }
         let (packet, fds) = receive(&self.fd).map_err(io)?;

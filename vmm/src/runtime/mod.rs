@@ -19,6 +19,7 @@ mod dir;
 mod name;
 mod protocol;
 mod region;
+mod relay;
 mod server;
 #[cfg(test)]
 mod tests;

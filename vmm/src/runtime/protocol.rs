@@ -8,13 +8,15 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use pagevisor_shared::command::BUFFER_BYTES;
+
 use crate::kvm::CpuRegisters;
 
 /// Version of this protocol; a client and a guest of different versions do not talk.
 pub const PROTOCOL_VERSION: u32 = 1;
 
-/// Longest request in bytes.
-pub(super) const MAX_REQUEST: usize = 4096;
+/// Longest request in bytes: a command in hexadecimal digits, and what is around it.
+pub(super) const MAX_REQUEST: usize = 2 * BUFFER_BYTES + 4096;
 /// Longest reply in bytes; a machine of 64 nodes in a thousand ranges needs half of it.
 pub(super) const MAX_REPLY: usize = 192 << 10;
 /// Most descriptors with a reply: the state region's and each node's.
@@ -36,6 +38,8 @@ pub(super) enum Verb {
     PauseAnywhere,
     /// The vCPUs back into the guest.
     Resume,
+    /// A command for the guest, which is in the request.
+    Command,
 }
 
 /// A request.
@@ -45,6 +49,9 @@ pub(super) struct Request {
     pub version: u32,
     /// What is asked for.
     pub request: Verb,
+    /// With [`Verb::Command`]: the message ([`pagevisor_shared::command`]), its tag left open, in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub command: String,
 }
 
 /// A reply.
@@ -61,6 +68,8 @@ pub(super) enum Reply {
     Paused(Vec<CpuRegisters>),
     /// To [`Verb::Resume`].
     Running,
+    /// To [`Verb::Command`]: the guest's message, in hexadecimal digits.
+    Executed(String),
     /// The request cannot be served, and why.
     Error(String),
 }
@@ -157,4 +166,17 @@ pub struct GuestRange {
     pub size: u64,
     /// Where it lies in the node's descriptor.
     pub offset: u64,
+}
+
+/// Bytes as hexadecimal digits.
+pub(super) fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The bytes of hexadecimal digits.
+pub(super) fn from_hex(digits: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
+    let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
+    let bytes = pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect();
+    if rest.is_empty() { bytes } else { None }
 }

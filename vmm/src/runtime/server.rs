@@ -14,12 +14,16 @@ use nix::sys::socket::{ControlMessage, MsgFlags, SockFlag, accept4, getsockopt, 
 use nix::unistd::geteuid;
 
 use super::dir::Claim;
-use super::protocol::{Guest, MAX_REPLY, MAX_REQUEST, PROTOCOL_VERSION, Phase, Reply, Request, Status, Verb};
-use crate::machine::{PauseError, Paused, Pauser};
+use super::protocol::{Guest, MAX_REPLY, MAX_REQUEST, PROTOCOL_VERSION, Phase, Reply, Request, Status, Verb, to_hex};
+use super::relay;
+use crate::devices::monitor::{NoReply, Waiting};
+use crate::machine::{Commander, PauseError, Paused, Pauser};
 use crate::sandbox::{self, Role};
 
 /// How long a client may stay silent before its first request.
 const SILENCE: Duration = Duration::from_secs(5);
+/// How often the server looks for replies of the guest that clients wait for, in milliseconds.
+const LISTEN: u16 = 2;
 /// Most clients at a time. Each costs a descriptor of this process.
 const MAX_CLIENTS: usize = 128;
 
@@ -35,6 +39,8 @@ pub struct Endpoint {
     pub stop: Box<dyn Fn() + Send>,
     /// Pauses the guest. It takes some seconds at most.
     pub pauser: Option<Pauser>,
+    /// Sends commands to the guest.
+    pub commander: Option<Commander>,
     /// Whether the thread that serves is confined.
     pub sandbox: sandbox::Mode,
 }
@@ -79,6 +85,8 @@ struct Client {
     fd: OwnedFd,
     deadline: Option<Instant>,
     paused: Option<Paused>,
+    /// A command of its whose reply is not there yet.
+    waiting: Option<Waiting>,
 }
 
 struct Server {
@@ -98,6 +106,7 @@ impl Server {
             for index in (0..self.clients.len()).rev() {
                 let flags = ready[2 + index];
                 let keep = if flags.is_empty() { !self.is_late(index) } else { self.answer(index).is_ok() };
+                let keep = keep && self.forward(index).is_ok();
                 if !keep {
                     self.clients.swap_remove(index);
                 }
@@ -115,6 +124,8 @@ impl Server {
         let fds = fds.into_iter().chain(self.clients.iter().map(|client| client.fd.as_fd()));
         let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         let timeout = match self.clients.iter().filter_map(|client| client.deadline).min() {
+            // Replies of the guest come without a descriptor to wait for.
+            _ if self.clients.iter().any(|client| client.waiting.is_some()) => PollTimeout::from(LISTEN),
             Some(deadline) => millis_until(deadline),
             None => PollTimeout::NONE,
         };
@@ -149,13 +160,13 @@ impl Server {
         if self.clients.len() >= MAX_CLIENTS {
             return drop(send(&fd, &Reply::Error("too many clients are connected to this guest".into()), &[]));
         }
-        self.clients.push(Client { fd, deadline: Some(Instant::now() + SILENCE), paused: None });
+        self.clients.push(Client { fd, deadline: Some(Instant::now() + SILENCE), paused: None, waiting: None });
     }
 
     /// Reads and answers a request. An error means that the connection is of no more use.
     fn answer(&mut self, index: usize) -> io::Result<()> {
         let client = &mut self.clients[index];
-        let mut packet = [0; MAX_REQUEST];
+        let mut packet = vec![0; MAX_REQUEST];
         // With MSG_TRUNC the packet's whole length is returned, also when it did not fit.
         let len = match recv(client.fd.as_raw_fd(), &mut packet, MsgFlags::MSG_TRUNC) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -202,11 +213,38 @@ impl Server {
                     Err(error) => send(&client.fd, &Reply::Error(error.to_string()), &[]),
                 }
             }
+            Verb::Command if client.waiting.is_some() => {
+                refuse("the guest has not replied to the command before".to_owned())
+            }
+            Verb::Command => {
+                let commander = self.endpoint.commander.as_ref().ok_or("the guest takes no commands".to_owned());
+                match commander.and_then(|commander| relay::submit(commander, &request.command)) {
+                    Ok(waiting) => client.waiting = Some(waiting),
+                    Err(reason) => return send(&client.fd, &Reply::Error(reason), &[]),
+                }
+                Ok(())
+            }
             Verb::Resume => {
                 client.paused = None;
                 send(&client.fd, &Reply::Running, &[])
             }
         }
+    }
+}
+
+impl Server {
+    /// Passes the guest's reply to a command on, if it is there.
+    fn forward(&mut self, index: usize) -> io::Result<()> {
+        let Some(client) = self.clients.get_mut(index) else { return Ok(()) };
+        let Some(answer) = client.waiting.as_ref().and_then(|waiting| waiting.poll(Duration::ZERO)) else {
+            return Ok(());
+        };
+        client.waiting = None;
+        let reply = match answer {
+            Ok(answer) => Reply::Executed(to_hex(&answer.to_bytes())),
+            Err(error) => Reply::Error(NoReply::to_string(&error)),
+        };
+        send(&client.fd, &reply, &[])
     }
 }
 

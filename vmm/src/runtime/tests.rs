@@ -63,6 +63,7 @@ fn serve(path: &Path) -> (ControlServer, Arc<AtomicUsize>) {
             counter.fetch_add(1, Ordering::SeqCst);
         }),
         pauser: None,
+        commander: None,
         sandbox: crate::sandbox::Mode::Off,
     };
     let claim = RuntimeDir::open(path).unwrap().unwrap().claim(&name("ring")).unwrap();
@@ -126,13 +127,13 @@ fn garbage_is_refused_and_harms_nobody() {
     let temp = tempfile::tempdir().unwrap();
     let (_server, stops) = serve(temp.path());
     let witness = open(temp.path()).unwrap();
-    let long = vec![b' '; 10_000];
+    let long = vec![b' '; 150_000];
     for (packet, reason) in [
         (&b"\xff\x00garbage"[..], "not a request"),
         (b"{}", "not a request"),
         (b"{\"version\":1,\"request\":\"explode\"}", "not a request"),
         (b"{\"version\":999,\"request\":\"stop\"}", "protocol version 1, not 999"),
-        (&long, "10000 bytes is too long"),
+        (&long, "150000 bytes is too long"),
     ] {
         let client = raw(temp.path());
         let reply = exchange(&client, packet);

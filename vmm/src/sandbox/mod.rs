@@ -106,6 +106,7 @@ pub(crate) fn spawn<T: Send + 'static>(
 ) -> io::Result<JoinHandle<Option<T>>> {
     let (tell, told) = sync_channel(1);
     let thread = builder.spawn(move || {
+        settle_allocator();
         let entered = enter(role, mode);
         let go = entered.is_ok();
         // The one who waits for it is the one who started this thread.
@@ -117,6 +118,15 @@ pub(crate) fn spawn<T: Send + 'static>(
         // Not told: the thread panicked, and whoever joins it learns that.
         Ok(Ok(())) | Err(_) => Ok(thread),
     }
+}
+
+/// Lets glibc's allocator give memory back for the first time. It reads `/proc/sys/vm/overcommit_memory` then, once for
+/// the process, which a confined thread may not. That is when 64 KiB are freed and more than 128 KiB are free then at
+/// the end of the thread's heap; what is larger than that is mapped by itself.
+fn settle_allocator() {
+    const BLOCK: usize = 96 << 10;
+    let blocks: [Vec<u8>; 4] = std::array::from_fn(|_| Vec::with_capacity(BLOCK));
+    drop(std::hint::black_box(blocks));
 }
 
 fn compile(role: Role, otherwise: SeccompAction) -> Result<BpfProgram, seccompiler::BackendError> {

@@ -59,6 +59,16 @@ impl Reply {
     }
 }
 
+impl Reply {
+    /// As bytes again.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.header.to_bytes().to_vec();
+        self.results.iter().for_each(|result| bytes.extend_from_slice(&result.to_bytes()));
+        bytes.extend_from_slice(&self.payload);
+        bytes
+    }
+}
+
 type Answer = Result<Reply, NoReply>;
 
 /// The bytes of a command. The tag in `header` does not matter.

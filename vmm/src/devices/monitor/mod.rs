@@ -31,7 +31,7 @@ use crate::memory::GuestMemory;
 use crate::topology::AddrRange;
 
 pub use interrupt::{Interrupt, MsiRoute};
-pub use mailbox::{Mailbox, NoReply, Reply, Traffic, Waiting};
+pub use mailbox::{Mailbox, NoReply, Reply, Traffic, Waiting, encode};
 pub use queue::QueueSetupError;
 pub use registers::{Effect, QUEUES, Registers, Violation};
 pub use worker::MonitorWorker;
