@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use pagevisor_shared::command::{OpError, Status};
+use pagevisor_shared::command::{Op, OpError, Status};
 
 use crate::config::ConfigError;
 use crate::devices::monitor::NoReply;
@@ -202,3 +202,30 @@ macro_rules! from {
 }
 
 from!(ErrorKind, ConfigError, TopologyError, StartError);
+
+/// What an error calls an operation.
+pub(super) fn op_name(op: &Op) -> &'static str {
+    match op {
+        Op::Nop => "nop",
+        Op::AllocPages { .. } => "alloc_pages",
+        Op::FreePages { .. } => "free_pages",
+        Op::SplitPage { .. } => "split_page",
+        Op::ReadPage { .. } => "reading",
+        Op::WritePage { .. } => "writing",
+        Op::FillPattern { .. } => "filling",
+        Op::CheckPattern { .. } => "checking",
+        Op::DrainPages { .. } => "drain_pages",
+        Op::Set { setting, .. } => setting.name(),
+        Op::Isolate { .. } => "isolating",
+        Op::AllocContigRange { .. } => "alloc_contig_range",
+        Op::ReserveCma { .. } => "reserving CMA",
+        Op::CmaAlloc { .. } => "cma_alloc",
+        Op::Run { .. } => "the workload",
+        Op::ReleaseWorkload => "releasing the workload's pages",
+        Op::SetEvents { .. } => "setting events",
+        Op::Barrier => "barrier",
+        Op::FailPageAlloc(_) => "fail_page_alloc",
+        Op::FailNth { .. } => "fail_nth",
+        Op::Shutdown { .. } => "shutdown",
+    }
+}

@@ -9,7 +9,7 @@ use pagevisor_shared::units::NodeId;
 use pagevisor_shared::zone::{MAX_NR_ZONES, ZoneType};
 
 use super::cpu::CpuHandle;
-use super::error::{Error, ErrorKind};
+use super::error::{Error, ErrorKind, op_name};
 use super::handles::Handles;
 use super::snapshot::Snapshot;
 use super::state::State;
@@ -473,32 +473,5 @@ impl PreparedWorkload {
         let words: Vec<u64> = report.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
         let nodes = machine.memory().state().open().map_or(0, |region| region.nr_nodes());
         Ok(WorkloadReport::from_words(&words, nodes)?)
-    }
-}
-
-/// What an error calls an operation.
-pub(super) fn op_name(op: &Op) -> &'static str {
-    match op {
-        Op::Nop => "nop",
-        Op::AllocPages { .. } => "alloc_pages",
-        Op::FreePages { .. } => "free_pages",
-        Op::SplitPage { .. } => "split_page",
-        Op::ReadPage { .. } => "reading",
-        Op::WritePage { .. } => "writing",
-        Op::FillPattern { .. } => "filling",
-        Op::CheckPattern { .. } => "checking",
-        Op::DrainPages { .. } => "drain_pages",
-        Op::Set { setting, .. } => setting.name(),
-        Op::Isolate { .. } => "isolating",
-        Op::AllocContigRange { .. } => "alloc_contig_range",
-        Op::ReserveCma { .. } => "reserving CMA",
-        Op::CmaAlloc { .. } => "cma_alloc",
-        Op::Run { .. } => "the workload",
-        Op::ReleaseWorkload => "releasing the workload's pages",
-        Op::SetEvents { .. } => "setting events",
-        Op::Barrier => "barrier",
-        Op::FailPageAlloc(_) => "fail_page_alloc",
-        Op::FailNth { .. } => "fail_nth",
-        Op::Shutdown { .. } => "shutdown",
     }
 }
