@@ -7,6 +7,7 @@ pub mod config;
 pub mod devices;
 pub mod dump;
 pub mod error;
+pub mod events;
 pub mod experiment;
 pub mod guest;
 pub mod kvm;

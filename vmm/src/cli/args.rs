@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::failure::STATUS_HELP;
 use crate::config::TopologyArgs;
+use crate::events::Kinds;
 use crate::report::View;
 use crate::runtime::GuestName;
 use crate::workload::Workload;
@@ -39,6 +40,8 @@ pub enum Command {
     Stop(NameArgs),
     /// Print the kernel log of a running guest, as dmesg does
     Log(LogArgs),
+    /// Print what the allocator of a running guest does, as trace_pipe does
+    Events(EventsArgs),
     /// Pause a running guest and prove that its allocator's structures are sound; or those in a dump
     Verify(VerifyArgs),
     /// Pause a running guest and write its memory and registers to an ELF core file
@@ -205,6 +208,33 @@ pub struct LogArgs {
     pub follow: bool,
 }
 
+/// `pagevisor events`
+#[derive(Args, Debug)]
+pub struct EventsArgs {
+    /// The guest
+    pub name: GuestName,
+
+    /// Events to record, such as mm_page_alloc,mm_page_free [default: those that the guest records already]
+    #[arg(long, value_name = "KIND,...")]
+    pub kinds: Option<Kinds>,
+
+    /// Go on until the guest ends, or until Ctrl-C
+    #[arg(long, short)]
+    pub follow: bool,
+
+    /// Go on for so long, such as 5s or 200ms
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub duration: Option<Duration>,
+
+    /// Print an object of JSON a line
+    #[arg(long, conflicts_with = "perfetto")]
+    pub json: bool,
+
+    /// Write a trace for ui.perfetto.dev to a file instead
+    #[arg(long, value_name = "FILE")]
+    pub perfetto: Option<PathBuf>,
+}
+
 /// `pagevisor verify`
 #[derive(Args, Debug)]
 #[command(after_help = "Exit status: 0 if everything holds; 9 if not, with one finding per line.")]
@@ -234,6 +264,17 @@ pub struct KernelArgs {
     /// Print only the path of the kernel's ELF file
     #[arg(long)]
     pub path: bool,
+}
+
+/// `5s`, `200ms`, or seconds without a unit.
+fn time(text: &str) -> Result<Duration, String> {
+    match text.strip_suffix("ms") {
+        Some(millis) => {
+            let millis: f64 = millis.parse().map_err(|_| "not a time, such as 5s or 200ms".to_owned())?;
+            seconds(&(millis / 1e3).to_string())
+        }
+        None => seconds(text.strip_suffix('s').unwrap_or(text)),
+    }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -4,6 +4,7 @@ mod args;
 mod confine;
 mod detach;
 mod dump;
+mod events;
 mod experiment;
 mod failure;
 mod grace;
@@ -70,6 +71,7 @@ fn execute(command: Command, out: &mut impl Write) -> Result<u8, Failure> {
         Command::Stop(args) => remote::stop(&args)?,
         Command::Log(args) => remote::log(&args, out)?,
         Command::Dump(args) => dump::dump(&args, out)?,
+        Command::Events(args) => return events::events(&args, out),
         Command::Verify(args) => return verify::verify(&args, out),
         Command::Kernel(args) => kernel::kernel(&args, kernel_elf(), out)?,
     }

@@ -35,6 +35,15 @@ impl Target {
         Ok(Self::Dump(Box::new(Dump::open(Path::new(text))?)))
     }
 
+    /// The running guest of that name, with the connection to its process.
+    pub fn guest(name: &GuestName) -> Result<(Connection, StateView), Failure> {
+        match Self::of_guest(connect(name)?, name)? {
+            Self::Guest(connection, view) => Ok((*connection, *view)),
+            // `of_guest` gives nothing else.
+            Self::Dump(_) => Err(Failure::new(exit_status::NAME, format!("'{name}' is not a guest"))),
+        }
+    }
+
     fn of_guest(connection: Connection, name: &GuestName) -> Result<Self, Failure> {
         let attached = connection.attach()?;
         if attached.guest.state == Phase::Booting {

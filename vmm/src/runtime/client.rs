@@ -175,6 +175,18 @@ impl Connection {
         self.pause_by(Verb::PauseAnywhere)
     }
 
+    /// Has the guest record events of these kinds, beside those that it records anyhow, for as long as the connection
+    /// lasts; gives the kinds that are recorded now.
+    ///
+    /// # Errors
+    /// When the guest does not obey in time, or its process does not answer as it should.
+    pub fn record_events(&self, kinds: u64) -> Result<u64, ClientError> {
+        match self.ask(Verb::Events(kinds))?.0 {
+            Reply::Recording(mask) => Ok(mask),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
     fn pause_by(&self, verb: Verb) -> Result<RemotePause<'_>, ClientError> {
         match self.ask(verb)?.0 {
             Reply::Paused(registers) => Ok(RemotePause { connection: self, registers }),

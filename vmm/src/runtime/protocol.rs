@@ -40,6 +40,9 @@ pub(super) enum Verb {
     Resume,
     /// A command for the guest, which is in the request.
     Command,
+    /// Events of these kinds recorded, beside those that are recorded without this connection, until the next such
+    /// request or the end of the connection.
+    Events(u64),
 }
 
 /// A request.
@@ -70,6 +73,8 @@ pub(super) enum Reply {
     Running,
     /// To [`Verb::Command`]: the guest's message, in hexadecimal digits.
     Executed(String),
+    /// To [`Verb::Events`]: the kinds that are recorded now.
+    Recording(u64),
     /// The request cannot be served, and why.
     Error(String),
 }

@@ -12,6 +12,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockFlag, accept4, getsockopt, recv, sendmsg};
 use nix::unistd::geteuid;
+use pagevisor_shared::command::{ANY_CPU, CommandHeader, Op, OpResult};
 
 use super::dir::Claim;
 use super::protocol::{Guest, MAX_REPLY, MAX_REQUEST, PROTOCOL_VERSION, Phase, Reply, Request, Status, Verb, to_hex};
@@ -24,6 +25,8 @@ use crate::sandbox::{self, Role};
 const SILENCE: Duration = Duration::from_secs(5);
 /// How often the server looks for replies of the guest that clients wait for, in milliseconds.
 const LISTEN: u16 = 2;
+/// How long a guest may take to execute a command.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(5);
 /// Most clients at a time. Each costs a descriptor of this process.
 const MAX_CLIENTS: usize = 128;
 
@@ -61,7 +64,8 @@ impl ControlServer {
     pub fn start(claim: Claim, endpoint: Endpoint) -> io::Result<Self> {
         let quit = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let mode = endpoint.sandbox;
-        let server = Server { claim, endpoint, started: Instant::now(), quit: quit.clone(), clients: Vec::new() };
+        let server =
+            Server { claim, endpoint, started: Instant::now(), quit: quit.clone(), clients: Vec::new(), events: 0 };
         let builder = thread::Builder::new().name("control".into());
         let thread = sandbox::spawn(builder, Role::Control, mode, move || server.serve())?;
         Ok(Self { thread: Some(thread), quit })
@@ -87,6 +91,8 @@ struct Client {
     paused: Option<Paused>,
     /// A command of its whose reply is not there yet.
     waiting: Option<Waiting>,
+    /// Kinds of events that are recorded for it.
+    events: u64,
 }
 
 struct Server {
@@ -96,6 +102,8 @@ struct Server {
     started: Instant,
     quit: Arc<EventFd>,
     clients: Vec<Client>,
+    /// Kinds of events that the guest recorded before any client asked for some.
+    events: u64,
 }
 
 impl Server {
@@ -108,7 +116,11 @@ impl Server {
                 let keep = if flags.is_empty() { !self.is_late(index) } else { self.answer(index).is_ok() };
                 let keep = keep && self.forward(index).is_ok();
                 if !keep {
-                    self.clients.swap_remove(index);
+                    let gone = self.clients.swap_remove(index);
+                    if gone.events != 0 {
+                        // A guest that does not answer any more goes on recording.
+                        let _ = self.record();
+                    }
                 }
             }
             if !ready[1].is_empty() {
@@ -160,7 +172,42 @@ impl Server {
         if self.clients.len() >= MAX_CLIENTS {
             return drop(send(&fd, &Reply::Error("too many clients are connected to this guest".into()), &[]));
         }
-        self.clients.push(Client { fd, deadline: Some(Instant::now() + SILENCE), paused: None, waiting: None });
+        self.clients.push(Client {
+            fd,
+            deadline: Some(Instant::now() + SILENCE),
+            paused: None,
+            waiting: None,
+            events: 0,
+        });
+    }
+
+    /// Has the guest record what any client wants, and what it recorded before.
+    fn record(&self) -> Result<u64, String> {
+        let wanted = self.clients.iter().fold(self.events, |mask, client| mask | client.events);
+        self.set_events(wanted).map(|_| wanted)
+    }
+
+    /// Tells the guest which events to record; gives those that it recorded before.
+    fn set_events(&self, mask: u64) -> Result<u64, String> {
+        let commander = self.endpoint.commander.as_ref().ok_or("the guest takes no commands")?;
+        let header = CommandHeader { cpu: ANY_CPU, ..CommandHeader::default() };
+        let waiting =
+            commander.submit(header, &[Op::SetEvents { mask }.encode()], &[]).map_err(|why| why.to_string())?;
+        let reply =
+            waiting.poll(COMMAND_PATIENCE).ok_or("the guest does not answer")?.map_err(|why| why.to_string())?;
+        match reply.results.first() {
+            Some(OpResult { error: None, value, .. }) => Ok(*value),
+            _ => Err("the guest does not record such events".into()),
+        }
+    }
+
+    /// Serves [`Verb::Events`].
+    fn record_for(&mut self, index: usize, kinds: u64) -> Result<u64, String> {
+        if self.clients.iter().all(|client| client.events == 0) && kinds != 0 {
+            self.events = self.set_events(kinds)?;
+        }
+        let before = std::mem::replace(&mut self.clients[index].events, kinds);
+        self.record().inspect_err(|_| self.clients[index].events = before)
     }
 
     /// Reads and answers a request. An error means that the connection is of no more use.
@@ -223,6 +270,10 @@ impl Server {
                     Err(reason) => return send(&client.fd, &Reply::Error(reason), &[]),
                 }
                 Ok(())
+            }
+            Verb::Events(kinds) => {
+                let reply = self.record_for(index, kinds).map_or_else(Reply::Error, Reply::Recording);
+                send(&self.clients[index].fd, &reply, &[])
             }
             Verb::Resume => {
                 client.paused = None;

@@ -307,8 +307,7 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
         if EventKind::ALL.iter().fold(mask, |left, kind| left & !kind.bit()) != 0 {
             return Err(OpError::Invalid);
         }
-        self.mm.set_events(mask);
-        done(0)
+        done(self.mm.set_events(mask))
     }
 
     /// Does what isolates page blocks, which one CPU does at a time.

@@ -1,0 +1,220 @@
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering::Relaxed;
+
+use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::region::Table;
+use pagevisor_shared::region::event::{EVENT_WORDS, EventRing};
+use proptest::prelude::*;
+
+use super::*;
+use crate::state::fake::FakeGuest;
+
+fn cpu(number: u32) -> CpuId {
+    CpuId::new(number as usize).unwrap()
+}
+
+fn write(guest: &FakeGuest, number: u32, events: impl IntoIterator<Item = Event>) {
+    let region = guest.region();
+    let ring: EventRing<'_> = region.events(cpu(number)).unwrap();
+    events.into_iter().for_each(|event| ring.write(&event));
+}
+
+fn guest() -> FakeGuest {
+    let guest = FakeGuest::new();
+    let region = guest.region();
+    region.header().tsc_entry.store(1_000, Relaxed);
+    region.header().tsc_khz.store(1_000_000, Relaxed);
+    region.header().roots.vmemmap.store(0xffff_ea00_0000_0000, Relaxed);
+    guest
+}
+
+/// A time stamp of that many nanoseconds.
+fn at(nanos: u64) -> u64 {
+    1_000 + nanos
+}
+
+#[test]
+fn lines_are_those_of_trace_pipe() {
+    let guest = guest();
+    let renderer = Renderer::new(&guest.region(), None);
+    let event = |kind| Event { tsc: at(12_345_678_901), pfn: 0x1234, order: 2, migratetype: 1, ..Event::new(kind) };
+    let line = |event: Event| renderer.line(&Item::Event(cpu(0), event));
+    let head = "          <idle>-0       [000] .....    12.345678: ";
+    let page = "page=ffffea0000024680 pfn=0x1234";
+    assert_eq!(
+        line(Event { gfp: Gfp::KERNEL, migratetype: 0, ..event(EventKind::MmPageAlloc) }),
+        format!("{head}mm_page_alloc: {page} order=2 migratetype=0 gfp_flags=GFP_KERNEL\n"),
+    );
+    let failed = Event { pfn: 0, ..event(EventKind::MmPageAlloc) };
+    assert!(line(failed).contains(": page=0000000000000000 pfn=0x0 order=2"), "{}", line(failed));
+    let with = |kind, args| line(Event { args, ..event(kind) });
+    for (text, expected) in [
+        (line(event(EventKind::MmPageFree)), format!("mm_page_free: {page} order=2")),
+        (line(event(EventKind::MmPageFreeBatched)), format!("mm_page_free_batched: {page} order=0")),
+        (
+            with(EventKind::MmPageAllocZoneLocked, [1, 0, 0]),
+            format!("mm_page_alloc_zone_locked: {page} order=2 migratetype=1 percpu_refill=1"),
+        ),
+        (line(event(EventKind::MmPagePcpuDrain)), format!("mm_page_pcpu_drain: {page} order=2 migratetype=1")),
+        (
+            with(EventKind::MmPageAllocExtfrag, [5, 2, 1]),
+            format!(
+                "mm_page_alloc_extfrag: {page} alloc_order=2 fallback_order=5 pageblock_order=9 alloc_migratetype=1 \
+                 fallback_migratetype=2 fragmenting=1 change_ownership=1"
+            ),
+        ),
+        (
+            line(Event { gfp: Gfp::ATOMIC_ALLOC, ..event(EventKind::MmVmscanWakeupKswapd) }),
+            "mm_vmscan_wakeup_kswapd: nid=0 order=2 gfp_flags=GFP_ATOMIC".to_owned(),
+        ),
+        (
+            with(EventKind::TestPagesIsolated, [512, 1024, 1023]),
+            "test_pages_isolated: start_pfn=0x200 end_pfn=0x400 fin_pfn=0x3ff ret=fail".to_owned(),
+        ),
+        (line(event(EventKind::FailPageAlloc)), "fail_page_alloc: order=2 gfp_flags=none".to_owned()),
+    ] {
+        assert_eq!(text, format!("{head}{expected}\n"));
+    }
+    let cma = with(EventKind::CmaAllocFinish, [8, 3, 0]);
+    assert!(cma.contains(" pfn=0x1234 page=ffffea0000024680 count=8 align=3\n"), "{cma}");
+    assert_eq!(renderer.line(&Item::Lost(cpu(1), 12)), "CPU:1 [LOST 12 EVENTS]\n");
+}
+
+#[test]
+fn json_has_numbers_for_numbers() {
+    let guest = guest();
+    let renderer = Renderer::new(&guest.region(), None);
+    let event =
+        Event { tsc: at(7), pfn: 16, order: 3, gfp: Gfp::KERNEL, caller: 0xff, ..Event::new(EventKind::MmPageAlloc) };
+    let line = renderer.json_line(&Item::Event(cpu(1), event));
+    let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let expected = serde_json::json!({
+        "time_ns": 7, "cpu": 1, "event": "mm_page_alloc", "caller": "0x00000000000000ff",
+        "page": "ffffea0000000200", "pfn": 16, "order": 3, "migratetype": 0, "gfp_flags": "GFP_KERNEL",
+    });
+    assert_eq!(value, expected);
+    assert_eq!(renderer.json_line(&Item::Lost(cpu(0), 3)), "{\"cpu\":0,\"lost\":3}\n");
+}
+
+#[test]
+fn cpus_are_merged_by_time_and_what_was_overwritten_is_counted() {
+    let guest = guest();
+    let region = guest.region();
+    let mut reader = EventReader::from_now(&region, Kinds(EventKind::MmPageFree.bit()));
+    let event = |tsc| Event { tsc, ..Event::new(EventKind::MmPageFree) };
+    write(&guest, 0, [event(1), event(4), Event { tsc: 2, ..Event::new(EventKind::MmPageAlloc) }]);
+    write(&guest, 1, [event(2), event(3)]);
+    let times = |items: &[Item]| -> Vec<u64> {
+        items.iter().filter_map(|item| if let Item::Event(_, event) = item { Some(event.tsc) } else { None }).collect()
+    };
+    assert_eq!(times(&reader.read(&region)), [1, 2, 3, 4]);
+    assert_eq!(reader.read(&region), []);
+    write(&guest, 1, (0..EVENT_SLOTS as u64 + 9).map(event));
+    let items = reader.read(&region);
+    assert_eq!(items[0], Item::Lost(cpu(1), 10));
+    assert_eq!((items.len(), reader.lost(cpu(0)), reader.lost(cpu(1))), (EVENT_SLOTS, 0, 10));
+}
+
+#[test]
+fn names_of_kinds_are_read_and_unknown_ones_listed() {
+    let kinds: Kinds = "mm_page_alloc,kmem:mm_page_free".parse().unwrap();
+    assert_eq!(kinds, Kinds(3));
+    let error = "mm_page_alloc,bogus".parse::<Kinds>().unwrap_err().to_string();
+    assert!(error.starts_with("there is no event 'bogus'; there are mm_page_alloc, mm_page_free,"), "{error}");
+}
+
+/// The fields of a protobuf message: numbers, and bytes.
+fn decode(mut bytes: &[u8]) -> Vec<(u64, u64, Vec<u8>)> {
+    fn varint(bytes: &mut &[u8]) -> u64 {
+        let (mut value, mut shift) = (0, 0);
+        loop {
+            let (first, rest) = bytes.split_first().unwrap();
+            *bytes = rest;
+            value |= u64::from(first & 0x7f) << shift;
+            shift += 7;
+            if first & 0x80 == 0 {
+                return value;
+            }
+        }
+    }
+    let mut fields = Vec::new();
+    while !bytes.is_empty() {
+        let key = varint(&mut bytes);
+        let value = varint(&mut bytes);
+        match key & 7 {
+            0 => fields.push((key >> 3, value, Vec::new())),
+            2 => {
+                let (content, rest) = bytes.split_at(usize::try_from(value).unwrap());
+                fields.push((key >> 3, value, content.to_vec()));
+                bytes = rest;
+            }
+            other => panic!("wire type {other}"),
+        }
+    }
+    fields
+}
+
+fn field(message: &[(u64, u64, Vec<u8>)], number: u64) -> Option<&(u64, u64, Vec<u8>)> {
+    message.iter().find(|(field, ..)| *field == number)
+}
+
+#[test]
+fn a_perfetto_trace_has_a_track_per_cpu_and_counters_per_zone() {
+    let guest = guest();
+    let region = guest.region();
+    let renderer = Renderer::new(&region, None);
+    let mut perfetto = Perfetto::default();
+    let begin = decode(&perfetto.begin(&region));
+    let names: Vec<String> = begin
+        .iter()
+        .map(|(number, _, packet)| {
+            assert_eq!(*number, 1);
+            let packet = decode(packet);
+            let track = decode(&field(&packet, 60).unwrap().2);
+            String::from_utf8(field(&track, 2).unwrap().2.clone()).unwrap()
+        })
+        .collect();
+    assert_eq!(names.iter().filter(|name| name.starts_with("CPU ")).count(), region.nr_cpus());
+    assert!(names.iter().any(|name| name.starts_with("nr_free_pages node 0 ")), "{names:?}");
+    let event = Event { tsc: at(500), pfn: 7, ..Event::new(EventKind::MmPageFree) };
+    let trace = decode(&perfetto.append(&region, &renderer, &[Item::Event(cpu(1), event), Item::Lost(cpu(0), 4)]));
+    let packets: Vec<_> = trace.iter().map(|(_, _, packet)| decode(packet)).collect();
+    let events: Vec<_> = packets.iter().map(|packet| decode(&field(packet, 11).unwrap().2)).collect();
+    assert_eq!(field(&packets[0], 8).unwrap().1, 500);
+    assert_eq!(field(&events[0], 23).unwrap().2, b"mm_page_free");
+    assert_eq!((field(&events[0], 9).unwrap().1, field(&events[0], 11).unwrap().1), (3, 0x1001));
+    assert_eq!(field(&events[1], 23).unwrap().2, b"LOST 4 EVENTS");
+    let counters = events.iter().filter(|event| field(event, 9).unwrap().1 == 4).count();
+    assert_eq!(counters, names.len() - region.nr_cpus());
+    // Counters that did not change are not told again.
+    assert_eq!(perfetto.append(&region, &renderer, &[]), b"");
+}
+
+proptest! {
+    #[test]
+    fn any_rings_are_read_in_bounded_time(
+        head in prop_oneof![any::<u64>(), 0..5000u64],
+        again in any::<u64>(),
+        content in proptest::collection::vec(any::<u64>(), EVENT_WORDS * 16),
+        small in any::<bool>(),
+    ) {
+        let guest = guest();
+        let region = guest.region();
+        let ring = region.header().tables[Table::Event as usize].offset.load(Relaxed);
+        let words = content.iter().cycle().take(EVENT_SLOTS * EVENT_WORDS);
+        let bytes: Vec<u8> = words.flat_map(|word| (if small { word & 0xf } else { *word }).to_le_bytes()).collect();
+        guest.file.write_all_at(&bytes, ring + 64).unwrap();
+        let mut reader = EventReader::from_oldest(&region, Kinds::ALL);
+        guest.file.write_all_at(&head.to_le_bytes(), ring).unwrap();
+        let renderer = Renderer::new(&region, None);
+        let items = reader.read(&region);
+        prop_assert!(items.len() <= EVENT_SLOTS + region.nr_cpus());
+        renderer.lines(&items, false);
+        renderer.lines(&items, true);
+        Perfetto::default().append(&region, &renderer, &items);
+        guest.file.write_all_at(&again.to_le_bytes(), ring).unwrap();
+        prop_assert!(reader.read(&region).len() <= EVENT_SLOTS + region.nr_cpus());
+    }
+}

@@ -1,0 +1,174 @@
+//! Events as lines: of `trace_pipe`, with the formats of Linux 6.1's tracepoints (`include/trace/events`), or of JSON.
+
+use std::fmt::Write as _;
+use std::sync::atomic::Ordering::Relaxed;
+
+use pagevisor_shared::page::PAGE_STRUCT_SIZE;
+use pagevisor_shared::region::RegionRef;
+use pagevisor_shared::region::event::{Event, EventKind};
+use pagevisor_shared::units::{CpuId, PAGEBLOCK_ORDER};
+use serde_json::{Value, json};
+
+use super::Item;
+use crate::symbols::Symbols;
+
+/// What is needed to tell about a guest's events.
+#[derive(Debug)]
+pub struct Renderer {
+    tsc_entry: u64,
+    tsc_khz: u64,
+    vmemmap: u64,
+    areas: Vec<String>,
+    symbols: Option<Symbols>,
+}
+
+impl Renderer {
+    /// For the guest of that state region. Callers have names where there are `symbols`.
+    pub fn new(region: &RegionRef<'_>, symbols: Option<Symbols>) -> Self {
+        let header = region.header();
+        let name = |bytes: &[u8]| {
+            let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+            String::from_utf8_lossy(&bytes[..end]).escape_default().to_string()
+        };
+        Self {
+            tsc_entry: header.tsc_entry.load(Relaxed),
+            tsc_khz: header.tsc_khz.load(Relaxed).max(1),
+            vmemmap: header.roots.vmemmap.load(Relaxed),
+            areas: region.cmas().iter().map(|area| name(&area.name_bytes())).collect(),
+            symbols,
+        }
+    }
+
+    /// Nanoseconds from the kernel's first instruction to the time stamp.
+    pub(super) fn nanos(&self, tsc: u64) -> u64 {
+        let ticks = u128::from(tsc.saturating_sub(self.tsc_entry));
+        u64::try_from(ticks * 1_000_000 / u128::from(self.tsc_khz)).unwrap_or(u64::MAX)
+    }
+
+    /// `function+0x12/0x34` of whoever called the memory stack, or the address; `None` when it is not known.
+    pub(super) fn caller(&self, event: &Event) -> Option<String> {
+        let symbols = self.symbols.as_ref().filter(|_| event.caller != 0);
+        match (symbols, event.caller) {
+            (_, 0) => None,
+            (Some(symbols), address) => Some(symbols.locate_return(address).to_string()),
+            (None, address) => Some(format!("{address:#018x}")),
+        }
+    }
+
+    /// `page=... pfn=0x...`
+    fn page(&self, event: &Event) -> String {
+        let page = match event.pfn {
+            0 => 0,
+            pfn => self.vmemmap.wrapping_add(pfn.wrapping_mul(PAGE_STRUCT_SIZE)),
+        };
+        format!("page={page:016x} pfn={:#x}", event.pfn)
+    }
+
+    fn area(&self, number: u64) -> &str {
+        let area = usize::try_from(number).ok().and_then(|number| self.areas.get(number));
+        area.map_or("?", String::as_str)
+    }
+
+    /// What the tracepoint prints.
+    pub fn fields(&self, event: &Event) -> String {
+        let (page, order, kind, gfp) = (self.page(event), event.order, event.migratetype, event.gfp);
+        let [first, second, third] = event.args;
+        match event.kind {
+            EventKind::MmPageAlloc => format!("{page} order={order} migratetype={kind} gfp_flags={gfp}"),
+            EventKind::MmPageFree => format!("{page} order={order}"),
+            EventKind::MmPageFreeBatched => format!("{page} order=0"),
+            EventKind::MmPageAllocZoneLocked => {
+                format!("{page} order={order} migratetype={kind} percpu_refill={first}")
+            }
+            EventKind::MmPagePcpuDrain => format!("{page} order={order} migratetype={kind}"),
+            EventKind::MmPageAllocExtfrag => format!(
+                "{page} alloc_order={order} fallback_order={first} pageblock_order={PAGEBLOCK_ORDER} \
+                 alloc_migratetype={kind} fallback_migratetype={second} fragmenting={} change_ownership={third}",
+                u8::from(first < u64::from(PAGEBLOCK_ORDER)),
+            ),
+            EventKind::MmVmscanWakeupKswapd => format!("nid={} order={order} gfp_flags={gfp}", event.node),
+            EventKind::TestPagesIsolated => format!(
+                "start_pfn={first:#x} end_pfn={second:#x} fin_pfn={third:#x} ret={}",
+                if second <= third { "success" } else { "fail" },
+            ),
+            EventKind::CmaAllocStart => format!("name={} count={first} align={second}", self.area(third)),
+            EventKind::CmaAllocFinish => {
+                let (pfn, page) = (event.pfn, page.split(' ').next().unwrap_or_default().to_owned());
+                format!("name={} pfn={pfn:#x} {page} count={first} align={second}", self.area(third))
+            }
+            EventKind::CmaRelease => {
+                let (pfn, page) = (event.pfn, page.split(' ').next().unwrap_or_default().to_owned());
+                format!("name={} pfn={pfn:#x} {page} count={first}", self.area(third))
+            }
+            EventKind::FailPageAlloc => format!("order={order} gfp_flags={gfp}"),
+            EventKind::WorkloadMark => format!("{first:#x} {second:#x} {third:#x}"),
+        }
+    }
+
+    /// A line of `trace_pipe`, with its end.
+    pub fn line(&self, item: &Item) -> String {
+        match item {
+            Item::Lost(cpu, count) => format!("CPU:{} [LOST {count} EVENTS]\n", cpu.index()),
+            Item::Event(cpu, event) => {
+                let micros = self.nanos(event.tsc) / 1000;
+                format!(
+                    "{:>16}-{:<7} [{:03}] ..... {:5}.{:06}: {}: {}\n",
+                    "<idle>",
+                    0,
+                    cpu.index(),
+                    micros / 1_000_000,
+                    micros % 1_000_000,
+                    event.kind.name(),
+                    self.fields(event),
+                )
+            }
+        }
+    }
+
+    /// A line of JSON, with its end.
+    pub fn json_line(&self, item: &Item) -> String {
+        let value = match item {
+            Item::Lost(cpu, count) => json!({ "cpu": cpu.index(), "lost": count }),
+            Item::Event(cpu, event) => self.json(*cpu, event),
+        };
+        let mut line = value.to_string();
+        line.push('\n');
+        line
+    }
+
+    fn json(&self, cpu: CpuId, event: &Event) -> Value {
+        let mut value = json!({
+            "time_ns": self.nanos(event.tsc),
+            "cpu": cpu.index(),
+            "event": event.kind.name(),
+            "caller": self.caller(event),
+        });
+        let Value::Object(map) = &mut value else { return value };
+        for field in self.fields(event).split(' ') {
+            // A workload's mark has no names for its words; they go by their places.
+            let (name, text) = match field.split_once('=') {
+                Some((name, text)) => (name.to_owned(), text),
+                None => (format!("arg{}", map.len().saturating_sub(4)), field),
+            };
+            let number = match text.strip_prefix("0x") {
+                Some(digits) => u64::from_str_radix(digits, 16).ok(),
+                None if name == "page" => None,
+                None => text.parse().ok(),
+            };
+            map.insert(name, number.map_or_else(|| text.into(), Value::from));
+        }
+        value
+    }
+}
+
+/// Writes a whole batch of lines.
+impl Renderer {
+    /// The lines of all `items`.
+    pub fn lines(&self, items: &[Item], json: bool) -> String {
+        items.iter().fold(String::new(), |mut text, item| {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{}", if json { self.json_line(item) } else { self.line(item) });
+            text
+        })
+    }
+}
