@@ -4,6 +4,10 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pagevisor::events::{Item, Kinds};
+use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::region::event::EventKind;
+use pagevisor_shared::units::Order;
 use pagevisor_tests::command::{Guest, run};
 use serde_json::Value;
 
@@ -71,4 +75,38 @@ fn kinds_are_on_while_somebody_follows_and_following_ends_with_the_guest() {
     thread::sleep(Duration::from_millis(300));
     guest.stop();
     assert_eq!(follower.join().expect("it ends").code(), 0);
+}
+
+#[test]
+fn a_program_reads_what_it_makes_the_guest_do() {
+    let guest = pagevisor::machine::Machine::builder().boot().expect("a guest");
+    let kinds = Kinds(EventKind::MmPageAlloc.bit() | EventKind::MmPageFree.bit());
+    let mut events = guest.events(kinds).expect("they are switched on");
+    let order = Order::new(3).expect("an order");
+    let pages = guest.cpu(0).expect("CPU 0").alloc_pages(Gfp::KERNEL, order).expect("a block");
+    let pfn = pages.pfn().raw();
+    pages.free().expect("it is freed");
+    let items = events.read();
+    let of_block = items.iter().filter_map(|item| match item {
+        Item::Event(_, event) if event.pfn == pfn && event.order == 3 => Some((event.kind, event.gfp)),
+        _ => None,
+    });
+    let expected = [(EventKind::MmPageAlloc, Gfp::KERNEL), (EventKind::MmPageFree, Gfp::NONE)];
+    assert_eq!(of_block.collect::<Vec<_>>(), expected, "{items:?}");
+    drop(events);
+    // More events than a ring holds take millions of instructions, which an emulated ring 0 has no time for.
+    if std::env::var_os("PAGEVISOR_LAB").is_some() {
+        return;
+    }
+    // What is lost is counted.
+    let mut events = guest.events(kinds).expect("they are switched on");
+    for _ in 0..2 {
+        let many = guest.cpu(0).expect("CPU 0").alloc_many(Gfp::KERNEL, Order::ZERO, 600).expect("pages");
+        many.free().expect("they are freed");
+    }
+    let items = events.read();
+    let lost: u64 = items.iter().map(|&item| if let Item::Lost(_, count) = item { count } else { 0 }).sum();
+    assert!(lost + items.len() as u64 > 2400 && lost > 300, "{lost} of {}", items.len());
+    drop(events);
+    assert_eq!(guest.view().region().header().event_mask.load(std::sync::atomic::Ordering::Relaxed), 0);
 }
