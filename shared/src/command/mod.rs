@@ -22,15 +22,17 @@
 //!
 //! New layers add operations ([`OpCode`]), kinds of handles and workloads; the transport knows none of them.
 
+mod args;
 mod error;
 mod message;
 mod op;
 mod raw;
 pub mod workload;
 
+pub use args::{Fault, Isolate, Placement, Setting};
 pub use error::{OpError, Status};
 pub use message::{ANY_CPU, BUFFER_BYTES, CommandHeader, MAX_OPS, NR_BUFFERS, OpResult, ReplyHeader, STOP_ON_ERROR};
-pub use op::{Fault, Isolate, Op, OpCode, Placement, Setting};
+pub use op::{Op, OpCode};
 pub use raw::RawOp;
 
 /// Bits of a handle: handles are numbers below this that the host chooses.

@@ -1,10 +1,11 @@
 //! The operations: what the host can ask the guest to do.
 
+use super::args::{Fault, Isolate, Placement, Setting};
 use super::error::OpError;
 use super::raw::RawOp;
 use crate::gfp::Gfp;
 use crate::migrate::MigrateType;
-use crate::units::{NodeId, NodeMask, Order, Pfn};
+use crate::units::{NodeId, Order, Pfn};
 
 /// Numbers of operations. A number is never used again for another one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -84,125 +85,6 @@ impl OpCode {
     pub fn new(raw: u16) -> Option<Self> {
         Self::ALL.get(raw as usize).copied()
     }
-}
-
-/// From which nodes an allocation takes its pages: the memory policies of `set_mempolicy(2)`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Placement {
-    /// From the node of the CPU (`MPOL_LOCAL`).
-    #[default]
-    Local,
-    /// From this node, or as near to it as can be (`MPOL_PREFERRED`, `alloc_pages_node`).
-    Preferred(NodeId),
-    /// From these nodes only, the nearest first (`MPOL_BIND`, a node mask).
-    Bind(NodeMask),
-    /// From these nodes in turn (`MPOL_INTERLEAVE`).
-    Interleave(NodeMask),
-}
-
-impl Placement {
-    /// As a number and an argument.
-    pub const fn to_raw(self) -> (u8, u64) {
-        match self {
-            Self::Local => (0, 0),
-            Self::Preferred(node) => (1, node.index() as u64),
-            Self::Bind(nodes) => (2, nodes.0),
-            Self::Interleave(nodes) => (3, nodes.0),
-        }
-    }
-
-    /// From a number and an argument.
-    ///
-    /// # Errors
-    /// [`OpError::Invalid`] for numbers that mean nothing, and for an empty set of nodes.
-    pub fn from_raw(kind: u8, argument: u64) -> Result<Self, OpError> {
-        match (kind, argument) {
-            (0, _) => Ok(Self::Local),
-            (1, node) => usize::try_from(node).ok().and_then(NodeId::new).map(Self::Preferred).ok_or(OpError::Invalid),
-            (2, nodes) if nodes != 0 => Ok(Self::Bind(NodeMask(nodes))),
-            (3, nodes) if nodes != 0 => Ok(Self::Interleave(NodeMask(nodes))),
-            _ => Err(OpError::Invalid),
-        }
-    }
-}
-
-/// Settings that can be changed at run time, `/proc/sys/vm/*`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[repr(u8)]
-pub enum Setting {
-    /// `min_free_kbytes`, KiB.
-    MinFreeKbytes = 0,
-    /// `watermark_scale_factor`, 1/10000 of a zone.
-    WatermarkScaleFactor = 1,
-    /// `watermark_boost_factor`, 1/10000 of the high watermark.
-    WatermarkBoostFactor = 2,
-    /// `lowmem_reserve_ratio`; the index is the zone type.
-    LowmemReserveRatio = 3,
-    /// `percpu_pagelist_high_fraction`.
-    PercpuPagelistHighFraction = 4,
-    /// `zone_reclaim_mode`.
-    ZoneReclaimMode = 5,
-}
-
-impl Setting {
-    /// All of them, by number.
-    pub const ALL: [Self; 6] = [
-        Self::MinFreeKbytes,
-        Self::WatermarkScaleFactor,
-        Self::WatermarkBoostFactor,
-        Self::LowmemReserveRatio,
-        Self::PercpuPagelistHighFraction,
-        Self::ZoneReclaimMode,
-    ];
-
-    /// Its name below `/proc/sys/vm`.
-    pub const fn name(self) -> &'static str {
-        [
-            "min_free_kbytes",
-            "watermark_scale_factor",
-            "watermark_boost_factor",
-            "lowmem_reserve_ratio",
-            "percpu_pagelist_high_fraction",
-            "zone_reclaim_mode",
-        ][self as usize]
-    }
-
-    /// The setting of that name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|setting| setting.name() == name)
-    }
-}
-
-/// What to do with a range of page blocks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Isolate {
-    /// `start_isolate_page_range`.
-    Start,
-    /// `undo_isolate_page_range`.
-    Undo,
-}
-
-/// Fault injection, the attributes of Linux's `fail_page_alloc` (`struct fault_attr`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Fault {
-    /// Percent of allocations that fail; 0 switches injection off.
-    pub probability: u32,
-    /// Only every so many-th is considered; 0 counts as 1.
-    pub interval: u32,
-    /// How many may fail; -1 for any number.
-    pub times: i32,
-    /// Pages that may be allocated before the first failure.
-    pub space: u32,
-    /// Orders below this never fail.
-    pub min_order: u8,
-    /// Allocations that may reclaim never fail (`ignore-gfp-wait`).
-    pub ignore_gfp_wait: bool,
-    /// Allocations for high memory never fail (`ignore-gfp-highmem`).
-    pub ignore_gfp_highmem: bool,
-    /// Only allocations with all of these flags fail.
-    pub gfp: Gfp,
-    /// Start of the random numbers, so that a run can be repeated.
-    pub seed: u64,
 }
 
 /// An operation.
@@ -478,40 +360,6 @@ impl Op {
             OpCode::FailPageAlloc => Self::FailPageAlloc(Fault::decode(raw)?),
             OpCode::FailNth => Self::FailNth { nth: a, this_cpu: raw.small != 0 },
             OpCode::Shutdown => Self::Shutdown { code: u16::try_from(count).map_err(|_| OpError::Invalid)? },
-        })
-    }
-}
-
-impl Fault {
-    const IGNORE_WAIT: u8 = 1;
-    const IGNORE_HIGHMEM: u8 = 2;
-
-    fn encode(self, op: RawOp) -> RawOp {
-        let wait = if self.ignore_gfp_wait { Self::IGNORE_WAIT } else { 0 };
-        let highmem = if self.ignore_gfp_highmem { Self::IGNORE_HIGHMEM } else { 0 };
-        RawOp {
-            order: self.min_order,
-            small: wait | highmem,
-            gfp: self.gfp.bits(),
-            handle: self.probability,
-            count: self.interval,
-            a: self.times as u32 as u64 | (self.space as u64) << 32,
-            b: self.seed,
-            ..op
-        }
-    }
-
-    fn decode(raw: &RawOp) -> Result<Self, OpError> {
-        Ok(Self {
-            probability: raw.handle,
-            interval: raw.count,
-            times: raw.a as u32 as i32,
-            space: (raw.a >> 32) as u32,
-            min_order: raw.order,
-            ignore_gfp_wait: raw.small & Self::IGNORE_WAIT != 0,
-            ignore_gfp_highmem: raw.small & Self::IGNORE_HIGHMEM != 0,
-            gfp: gfp(raw.gfp)?,
-            seed: raw.b,
         })
     }
 }

@@ -4,8 +4,8 @@
 //! so are the placement of every page and the free lists at its end. Parameters and reports are sequences of 64-bit
 //! little-endian words.
 
+use super::args::Placement;
 use super::error::OpError;
-use super::op::Placement;
 use crate::gfp::Gfp;
 use crate::units::{CpuMask, MAX_ORDER, Order};
 use crate::zone::MAX_NR_ZONES;
