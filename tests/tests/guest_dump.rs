@@ -67,12 +67,15 @@ fn readelf_and_gdb(core: &Path) {
     // The kernel's first words, through the direct map and at their own address.
     let words = ["-ex", "x/1gx 0xffff888001000000", "-ex", "x/1gx 0xffffffff81000000"];
     let mut gdb = Command::new("gdb");
-    gdb.args(["-nx", "-batch", "-ex", "info threads"]).args(words).arg(kernel_elf()).arg(core);
+    gdb.args(["-nx", "-batch", "-ex", "info threads", "-ex", "thread apply all bt"])
+        .args(words)
+        .arg(kernel_elf())
+        .arg(core);
     let output = run(&mut gdb);
     assert_eq!(output.code(), 0, "{output:?}");
-    // Both CPUs wait for work, by the kernel's symbols.
-    let threads = output.stdout.lines().filter(|line| line.contains("LWP ") && line.contains("guest/kernel/src/"));
-    assert!(threads.filter(|line| !line.starts_with('[')).count() >= 2, "{output:?}");
+    // Two CPUs, and both wait for work in the kernel's idle loop, by its symbols.
+    let lines = |mention: &str| output.stdout.lines().filter(|line| line.contains(mention)).count();
+    assert!(lines("  LWP ") + lines("Thread ") >= 2 && lines("guest/kernel/src/idle.rs") >= 2, "{output:?}");
     let words: Vec<_> = output.stdout.lines().filter_map(|line| line.split_once(":\t")).map(|(_, word)| word).collect();
     assert!(matches!(words[..], [one, other] if one == other && one.starts_with("0x")), "{output:?}");
 }
