@@ -202,7 +202,7 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
         } else if into >= MAX_HANDLE || pages > MAX_HANDLE - into {
             Some(OpError::BadHandle)
         } else {
-            // Handles that can be had stay locked for now. The first may be the block's own.
+            // All or none: the handles stay locked until each is known to be free. The first may be the block's own.
             let first = u32::from(into == handle);
             (first..pages).find_map(|page| match handles.reserve(self.mm, into + page) {
                 Ok(_locked) => None,
