@@ -21,6 +21,7 @@ pub mod migrate;
 pub mod page;
 pub mod page_flags;
 pub mod page_owner;
+pub mod random;
 pub mod region;
 pub mod report;
 pub mod sync;

@@ -5,6 +5,7 @@ use super::error::OpError;
 use super::raw::RawOp;
 use crate::gfp::Gfp;
 use crate::migrate::MigrateType;
+use crate::random::{GOLDEN, mix};
 use crate::units::{NodeId, Order, Pfn};
 
 /// Numbers of operations. A number is never used again for another one.
@@ -250,13 +251,9 @@ pub enum Op {
 }
 
 impl Op {
-    /// Word `word` of the pattern `seed` in block `block` (SplitMix64's mixer, Steele, Lea and Flood 2014).
+    /// Word `word` of the pattern `seed` in block `block`.
     pub const fn pattern(seed: u64, block: u32, word: u64) -> u64 {
-        let mut z =
-            seed.wrapping_add(((block as u64) << 32).wrapping_add(word + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        mix(seed.wrapping_add(((block as u64) << 32).wrapping_add(word + 1).wrapping_mul(GOLDEN)))
     }
 
     /// As it goes into a message.

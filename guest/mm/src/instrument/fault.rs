@@ -10,6 +10,7 @@ use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::random::{GOLDEN, mix};
 use pagevisor_shared::region::records::FaultState;
 use pagevisor_shared::region::zone::hot;
 use pagevisor_shared::units::{CpuId, MAX_ORDER, Order};
@@ -115,16 +116,6 @@ impl fmt::Display for BadFault {
 }
 
 impl core::error::Error for BadFault {}
-
-/// `splitmix64`: the random number after `state`.
-const fn mix(state: u64) -> u64 {
-    let mixed = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ mixed >> 31
-}
-
-/// What [`mix`] advances by.
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// An order below which nothing fails or counts; one above all orders excludes every allocation.
 const fn checked_order(order: u32) -> Result<u32, BadFault> {

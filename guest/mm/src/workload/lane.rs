@@ -7,21 +7,24 @@ use core::sync::atomic::Ordering::Relaxed;
 use pagevisor_shared::command::OpError;
 use pagevisor_shared::command::workload::{Count, Report};
 use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::random::SplitMix64;
 use pagevisor_shared::units::{MAX_ORDER, NodeId, Order, Pfn};
 use pagevisor_shared::zone::{MAX_NR_ZONES, ZoneIndex};
 
 use super::chain::Chain;
-use super::random::Random;
 use super::{Run, shared};
 use crate::command::{Placer, Services};
 use crate::platform::Platform;
 use crate::sync::Plain;
 
+/// What tells the random numbers of lanes apart.
+const LANE: u64 = 0xd1b5_4a32_d192_ed03;
+
 /// A CPU at work.
 pub(super) struct Lane<'r, 'a, P: Platform, S> {
     pub(super) run: &'r Run<'a, P, S>,
     pub(super) number: usize,
-    pub(super) random: Random,
+    pub(super) random: SplitMix64,
     node: NodeId,
     pub(super) placer: Placer,
     mix: Mix,
@@ -56,7 +59,7 @@ impl Mix {
     }
 
     /// A random order.
-    fn random(&self, random: &mut Random) -> Order {
+    fn random(&self, random: &mut SplitMix64) -> Order {
         let mut left = random.below(self.total);
         for (order, weight) in self.weights.iter().enumerate() {
             match left.checked_sub(u64::from(*weight)) {
@@ -75,7 +78,7 @@ impl<'r, 'a, P: Platform, S: Services> Lane<'r, 'a, P, S> {
         Ok(Self {
             run,
             number,
-            random: Random::new(params.seed, number),
+            random: SplitMix64::new(params.seed ^ LANE.wrapping_mul(number as u64)),
             node: run.mm.platform.this_cpu().node,
             placer: Placer::new(run.mm, params.placement, 0)?,
             mix: Mix::new(params.mix, params.order),

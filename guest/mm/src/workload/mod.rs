@@ -8,7 +8,6 @@
 mod chain;
 mod kinds;
 mod lane;
-mod random;
 mod shared;
 
 use core::sync::atomic::AtomicU64;
