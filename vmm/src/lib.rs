@@ -10,6 +10,8 @@ pub mod error;
 pub mod events;
 pub mod experiment;
 pub mod guest;
+#[cfg(test)]
+mod hostile;
 pub mod kvm;
 pub mod layout;
 mod log;

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
@@ -74,6 +75,13 @@ impl FakeMemory {
 
     pub(crate) fn write_u64(&self, gpa: u64, word: u64) {
         self.write(gpa, &word.to_le_bytes());
+    }
+
+    pub(crate) fn read_u64(&self, gpa: u64) -> u64 {
+        let pages = self.pages.lock().unwrap();
+        let offset = (gpa & 0xfff) as usize;
+        let word = pages.get(&(gpa & !0xfff)).map_or([0; 8], |page| page[offset..offset + 8].try_into().unwrap());
+        u64::from_le_bytes(word)
     }
 
     pub(crate) fn write_u32(&self, gpa: u64, word: u32) {
@@ -161,7 +169,26 @@ impl FakeGuest {
     }
 
     pub fn view(&self) -> StateView {
-        StateView::open(&self.file, Box::new(self.memory.clone())).unwrap()
+        self.try_view().unwrap()
+    }
+
+    pub fn try_view(&self) -> Result<StateView, StateError> {
+        StateView::open(&self.file, Box::new(self.memory.clone()))
+    }
+
+    fn atomic(&self, offset: u64) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.map.size() as u64);
+        // SAFETY: checked to be inside the mapping, aligned, and only accessed through atomics.
+        unsafe { &*self.map.as_ptr().add(offset as usize).cast::<AtomicU64>() }
+    }
+
+    /// The word at `offset` in the state region.
+    pub fn word(&self, offset: u64) -> u64 {
+        self.atomic(offset).load(Relaxed)
+    }
+
+    pub fn set_word(&self, offset: u64, value: u64) {
+        self.atomic(offset).store(value, Relaxed);
     }
 
     fn fill_header(&self) {
