@@ -1,9 +1,12 @@
 //! Moving messages between the host and the buffers of the guest's queues. What the guest says of its buffers may be
 //! anything: each descriptor is checked, and loops are bounded by the queue's size.
 
+use std::sync::atomic::Ordering;
+
 use pagevisor_shared::command::BUFFER_BYTES;
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::mailbox::Mailbox;
 
@@ -34,7 +37,15 @@ pub(super) fn send(queue: &mut Queue, ram: &GuestMemoryMmap, mailbox: &Mailbox) 
         queue.add_used(ram, head, letter.message.len() as u32)?;
         used = true;
     }
-    Ok(used && queue.needs_notification(ram)?)
+    Ok(used && wants_interrupt(queue, ram)?)
+}
+
+/// Whether the driver wants to know that buffers were used (virtio 1.2, 2.7.7; virtio-queue leaves the flag to us).
+fn wants_interrupt(queue: &mut Queue, ram: &GuestMemoryMmap) -> Result<bool, Error> {
+    // Its fence keeps the flag from being read before the used index is written.
+    let needed = queue.needs_notification(ram)?;
+    let flags: u16 = ram.load(GuestAddress(queue.avail_ring()), Ordering::Relaxed).map_err(Error::GuestMemory)?;
+    Ok(needed && u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
 }
 
 /// Writes `message` to the buffer.
@@ -61,7 +72,7 @@ pub(super) fn receive(queue: &mut Queue, ram: &GuestMemoryMmap, deliver: &mut dy
         queue.add_used(ram, head, 0)?;
         used = true;
     }
-    Ok(used && queue.needs_notification(ram)?)
+    Ok(used && wants_interrupt(queue, ram)?)
 }
 
 /// Reads the buffer, but no more of it than a message may have.

@@ -118,6 +118,19 @@ fn a_command_goes_out_and_its_reply_comes_back() {
 }
 
 #[test]
+fn a_driver_that_wants_no_interrupt_gets_none() {
+    let mut driver = Driver::new();
+    let flags = GuestAddress(QUEUE_AT + 0x1000 + AVAILABLE);
+    driver.rig.monitor.memory.ram().write_obj(1u16, flags).unwrap();
+    driver.post(0);
+    let waiting = driver.submit();
+    assert!(driver.rig.interrupted(), "by the command");
+    driver.reply(0, &reply(driver.tag(0), &[]));
+    assert!(waiting.wait(PATIENCE).is_ok());
+    assert_eq!((driver.used(1), driver.rig.interrupted()), (1, false));
+}
+
+#[test]
 fn commands_wait_for_buffers_and_replies_come_in_any_order() {
     let mut driver = Driver::new();
     let waiting: Vec<Waiting> = (0..4).map(|_| driver.submit()).collect();
