@@ -181,7 +181,10 @@ extern "C" fn handle_trap(frame: &mut TrapFrame) {
     match frame.vector {
         vector::PAGE_FAULT => page_fault(frame),
         0..32 => oops::die(frame),
-        other => irq::handle(other),
+        other => {
+            irq::handle(other);
+            frame.rip = cpu::after_interrupt(frame.rip);
+        }
     }
 }
 
