@@ -6,7 +6,7 @@ const FOUR_CPUS: &str = "[[node]]\nmem = \"128M\"\ncpus = [0, 1, 2, 3]\n";
 
 /// Where ring 0 is emulated, a command takes milliseconds.
 fn rounds() -> u32 {
-    if std::env::var_os("PAGEVISOR_LAB").is_some() { 6000 } else { 400 }
+    if std::env::var_os("PAGEVISOR_LAB").is_some() { 1500 } else { 400 }
 }
 
 #[test]
