@@ -24,13 +24,14 @@ pub mod page_owner;
 pub mod random;
 pub mod region;
 pub mod report;
+pub mod slab;
 pub mod sync;
 pub mod units;
 pub mod vmstat;
 pub mod zone;
 
 /// Version of everything in this crate that host and guest must agree on. A reader refuses any other.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Most NUMA nodes a machine may have (`MAX_NUMNODES`, here bounded by the node masks' 64 bits).
 pub const MAX_NUMNODES: usize = 64;

@@ -9,6 +9,7 @@ use super::records::{
     CmaRecord, CpuState, MAX_CMA_AREAS, NodeCpuState, NodeState, RangeRecord, ResourceRecord, Sysctl,
 };
 use super::zone::{PcpState, ZoneState};
+use crate::slab::MAX_CACHES;
 use crate::zone::MAX_NR_ZONES;
 
 /// How far the guest has come, as [`Header::state`] tells.
@@ -72,10 +73,12 @@ pub enum Table {
     Cma = 10,
     /// [`EventRingState`] by CPU.
     Event = 11,
+    /// Virtual address of the [`crate::slab::KmemCache`] with each number, a 64-bit word each; 0 for none.
+    Slab = 12,
 }
 
 /// Number of tables.
-pub const TABLES: usize = 12;
+pub const TABLES: usize = 13;
 
 /// Where a table lies.
 #[repr(C)]
@@ -218,6 +221,10 @@ pub struct Header {
     pub park_request: AtomicU32,
     /// Padding.
     pub reserved: AtomicU32,
+    /// Pages that vmalloc areas hold (`nr_vmalloc_pages`).
+    pub nr_vmalloc_pages: AtomicU64,
+    /// Pages of per-CPU memory, all units together (`pcpu_nr_pages`).
+    pub nr_percpu_pages: AtomicU64,
     /// How the guest panicked.
     pub panic: PanicRecord,
 }
@@ -293,6 +300,7 @@ impl RegionLayout {
             (record::<Sysctl>(), 1),
             (record::<CmaRecord>(), MAX_CMA_AREAS as u32),
             (record::<EventRingState>(), nr_cpus),
+            (record::<AtomicU64>(), MAX_CACHES as u32),
         ];
         let mut offset = Self::LOG_OFFSET + size_of::<LogHeader>() as u64 + LOG_BYTES;
         let mut tables = [(0, 0, 0); TABLES];

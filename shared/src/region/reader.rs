@@ -236,6 +236,11 @@ impl<'a> RegionRef<'a> {
         self.table(Table::Distance)
     }
 
+    /// Addresses of slab caches' descriptors, by their numbers.
+    pub fn slab_caches(&self) -> &'a [AtomicU64] {
+        self.table(Table::Slab)
+    }
+
     /// The capacity of the resource table; [`Header::nr_resources`] says how much is in use.
     pub fn resource_slots(&self) -> &'a [ResourceRecord] {
         self.table(Table::Resource)

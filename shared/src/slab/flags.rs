@@ -1,0 +1,96 @@
+//! What a cache is told to be.
+
+/// `SLAB_*` and `CFLGS_*`, with the numbers of Linux 6.1.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct SlabFlags(u32);
+
+macro_rules! flags {
+    ($($(#[$doc:meta])* $name:ident = $bits:literal, $text:literal;)*) => {
+        impl SlabFlags {
+            $($(#[$doc])* pub const $name: Self = Self($bits);)*
+
+            /// All flags with their names.
+            pub const NAMES: &[(Self, &'static str)] = &[$((Self::$name, $text)),*];
+            const ALL: u32 = 0 $(| $bits)*;
+        }
+    };
+}
+
+flags! {
+    /// `SLAB_RED_ZONE`: words before and behind each object tell when somebody writes past it.
+    RED_ZONE = 0x400, "RED_ZONE";
+    /// `SLAB_POISON`: free objects are filled with a pattern.
+    POISON = 0x800, "POISON";
+    /// `SLAB_HWCACHE_ALIGN`: objects start at cache lines.
+    HWCACHE_ALIGN = 0x2000, "HWCACHE_ALIGN";
+    /// `SLAB_CACHE_DMA`: from ZONE_DMA.
+    CACHE_DMA = 0x4000, "CACHE_DMA";
+    /// `SLAB_CACHE_DMA32`: from ZONE_DMA32.
+    CACHE_DMA32 = 0x8000, "CACHE_DMA32";
+    /// `SLAB_STORE_USER`: each object carries the address of who last allocated or freed it.
+    STORE_USER = 0x1_0000, "STORE_USER";
+    /// `SLAB_RECLAIM_ACCOUNT`: its pages can be reclaimed.
+    RECLAIM_ACCOUNT = 0x2_0000, "RECLAIM_ACCOUNT";
+    /// `SLAB_PANIC`: no such cache, no kernel.
+    PANIC = 0x4_0000, "PANIC";
+    /// `CFLGS_OBJFREELIST_SLAB`: a slab's list of free objects lies in one of them.
+    OBJFREELIST = 0x4000_0000, "OBJFREELIST_SLAB";
+    /// `CFLGS_OFF_SLAB`: a slab's list of free objects lies in memory of its own.
+    OFF_SLAB = 0x8000_0000, "OFF_SLAB";
+}
+
+impl SlabFlags {
+    /// No flag.
+    pub const NONE: Self = Self(0);
+    /// What a creator may ask for.
+    pub const CREATE: Self = Self(Self::ALL & !(Self::OBJFREELIST.0 | Self::OFF_SLAB.0));
+    /// Flags that put something beside each object or look at it at every step.
+    pub const DEBUG: Self = Self(Self::RED_ZONE.0 | Self::POISON.0 | Self::STORE_USER.0);
+
+    /// The flags in `bits`; `None` if there are others among them.
+    pub const fn from_bits(bits: u32) -> Option<Self> {
+        if bits & !Self::ALL == 0 { Some(Self(bits)) } else { None }
+    }
+
+    /// As a number.
+    #[inline(always)]
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// These and `other`.
+    #[inline(always)]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// These but for `other`.
+    #[inline(always)]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Whether all of `other` are among these.
+    #[inline(always)]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Whether any of `other` is among these.
+    #[inline(always)]
+    pub const fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+impl core::fmt::Debug for SlabFlags {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let mut list = f.debug_set();
+        for (flag, name) in Self::NAMES {
+            if self.contains(*flag) {
+                list.entry(&format_args!("{name}"));
+            }
+        }
+        list.finish()
+    }
+}
