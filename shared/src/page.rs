@@ -18,14 +18,16 @@ use crate::units::MAX_ORDER_NR_PAGES;
 #[repr(C, align(32))]
 #[derive(Debug, Default)]
 pub struct Page {
-    /// [`crate::page_flags::PageFlag`] bits and [`crate::page_flags::PG_NOTZERO`].
+    /// [`crate::page_flags::PageFlag`] bits and, above them, [`crate::page_flags::PG_NOTZERO`],
+    /// [`crate::page_flags::PG_OWNED`] and the order of a block in use ([`crate::page_flags::PG_ORDER_MASK`]).
     pub flags: AtomicU32,
     /// References held; 0 on free pages and on tails of blocks.
     pub _refcount: AtomicU32,
     /// Page-table entries that map the page. Linux counts from -1; here the stored word is Linux's plus 1, so that
     /// zero is "not mapped". With [`PAGE_TYPE_BASE`] set it is a page type instead (`page_type`).
     pub _mapcount: AtomicU32,
-    /// Order of a free block's head (`PG_buddy`) or of a compound head; free for the owner otherwise.
+    /// Order of a free block's head (`PG_buddy`); the owner's own of a page in use. The order of a block in use is in
+    /// [`Self::flags`].
     pub private: AtomicU32,
     /// Forward list link, encoded by [`encode_next`].
     pub next: AtomicU32,

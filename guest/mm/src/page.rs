@@ -10,6 +10,7 @@ use pagevisor_shared::page_flags::{NR_PAGEFLAGS, PG_OWNED, PageFlag};
 use pagevisor_shared::units::{MAX_ORDER, Order, Pfn};
 
 use crate::Mm;
+use crate::page_alloc::allocated_order;
 use crate::platform::Platform;
 use crate::sync::Plain;
 
@@ -123,10 +124,10 @@ impl PageRef {
         self.page.private.get()
     }
 
-    /// Sets the owner's word. Not for free pages and compound heads, whose order it holds.
+    /// Sets the owner's word. Not for free pages.
     #[inline]
     pub fn set_private(self, private: u32) {
-        if self.refcount() != 0 && !self.test_flag(PageFlag::Head) {
+        if self.refcount() != 0 {
             self.own();
             self.page.private.set(private);
         }
@@ -135,7 +136,9 @@ impl PageRef {
     /// The order of a compound page's head, 0 for other pages (`compound_order`).
     #[inline]
     pub fn compound_order(self) -> Order {
-        if self.test_flag(PageFlag::Head) { Order::new(self.private()).unwrap_or_default() } else { Order::ZERO }
+        let flags = self.page.flags.get();
+        let order = if flags & PageFlag::Head.mask() == 0 { 0 } else { allocated_order(flags) };
+        Order::new(order).unwrap_or_default()
     }
 }
 
@@ -159,8 +162,9 @@ impl<P: Platform> Mm<P> {
         for order in 1..MAX_ORDER as u32 {
             let head = pfn.raw() & !((1 << order) - 1);
             let page = self.memmap().page(head as u32);
-            let is_head = page.flags.get() & PageFlag::Head.mask() != 0 && page._refcount.load(Acquire) != 0;
-            if is_head && page.private.get() >= order {
+            let flags = page.flags.get();
+            let is_head = flags & PageFlag::Head.mask() != 0 && page._refcount.load(Acquire) != 0;
+            if is_head && allocated_order(flags) >= order {
                 return Some(Pfn::new(head));
             }
         }

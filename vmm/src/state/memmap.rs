@@ -19,7 +19,7 @@ pub struct PageMeta {
     pub refcount: u32,
     /// Mappings plus one, or a page type.
     pub mapcount: u32,
-    /// Order of a free block or a compound page.
+    /// Order of a free block; the owner's own of a page in use.
     pub private: u32,
     /// Forward link, encoded.
     pub next: u32,

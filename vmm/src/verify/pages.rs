@@ -104,8 +104,8 @@ impl Verifier<'_> {
             if order as usize >= MAX_ORDER || pfn & ((1 << order) - 1) != 0 {
                 let evidence = format_args!("_refcount is {}, the order {order} in its flags is wrong", page.refcount);
                 found.add(Rule::PageInUse, place, evidence);
-            } else if head && page.private != order {
-                let evidence = format_args!("a compound head of order {}, allocated with order {order}", page.private);
+            } else if head && order == 0 {
+                let evidence = format_args!("_refcount is {}, a compound head of order 0", page.refcount);
                 found.add(Rule::PageInUse, place, evidence);
             }
             let order = Order::new(order).unwrap_or(Order::ZERO);
@@ -160,12 +160,13 @@ impl Verifier<'_> {
     }
 
     /// Pages in use are mapped as often as they say, by address spaces of their own. There are none yet: the kernel's
-    /// mappings do not count, as in Linux.
+    /// mappings do not count, as in Linux. Slabs keep something else in that word.
     fn check_references(&mut self) {
         let mapped = |_: u64, _: &PageMeta| 0;
         let found = &mut self.findings;
         for (pfn, page) in self.metadata.touched(&self.memory.present) {
-            if page.refcount == 0 || page.mapcount & PAGE_TYPE_BASE != 0 {
+            let slab = page.flags & PageFlag::Slab.mask() != 0;
+            if page.refcount == 0 || page.mapcount & PAGE_TYPE_BASE != 0 || slab {
                 continue;
             }
             let expected = mapped(pfn, page);

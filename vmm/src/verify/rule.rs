@@ -121,7 +121,7 @@ rules! {
     PageNoState = "page-no-state",
     /// Nothing is said about pages that are not there.
     PageOutsideMemory = "page-outside-memory",
-    /// A block in use has an order that fits where it is; a compound page names the order it was allocated with.
+    /// A block in use has an order that fits where it is; a compound page has more than one page.
     PageInUse = "page-in-use",
     /// Nobody holds a reference to memory that was reserved at boot.
     ReservedReferences = "reserved-references",

@@ -186,9 +186,9 @@ pub const PAGES: &[Mutation] = &[
         let (pfn, page) = bench.in_use_of(0);
         bench.set_meta(pfn, Field::Flags, page.flags | 0xf << pagevisor_shared::page_flags::PG_ORDER_SHIFT);
     }),
-    ("a compound page of another size", Rule::PageInUse, |bench| {
+    ("a compound page of one page", Rule::PageInUse, |bench| {
         let (pfn, page) = bench.find_in_use(|page| page.flags & PageFlag::Head.mask() != 0);
-        bench.set_meta(pfn, Field::Private, page.private + 1);
+        bench.set_meta(pfn, Field::Flags, page.flags & !PG_ORDER_MASK);
     }),
     ("a reference to what is no memory", Rule::PageOutsideMemory, |bench| {
         // The hole below 1 MiB.

@@ -8,6 +8,7 @@ use pagevisor_shared::page_flags::{NR_PAGEFLAGS, PageFlag};
 use pagevisor_shared::units::Pfn;
 use pagevisor_shared::zone::MAX_NR_ZONES;
 
+use super::free::allocated_order;
 use crate::Mm;
 use crate::platform::{Level, Platform};
 use crate::sync::Plain;
@@ -83,10 +84,11 @@ impl<P: Platform> Mm<P> {
                 pfn.raw(),
             ),
         );
-        let mut flags = page.flags.get() & ((1 << NR_PAGEFLAGS) - 1);
+        let flags = page.flags.get();
         if flags & PageFlag::Head.mask() != 0 {
-            self.platform.log(Level::Warning, format_args!("head:{addr:016x} order:{}", page.private.get()));
+            self.platform.log(Level::Warning, format_args!("head:{addr:016x} order:{}", allocated_order(flags)));
         }
+        let mut flags = flags & ((1 << NR_PAGEFLAGS) - 1);
         // Boot leaves reserved pages untouched; the table of reserved memory stands for the flag.
         if self.is_reserved(pfn) {
             flags |= PageFlag::Reserved.mask();

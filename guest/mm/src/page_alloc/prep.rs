@@ -33,7 +33,6 @@ impl<P: Platform> Mm<P> {
         let mut flags = PG_NOTZERO | Self::pcp_flags(order);
         if order != 0 && gfp.contains(Gfp::COMP) {
             // Tails are found from the head's order, so they need not be written (`prep_compound_page`).
-            page.private.set(order);
             flags |= PageFlag::Head.mask();
         }
         page.flags.set(flags);

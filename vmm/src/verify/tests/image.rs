@@ -249,9 +249,6 @@ fn take(guest: &FakeGuest, pfn: u32, order: u32, random: &mut Random) {
     let head = if compound { PageFlag::Head.mask() } else { 0 };
     guest.set_meta(pfn, 0, PG_NOTZERO | order << PG_ORDER_SHIFT | head);
     guest.set_meta(pfn, 1, 1 + random.below(3) as u32);
-    if compound {
-        guest.set_meta(pfn, 3, order);
-    }
     if random.below(4) == 0 && order != 0 {
         // What an earlier owner left in a tail means nothing.
         guest.set_meta(pfn + 1, 0, PG_NOTZERO | 3 << PG_ORDER_SHIFT);
