@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use super::counters;
 use super::kib;
+use crate::layout::{VMALLOC_END, VMALLOC_START};
 use crate::region::RegionRef;
 use crate::region::zone::ZoneState;
 use crate::units::NodeId;
@@ -32,8 +33,8 @@ impl Amount {
 /// What is done with each line: its key and amount.
 pub type Each<'f> = &'f mut dyn FnMut(&'static str, Amount) -> fmt::Result;
 
-/// Size of Linux's vmalloc area with 4-level page tables, less the last page, in KiB (`VMALLOC_TOTAL`).
-const VMALLOC_TOTAL_KIB: u64 = 34_359_738_367;
+/// Size of the vmalloc area in KiB (`VMALLOC_TOTAL`, which leaves out the area's last byte).
+const VMALLOC_TOTAL_KIB: u64 = (VMALLOC_END - VMALLOC_START) >> 10;
 /// Share of RAM that may be committed, in percent (`overcommit_ratio`).
 const OVERCOMMIT_RATIO: u64 = 50;
 /// KiB of a huge page (`Hugepagesize`).
@@ -119,8 +120,8 @@ fn available_pages(region: &RegionRef<'_>) -> u64 {
     available.max(0) as u64
 }
 
-/// Every line of `/proc/meminfo`, in order. What belongs to layers that do not exist (swap, vmalloc, per-CPU
-/// memory, huge page pools) is 0, as in a Linux that does not use them.
+/// Every line of `/proc/meminfo`, in order. What belongs to layers that do not exist (swap, huge page
+/// pools) is 0, as in a Linux that does not use them.
 ///
 /// # Errors
 /// Those of `each`.
@@ -153,9 +154,9 @@ pub fn items(region: &RegionRef<'_>, each: Each<'_>) -> fmt::Result {
     lines.pages("CommitLimit", total.wrapping_mul(OVERCOMMIT_RATIO) / 100)?;
     lines.kib("Committed_AS", 0)?;
     lines.kib("VmallocTotal", VMALLOC_TOTAL_KIB)?;
-    lines.kib("VmallocUsed", 0)?;
+    lines.pages("VmallocUsed", region.header().nr_vmalloc_pages.load(Relaxed))?;
     lines.kib("VmallocChunk", 0)?;
-    lines.kib("Percpu", 0)?;
+    lines.pages("Percpu", region.header().nr_percpu_pages.load(Relaxed))?;
     lines.kib("HardwareCorrupted", 0)?;
     lines.thp(node_state)?;
     let cma = counters::totalcma_pages(region);
