@@ -5,6 +5,7 @@
 //! - the layout of a page's metadata ([`page`]) and of the guest's address space ([`layout`]);
 //! - the state region ([`region`]): the allocator's live counters, in memory that host and guest share;
 //! - who owns each page ([`page_owner`]);
+//! - page-table entries ([`pgtable`]) and the areas of the kernel's address space ([`vmalloc`]);
 //! - the devices through which they meet ([`device`]);
 //! - the commands that the host sends and the replies ([`command`]);
 //! - the texts that both sides print from the same state ([`report`]).
@@ -21,12 +22,14 @@ pub mod migrate;
 pub mod page;
 pub mod page_flags;
 pub mod page_owner;
+pub mod pgtable;
 pub mod random;
 pub mod region;
 pub mod report;
 pub mod slab;
 pub mod sync;
 pub mod units;
+pub mod vmalloc;
 pub mod vmstat;
 pub mod zone;
 

@@ -7,8 +7,9 @@ use pagevisor_mm::platform::{IrqFlags, Level, Platform};
 use pagevisor_mm::{CpuLocal, Mm};
 use pagevisor_shared::layout::{PAGE_OFFSET, VMEMMAP_START};
 use pagevisor_shared::page::Page;
+use pagevisor_shared::units::{PhysAddr, VirtAddr};
 
-use crate::arch::{cpu, paging, percpu};
+use crate::arch::{cpu, paging, percpu, tlb};
 use crate::sync::Once;
 use crate::{clock, log, oops};
 
@@ -33,8 +34,9 @@ pub fn set_mm(mm: Mm<Kernel>) -> &'static Mm<Kernel> {
 }
 
 // SAFETY: the direct map covers all RAM (`direct_map`, at the latest by the page-fault handler), the window of page
-// metadata is used for nothing else and holds what `mm` had mapped; neither is ever taken back. GS points to the
-// record of the CPU that executes, and tasks don't change CPUs.
+// metadata is used for nothing else and holds what `mm` had mapped; neither is ever taken back. The root is part of the
+// image, and the kernel itself maps nothing in the vmalloc space. GS points to the record of the CPU that executes, and
+// tasks don't change CPUs.
 unsafe impl Platform for Kernel {
     #[inline(always)]
     fn direct_map(&self) -> NonNull<u8> {
@@ -87,6 +89,21 @@ unsafe impl Platform for Kernel {
 
     fn caller(&self) -> u64 {
         oops::caller_of(&paging::mm_text())
+    }
+
+    #[inline(always)]
+    fn kernel_root(&self) -> PhysAddr {
+        paging::root()
+    }
+
+    fn flush_kernel_range(&self, start: VirtAddr, end: VirtAddr) {
+        tlb::flush_kernel_range(start.raw(), end.raw());
+    }
+
+    #[inline(always)]
+    fn in_interrupt(&self) -> bool {
+        // Handlers run with interrupts off, and who has turned them off must not wait for others either.
+        !cpu::irqs_enabled()
     }
 
     fn dump_stack(&self) {

@@ -16,10 +16,12 @@ use crate::instrument::Instrument;
 use crate::memblock::{AllocError, Memblock, MemblockFlags, Region};
 use crate::page_alloc::Reports;
 use crate::params::Params;
+use crate::pgtable::TableLock;
 use crate::platform::{Level, Platform};
 use crate::raw::FrameTables;
 use crate::sparse::{self, MapMemmap};
 use crate::sync::Plain;
+use crate::vmalloc::Vmalloc;
 use crate::zone::{MovableStart, Settings, free_area_init, mark_frames, zone_ranges};
 
 /// What [`Mm::boot`] needs.
@@ -117,6 +119,8 @@ impl<P: Platform> Mm<P> {
             boosted: [const { AtomicU64::new(0) }; 5],
             reclaim_locked: AtomicU64::new(0),
             reserved_lock: AtomicU32::new(0),
+            table_lock: TableLock::new(),
+            vmalloc: Vmalloc::new(),
         };
         mm.publish(memblock);
         mm.build_all_zonelists(memory, cpus);

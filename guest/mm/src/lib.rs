@@ -11,6 +11,7 @@
 //! | [`buddy`] | free areas, page blocks, fallback between migrate types |
 //! | [`pcp`] | per-CPU page lists |
 //! | [`page_alloc`] | the page allocator: fast path, slow path, freeing, reports |
+//! | [`pgtable`], [`vmalloc`] | the kernel's page tables; areas of its address space |
 //! | [`instrument`] | what can look at every allocation and free |
 //! | [`contig`] | page isolation, ranges of frames, contiguous memory areas |
 //! | [`workload`], [`command`] | what the host can have done: workloads, single operations |
@@ -48,10 +49,12 @@ pub mod page;
 pub mod page_alloc;
 mod params;
 pub mod pcp;
+pub mod pgtable;
 pub mod platform;
 pub mod raw;
 mod sparse;
 pub mod sync;
+pub mod vmalloc;
 pub mod workload;
 pub mod zone;
 

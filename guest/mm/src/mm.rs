@@ -14,9 +14,11 @@ use crate::contig::CmaAreas;
 use crate::hooks::Hooks;
 use crate::instrument::Instrument;
 use crate::page_alloc::Reports;
+use crate::pgtable::TableLock;
 use crate::platform::Platform;
 use crate::raw::{DirectMap, FrameTables, Memmap};
 use crate::sync::Plain;
+use crate::vmalloc::Vmalloc;
 use crate::zone::Settings;
 
 /// The memory stack of one machine.
@@ -47,6 +49,9 @@ pub struct Mm<P: Platform> {
     pub(crate) reclaim_locked: AtomicU64,
     /// Guards the region's table of reserved memory.
     pub(crate) reserved_lock: AtomicU32,
+    /// Guards which page tables there are.
+    pub(crate) table_lock: TableLock,
+    pub(crate) vmalloc: Vmalloc,
 }
 
 impl<P: Platform> Mm<P> {

@@ -4,6 +4,7 @@ use core::fmt;
 use core::ptr::NonNull;
 
 use pagevisor_shared::page::Page;
+use pagevisor_shared::units::{PhysAddr, VirtAddr};
 
 pub use crate::cpu::CpuLocal;
 
@@ -41,7 +42,8 @@ pub enum Level {
 /// frame the stack was told of as RAM is readable and writable (at the latest when first touched), and
 /// [`Self::vmemmap`] the start of a window of 2^32 metadata records (128 GiB of addresses) that holds nothing else:
 /// the sections the stack asked to map are backed, zero at first; the rest is backed likewise or faults. Both stay
-/// for the life of the program. [`Self::this_cpu`] is the record of the CPU that executes, and stays so while the
+/// for the life of the program. [`Self::kernel_root`] is a page-table root for ever, reached through the direct map too,
+/// whose entries for the vmalloc space are clear at first and nobody else's. [`Self::this_cpu`] is the record of the CPU that executes, and stays so while the
 /// caller does not sleep.
 #[allow(unsafe_code, reason = "implementing it is a promise about addresses")]
 pub unsafe trait Platform: Sync + 'static {
@@ -78,6 +80,16 @@ pub unsafe trait Platform: Sync + 'static {
 
     /// The return address of the call that led into the memory stack; 0 when it is not known.
     fn caller(&self) -> u64;
+
+    /// Physical address of the kernel's top page table (`init_mm.pgd`).
+    fn kernel_root(&self) -> PhysAddr;
+
+    /// Makes all CPUs forget what they know of translations from `start` up to `end`, and of the tables that were on the way
+    /// there, and returns when they have (`flush_tlb_kernel_range`). Not from interrupts.
+    fn flush_kernel_range(&self, start: VirtAddr, end: VirtAddr);
+
+    /// Whether the caller must not wait for other CPUs: interrupts are off, or one is being handled (`in_interrupt`).
+    fn in_interrupt(&self) -> bool;
 
     /// Writes the call trace of the current CPU to the kernel log, as `dump_stack` does.
     fn dump_stack(&self);

@@ -10,6 +10,7 @@ use super::records::{
 };
 use super::zone::{PcpState, ZoneState};
 use crate::slab::MAX_CACHES;
+use crate::vmalloc::VmallocState;
 use crate::zone::MAX_NR_ZONES;
 
 /// How far the guest has come, as [`Header::state`] tells.
@@ -125,6 +126,8 @@ pub struct Roots {
     pub stacks: AtomicU64,
     /// Records in that table.
     pub nr_stacks: AtomicU64,
+    /// Areas of the kernel's virtual address space.
+    pub vmalloc: VmallocState,
 }
 
 /// Most frames in a recorded backtrace.

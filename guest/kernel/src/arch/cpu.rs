@@ -91,6 +91,25 @@ pub unsafe fn set_cr3(pml4: u64) {
     unsafe { asm!("mov cr3, {}", in(reg) pml4, options(nostack, preserves_flags)) };
 }
 
+/// Forgets the translation of one page, and all that this CPU knows of tables on the way to others.
+#[inline]
+pub fn invlpg(virt: u64) {
+    // SAFETY: a translation that is forgotten is looked up again.
+    unsafe { asm!("invlpg [{}]", in(reg) virt, options(nostack, preserves_flags)) };
+}
+
+/// Forgets all translations, those that survive address-space switches included (`__flush_tlb_all`).
+pub fn flush_tlb_all() {
+    const GLOBAL_PAGES: u64 = 1 << 7;
+    let flags = irq_save();
+    let [_, _, cr4] = control_registers();
+    // SAFETY: turning global pages off and on again makes the processor forget; nothing else depends on them.
+    unsafe {
+        asm!("mov cr4, {}", "mov cr4, {}", in(reg) cr4 & !GLOBAL_PAGES, in(reg) cr4, options(nostack, preserves_flags));
+    }
+    irq_restore(flags);
+}
+
 /// Lets the processor enforce what it can: SMEP.
 pub fn harden() {
     if cpuid(7, 0).ebx & 1 << 7 != 0 {
@@ -124,6 +143,15 @@ pub fn irq_restore(flags: u64) {
     if flags & 1 << 9 != 0 {
         irq_enable();
     }
+}
+
+/// Whether interrupts are on.
+#[inline(always)]
+pub fn irqs_enabled() -> bool {
+    let flags: u64;
+    // SAFETY: reads a register by way of the stack.
+    unsafe { asm!("pushfq", "pop {}", out(reg) flags, options(preserves_flags)) };
+    flags & 1 << 9 != 0
 }
 
 /// Turns interrupts on.

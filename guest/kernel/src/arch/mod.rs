@@ -9,4 +9,5 @@ pub mod paging;
 pub mod percpu;
 pub mod port;
 pub mod stacks;
+pub mod tlb;
 pub mod traps;

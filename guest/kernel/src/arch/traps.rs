@@ -3,7 +3,9 @@
 use core::arch::global_asm;
 use core::cell::UnsafeCell;
 
+use pagevisor_mm::Mm;
 use pagevisor_shared::layout::PAGE_OFFSET;
+use pagevisor_shared::pgtable::Entry;
 use pagevisor_shared::units::MAX_PHYSMEM_BITS;
 use x86_64::VirtAddr;
 use x86_64::structures::idt::InterruptDescriptorTable;
@@ -11,7 +13,8 @@ use x86_64::structures::idt::InterruptDescriptorTable;
 use super::irq::Irq;
 use super::percpu::Ist;
 use super::{cpu, irq};
-use crate::{direct_map, oops};
+use crate::platform::Kernel;
+use crate::{direct_map, oops, platform};
 
 // A stub of 16 bytes for every vector: it makes the frame the same whether the processor pushed an error code or not.
 global_asm!(
@@ -189,9 +192,25 @@ extern "C" fn handle_trap(frame: &mut TrapFrame) {
 }
 
 fn page_fault(frame: &TrapFrame) {
-    let offset = cpu::cr2().wrapping_sub(PAGE_OFFSET);
+    let address = cpu::cr2();
+    let offset = address.wrapping_sub(PAGE_OFFSET);
     let missing = frame.error_code & (FAULT_PRESENT | FAULT_FETCH) == 0;
-    if !(missing && offset >> MAX_PHYSMEM_BITS == 0 && direct_map::fill(offset)) {
+    let handled =
+        missing && (offset >> MAX_PHYSMEM_BITS == 0 && direct_map::fill(offset) || is_spurious(frame, address));
+    if !handled {
         oops::die(frame);
     }
+}
+
+/// Whether an address of the vmalloc space is mapped after all (`spurious_kernel_fault`): a page table was taken out just
+/// before it got another, and this CPU still remembered it. The fault made it forget.
+fn is_spurious(frame: &TrapFrame, address: u64) -> bool {
+    let address = pagevisor_shared::units::VirtAddr::new(address);
+    let Some(mm) = platform::mm() else { return false };
+    // Nobody who holds the lock that walking takes uses such an address.
+    if !Mm::<Kernel>::is_vmalloc_addr(address) {
+        return false;
+    }
+    let write = frame.error_code & FAULT_WRITE != 0;
+    mm.walk_kernel(address).is_some_and(|mapping| !write || mapping.entry.0 & Entry::WRITABLE != 0)
 }

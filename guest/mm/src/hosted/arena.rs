@@ -6,6 +6,7 @@
 
 use core::cell::Cell;
 use core::fmt;
+use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::boxed::Box;
@@ -15,7 +16,7 @@ use std::vec::Vec;
 
 use pagevisor_shared::layout::STATE_REGION_WINDOW;
 use pagevisor_shared::page::{PAGE_STRUCT_SIZE, Page};
-use pagevisor_shared::units::CpuId;
+use pagevisor_shared::units::{CpuId, PhysAddr, VirtAddr};
 
 use crate::cpu::CpuLocal;
 use crate::platform::{IrqFlags, Level, Platform};
@@ -65,6 +66,8 @@ impl Window {
 std::thread_local! {
     /// The CPU this thread stands for: the arena's address and the CPU's record.
     static CURRENT: Cell<(usize, Option<&'static CpuLocal>)> = const { Cell::new((0, None)) };
+    /// This thread is handling an interrupt.
+    static IN_INTERRUPT: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The platform of a machine in a process.
@@ -80,6 +83,8 @@ pub struct HostPlatform {
     stacks: AtomicU64,
     /// What stands for the calls that led to an allocation.
     trace: Mutex<Vec<u64>>,
+    /// Ranges of addresses that the CPUs were made to forget.
+    flushes: Mutex<Vec<Range<u64>>>,
 }
 
 static POOL: OnceLock<Mutex<Vec<&'static HostPlatform>>> = OnceLock::new();
@@ -105,6 +110,7 @@ impl HostPlatform {
             cpus: Mutex::new(Vec::new()),
             stacks: AtomicU64::new(0),
             trace: Mutex::new(Vec::new()),
+            flushes: Mutex::new(Vec::new()),
         }))
     }
 
@@ -118,6 +124,7 @@ impl HostPlatform {
         locked(&self.log).clear();
         locked(&self.cpus).clear();
         locked(&self.trace).clear();
+        locked(&self.flushes).clear();
         locked(POOL.get_or_init(|| Mutex::new(Vec::new()))).push(self);
     }
 
@@ -170,6 +177,19 @@ impl HostPlatform {
         *locked(&self.trace) = trace.to_vec();
     }
 
+    /// The ranges of addresses that the CPUs were made to forget since the last time somebody asked, in order.
+    pub fn take_flushes(&self) -> Vec<Range<u64>> {
+        core::mem::take(&mut *locked(&self.flushes))
+    }
+
+    /// Runs `handler` as if an interrupt had come.
+    pub fn interrupt<R>(&self, handler: impl FnOnce() -> R) -> R {
+        let before = IN_INTERRUPT.replace(true);
+        let result = handler();
+        IN_INTERRUPT.set(before);
+        result
+    }
+
     /// How many stacks were dumped.
     pub fn stacks_dumped(&self) -> u64 {
         self.stacks.load(Relaxed)
@@ -177,8 +197,8 @@ impl HostPlatform {
 }
 
 // SAFETY: the windows are mapped readable and writable, zero at first, for the life of the program; RAM is inside
-// `phys` (`Topology::boot` checks), and `memmap` spans 2^32 records and holds nothing else. A thread stands for one
-// CPU of a machine at a time (`bind`), and threads do not migrate.
+// `phys` (`Topology::boot` checks), and `memmap` spans 2^32 records and holds nothing else. Frame 0, the root, is nobody's
+// (`Topology::memblock`). A thread stands for one CPU of a machine at a time (`bind`), and threads do not migrate.
 unsafe impl Platform for HostPlatform {
     #[inline]
     fn direct_map(&self) -> NonNull<u8> {
@@ -231,6 +251,20 @@ unsafe impl Platform for HostPlatform {
 
     fn caller(&self) -> u64 {
         locked(&self.trace).first().copied().unwrap_or(0)
+    }
+
+    fn kernel_root(&self) -> PhysAddr {
+        // Frame 0 is in the window and no machine's memory.
+        PhysAddr::new(0)
+    }
+
+    fn flush_kernel_range(&self, start: VirtAddr, end: VirtAddr) {
+        assert!(!self.in_interrupt(), "an interrupt handler waits for other CPUs");
+        locked(&self.flushes).push(start.raw()..end.raw());
+    }
+
+    fn in_interrupt(&self) -> bool {
+        IN_INTERRUPT.get()
     }
 
     fn dump_stack(&self) {

@@ -84,6 +84,13 @@ impl<P: Platform> Mm<P> {
     #[cold]
     #[inline(never)]
     pub(super) fn warn_alloc(&self, gfp: Gfp, order: Order, nodemask: Option<NodeMask>) {
+        self.warn_alloc_of(gfp, nodemask, format_args!("page allocation failure: order:{}", order.raw()));
+    }
+
+    /// As [`Self::warn_alloc`], about `what`.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn warn_alloc_of(&self, gfp: Gfp, nodemask: Option<NodeMask>, what: core::fmt::Arguments<'_>) {
         let no_dma = gfp.contains(Gfp::DMA)
             && !self.zones.iter().any(|zone| zone.zone_type.get() == 0 && zone.managed_pages.get() != 0);
         if gfp.contains(Gfp::NOWARN) || no_dma || !self.reports.allow_nopage(self.platform.now()) {
@@ -92,8 +99,7 @@ impl<P: Platform> Mm<P> {
         self.platform.log(
             Level::Warning,
             format_args!(
-                "swapper: page allocation failure: order:{}, mode:{:#x}({gfp}), nodemask={},cpuset=/,mems_allowed={}",
-                order.raw(),
+                "swapper: {what}, mode:{:#x}({gfp}), nodemask={},cpuset=/,mems_allowed={}",
                 gfp.bits(),
                 Mask(nodemask),
                 self.online_nodes,

@@ -3,14 +3,18 @@
 //! Everything else in the crate is `deny(unsafe_code)`. Each file states the promise it rests on.
 #![allow(unsafe_code, reason = "guest memory is reached through pointers")]
 
+mod area;
 mod frames;
 mod memmap;
+mod pgtable;
 mod table;
 mod window;
 mod words;
 
+pub(crate) use area::{AreaRef, AreaWord, VmRef};
 pub use frames::{FrameTables, Home};
 pub use memmap::Memmap;
+pub(crate) use pgtable::Table;
 pub(crate) use table::BootTable;
 pub use window::DirectMap;
 pub(crate) use words::PageWords;

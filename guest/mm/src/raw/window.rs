@@ -71,6 +71,15 @@ impl DirectMap {
         unsafe { to_bytes.copy_from_nonoverlapping(self.at(addr), len.min(8 * to.len())) };
     }
 
+    /// Copies memory from `addr` on to `to`.
+    ///
+    /// # Safety
+    /// It is RAM. Its content may be anything.
+    pub(crate) unsafe fn copy_to(self, addr: PhysAddr, to: &mut [u8]) {
+        // SAFETY: RAM lies inside the direct map (promise of `Platform`); nobody has a reference to `to` but the caller.
+        unsafe { to.as_mut_ptr().copy_from_nonoverlapping(self.at(addr), to.len()) };
+    }
+
     /// Copies `from` into memory, from `addr` on.
     ///
     /// # Safety

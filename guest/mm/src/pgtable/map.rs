@@ -1,0 +1,162 @@
+//! Mapping (`vmap_pages_range`, `ioremap_page_range`).
+
+use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::pgtable::{PMD_SIZE, Protection, TOP_LEVEL, table_end};
+use pagevisor_shared::units::{PAGE_SHIFT, PhysAddr};
+
+use crate::Mm;
+use crate::platform::Platform;
+use crate::raw::Table;
+
+/// Memory to be mapped: so many bytes from there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Backing {
+    pub(crate) phys: PhysAddr,
+    pub(crate) bytes: u64,
+}
+
+/// Entries that were promised to the owner of a range of addresses: as many as are behind one table, so that mapping
+/// page after page goes through the upper levels only once.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    table: Option<Table>,
+    /// The next address to be mapped through the table.
+    virt: u64,
+    /// First address behind those promised.
+    end: u64,
+}
+
+impl Reservation {
+    /// Nothing is promised yet, and `virt` is mapped next.
+    pub(crate) const fn new(virt: u64) -> Self {
+        Self { table: None, virt, end: virt }
+    }
+
+    /// The next address to be mapped.
+    #[inline]
+    pub(crate) const fn virt(&self) -> u64 {
+        self.virt
+    }
+
+    /// Takes back what was mapped from `virt` on and has been unmapped again, when mapping has failed: then everything
+    /// promised was used up.
+    pub(crate) const fn back_to(&mut self, virt: u64) {
+        self.virt = virt;
+        self.end = virt;
+    }
+}
+
+/// What is missing on the way down to a table.
+struct Missing {
+    level: u32,
+}
+
+impl<P: Platform> Mm<P> {
+    /// The way down to the table of `level` for `virt`, in which `count` entries are counted. A new table is taken from
+    /// `spare` if one is missing.
+    fn try_reserve(&self, virt: u64, level: u32, count: u32, spare: &mut Option<Table>) -> Result<Table, Missing> {
+        let map = self.direct_map();
+        let held = self.lock_tables();
+        let mut table = Table::root(self.platform);
+        while table.level() > level {
+            table = match table.next(map, virt) {
+                Some(next) => next,
+                None => {
+                    let missing = Missing { level: table.level() - 1 };
+                    let Some(new) = spare.take_if(|spare| spare.level() == missing.level) else { return Err(missing) };
+                    table.link(virt, new);
+                    self.use_entries(table, 1);
+                    new
+                }
+            };
+        }
+        self.use_entries(table, count);
+        drop(held);
+        Ok(table)
+    }
+
+    /// Has `count` entries of the table of `level` for `virt` counted, which the caller is about to fill; `None` when there
+    /// is no memory for tables.
+    fn reserve(&self, virt: u64, level: u32, count: u32, gfp: Gfp) -> Option<Table> {
+        let mut spare: Option<Table> = None;
+        loop {
+            let result = self.try_reserve(virt, level, count, &mut spare);
+            // Somebody else may have been faster.
+            if let Some(unneeded) = spare.take() {
+                self.free_table(unneeded);
+            }
+            match result {
+                Ok(table) => return Some(table),
+                Err(Missing { level }) => spare = Some(self.new_table(level, gfp)?),
+            }
+        }
+    }
+
+    /// Gives the top-level entries for `start` up to `end` their tables, so that all address spaces to come share them
+    /// (`preallocate_vmalloc_pages`). False when there is no memory for them.
+    pub(crate) fn preallocate_top_level(&self, start: u64, end: u64, gfp: Gfp) -> bool {
+        let mut virt = start;
+        while virt < end {
+            if self.reserve(virt, TOP_LEVEL - 1, 0, gfp).is_none() {
+                return false;
+            }
+            virt = table_end(virt, end, TOP_LEVEL - 1);
+        }
+        true
+    }
+
+    /// Maps `backing` at the next addresses of `at`, whose owner has those up to `end`, by small pages. False, with
+    /// a part mapped, when there is no memory for tables.
+    pub(crate) fn map_small(
+        &self,
+        at: &mut Reservation,
+        end: u64,
+        backing: Backing,
+        protection: Protection,
+        gfp: Gfp,
+    ) -> bool {
+        let Backing { phys, mut bytes } = backing;
+        let mut phys = phys.raw();
+        while bytes > 0 {
+            let table = match at.table {
+                Some(table) if at.virt < at.end => table,
+                _ => {
+                    let stop = table_end(at.virt, end, 0);
+                    let count = ((stop - at.virt) >> PAGE_SHIFT) as u32;
+                    let Some(table) = self.reserve(at.virt, 0, count, gfp) else { return false };
+                    at.table = Some(table);
+                    at.end = stop;
+                    table
+                }
+            };
+            let now = bytes.min(at.end - at.virt);
+            table.fill(at.virt, (now >> PAGE_SHIFT) as usize, PhysAddr::new(phys), protection);
+            at.virt += now;
+            phys += now;
+            bytes -= now;
+        }
+        true
+    }
+
+    /// Maps 2 MiB at `phys` at the next address of `at`, both multiples of that. False, with nothing changed, when
+    /// there is no memory for tables or a page table in the way.
+    pub(crate) fn map_large(&self, at: &mut Reservation, phys: PhysAddr, protection: Protection, gfp: Gfp) -> bool {
+        let Some(table) = self.reserve(at.virt, 1, 1, gfp) else { return false };
+        if table.get(at.virt).is_present() {
+            self.unuse_entries(table, 1);
+            return false;
+        }
+        table.fill(at.virt, 1, phys, protection);
+        *at = Reservation::new(at.virt + PMD_SIZE);
+        true
+    }
+
+    /// Gives back what was promised and not used.
+    pub(crate) fn end_mapping(&self, at: &Reservation) {
+        if let Some(table) = at.table
+            && at.virt < at.end
+        {
+            self.unuse_entries(table, ((at.end - at.virt) >> PAGE_SHIFT) as u32);
+        }
+    }
+}

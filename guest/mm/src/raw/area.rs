@@ -1,0 +1,245 @@
+//! Records of vmalloc areas, and the links between them.
+//!
+//! What it rests on: a record is made of memory that was allocated to be one ([`AreaRef::adopt`], [`VmRef::adopt`]) and
+//! goes back only when nothing links to it any more; the words that link records are written here only, from references to
+//! such records. So following a link arrives at a record. References are used under the lock that guards the trees, or by
+//! whoever has taken the record out.
+
+use core::ops::Deref;
+use core::ptr::{from_ref, with_exposed_provenance};
+use core::sync::atomic::AtomicU64;
+
+use pagevisor_shared::units::VirtAddr;
+use pagevisor_shared::vmalloc::{RB_BLACK, VmStruct, VmallocState, VmapArea};
+
+use crate::sync::Plain;
+
+/// A word that is 0 or the address of a record of areas: a root, the start of a list.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AreaWord(&'static AtomicU64);
+
+impl AreaWord {
+    /// The word `word`.
+    ///
+    /// # Safety
+    /// It is 0 at first, and nobody writes to it in other ways.
+    #[cfg(test)]
+    pub(crate) const unsafe fn new(word: &'static AtomicU64) -> Self {
+        Self(word)
+    }
+
+    /// Roots and starts of the trees of areas in use, of free ones and of those to be purged. Sound since these words of
+    /// the region are 0 at first, and used in this way only.
+    #[inline(always)]
+    pub(crate) const fn roots(state: &'static VmallocState) -> [[Self; 2]; 3] {
+        [
+            [Self(&state.busy_root), Self(&state.busy_first)],
+            [Self(&state.free_root), Self(&state.free_first)],
+            [Self(&state.purge_root), Self(&state.purge_first)],
+        ]
+    }
+
+    /// The record.
+    #[inline(always)]
+    pub(crate) fn get(self) -> Option<AreaRef> {
+        follow(self.0.get())
+    }
+
+    /// Sets the record.
+    #[inline(always)]
+    pub(crate) fn set(self, area: Option<AreaRef>) {
+        self.0.set(AreaRef::word(area));
+    }
+}
+
+/// The record that a link leads to.
+#[inline(always)]
+fn follow(word: u64) -> Option<AreaRef> {
+    let area: *const VmapArea = with_exposed_provenance(word as usize);
+    // SAFETY: 0, or written by this file from a reference to a record; records stay as long as something leads to them
+    // (this file's promise), and are made of atomics.
+    unsafe { area.as_ref() }.map(AreaRef)
+}
+
+/// A record of an area.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AreaRef(&'static VmapArea);
+
+impl PartialEq for AreaRef {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        core::ptr::eq(self.0, other.0)
+    }
+}
+
+impl Deref for AreaRef {
+    type Target = VmapArea;
+
+    #[inline(always)]
+    fn deref(&self) -> &VmapArea {
+        self.0
+    }
+}
+
+macro_rules! links {
+    ($($(#[$doc:meta])* $get:ident, $set:ident, $field:ident;)*) => {$(
+        $(#[$doc])*
+        #[inline(always)]
+        pub(crate) fn $get(self) -> Option<Self> {
+            follow(self.0.$field.get())
+        }
+
+        $(#[$doc])*
+        #[inline(always)]
+        pub(crate) fn $set(self, to: Option<Self>) {
+            self.0.$field.set(Self::word(to));
+        }
+    )*};
+}
+
+impl AreaRef {
+    /// The record in memory at `addr`, all of whose links are cleared.
+    ///
+    /// # Safety
+    /// The memory is the caller's: it has the size and alignment of a record, is RAM in the direct map (or, hosted, of the
+    /// process), and is used as this record only until the caller, knowing that no link and no reference leads to it any
+    /// more, gives it back.
+    #[inline]
+    pub(crate) unsafe fn adopt(addr: VirtAddr) -> Self {
+        let area: *const VmapArea = with_exposed_provenance(addr.raw() as usize);
+        // SAFETY: the caller's promise; atomics are valid with any content.
+        let area = unsafe { &*area };
+        for word in [&area.parent, &area.left, &area.right, &area.next, &area.prev, &area.max_or_vm] {
+            word.set(0);
+        }
+        Self(area)
+    }
+
+    /// Its address.
+    #[inline(always)]
+    pub(crate) fn addr(self) -> VirtAddr {
+        VirtAddr::new(from_ref(self.0).expose_provenance() as u64)
+    }
+
+    #[inline(always)]
+    fn word(area: Option<Self>) -> u64 {
+        area.map_or(0, |area| area.addr().raw())
+    }
+
+    links! {
+        /// The left child.
+        left, set_left, left;
+        /// The right child.
+        right, set_right, right;
+        /// The next one up.
+        next, set_next, next;
+        /// The next one down.
+        prev, set_prev, prev;
+    }
+
+    /// The parent in the tree.
+    #[inline(always)]
+    pub(crate) fn parent(self) -> Option<Self> {
+        follow(self.0.parent.get() & !RB_BLACK)
+    }
+
+    /// Whether it is red.
+    #[inline(always)]
+    pub(crate) fn is_red(self) -> bool {
+        self.0.parent.get() & RB_BLACK == 0
+    }
+
+    /// Sets the parent and leaves the colour.
+    #[inline(always)]
+    pub(crate) fn set_parent(self, parent: Option<Self>) {
+        self.0.parent.set(Self::word(parent) | self.0.parent.get() & RB_BLACK);
+    }
+
+    /// Makes it red or black.
+    #[inline(always)]
+    pub(crate) fn set_red(self, red: bool) {
+        self.0.parent.set(self.0.parent.get() & !RB_BLACK | if red { 0 } else { RB_BLACK });
+    }
+
+    /// Sets parent and colour.
+    #[inline(always)]
+    pub(crate) fn set_parent_red(self, parent: Option<Self>) {
+        self.0.parent.set(Self::word(parent));
+    }
+
+    /// What the area is used for, in the tree of those in use.
+    #[inline(always)]
+    pub(crate) fn vm(self) -> Option<VmRef> {
+        let vm: *const VmStruct = with_exposed_provenance(self.0.max_or_vm.get() as usize);
+        // SAFETY: areas in use have 0 there or what `set_vm` wrote, which leads to a record (this file's promise).
+        unsafe { vm.as_ref() }.map(VmRef)
+    }
+
+    /// Sets what the area is used for.
+    #[inline(always)]
+    pub(crate) fn set_vm(self, vm: Option<VmRef>) {
+        self.0.max_or_vm.set(vm.map_or(0, |vm| vm.addr().raw()));
+    }
+
+    /// The largest free area at or below it, in the free tree.
+    #[inline(always)]
+    pub(crate) fn max(self) -> u64 {
+        self.0.max_or_vm.get()
+    }
+
+    /// Sets the largest free area at or below it. For areas that are not in use.
+    #[inline(always)]
+    pub(crate) fn set_max(self, max: u64) {
+        self.0.max_or_vm.set(max);
+    }
+
+    /// First byte.
+    #[inline(always)]
+    pub(crate) fn start(self) -> u64 {
+        self.0.va_start.get()
+    }
+
+    /// First byte behind.
+    #[inline(always)]
+    pub(crate) fn end(self) -> u64 {
+        self.0.va_end.get()
+    }
+
+    /// Bytes.
+    #[inline(always)]
+    pub(crate) fn size(self) -> u64 {
+        self.end() - self.start()
+    }
+}
+
+/// A record of what an area is used for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct VmRef(&'static VmStruct);
+
+impl Deref for VmRef {
+    type Target = VmStruct;
+
+    #[inline(always)]
+    fn deref(&self) -> &VmStruct {
+        self.0
+    }
+}
+
+impl VmRef {
+    /// The record in memory at `addr`.
+    ///
+    /// # Safety
+    /// As for [`AreaRef::adopt`].
+    #[inline]
+    pub(crate) unsafe fn adopt(addr: VirtAddr) -> Self {
+        let vm: *const VmStruct = with_exposed_provenance(addr.raw() as usize);
+        // SAFETY: the caller's promise; atomics are valid with any content.
+        Self(unsafe { &*vm })
+    }
+
+    /// Its address.
+    #[inline(always)]
+    pub(crate) fn addr(self) -> VirtAddr {
+        VirtAddr::new(from_ref(self.0).expose_provenance() as u64)
+    }
+}

@@ -1,0 +1,157 @@
+//! Page tables, reached through the direct map.
+//!
+//! What it rests on: [`Platform::kernel_root`] is a table for ever; every other table is a page that the allocator gave out
+//! to be one ([`Table::adopt`]), cleared; and entries that lead to tables are written by [`Table::link`] only. So whoever
+//! follows an entry that leads to a table arrives at one. A table that is taken out ([`Table::unlink`]) is not touched any
+//! more through references that were got before: `pgtable` keeps those only while it counts the entries they are for, or
+//! holds the lock.
+
+use core::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Release};
+
+use pagevisor_shared::layout::{VMALLOC_END, VMALLOC_START};
+use pagevisor_shared::pgtable::{Entry, PTRS_PER_TABLE, Protection, TOP_LEVEL, table_index};
+use pagevisor_shared::units::{PAGE_SIZE, Pfn, PhysAddr};
+
+use super::DirectMap;
+use crate::platform::Platform;
+use crate::sync::Plain;
+
+/// A table of some level.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Table {
+    entries: &'static [AtomicU64; PTRS_PER_TABLE],
+    phys: PhysAddr,
+    level: u32,
+}
+
+impl Table {
+    /// The kernel's top table.
+    #[inline]
+    pub(crate) fn root<P: Platform>(platform: &P) -> Self {
+        let phys = platform.kernel_root();
+        // SAFETY: a table for ever, reached through the direct map (promise of `Platform::kernel_root`).
+        unsafe { Self::at(DirectMap::new(platform), phys, TOP_LEVEL) }
+    }
+
+    /// Makes the page at `pfn` a table of `level`.
+    ///
+    /// # Safety
+    /// The caller has allocated the page, has cleared it and uses it as this table only, until it is out of all tables.
+    #[inline]
+    pub(crate) unsafe fn adopt(map: DirectMap, pfn: Pfn, level: u32) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::at(map, pfn.addr(), level) }
+    }
+
+    /// # Safety
+    /// There is a table of that level.
+    #[inline(always)]
+    unsafe fn at(map: DirectMap, phys: PhysAddr, level: u32) -> Self {
+        // SAFETY: tables are whole pages of RAM (promise of `Platform` for the root), which the direct map makes
+        // readable and writable for the life of the program; entries are atomics, valid with any content.
+        Self { entries: unsafe { &*map.at(phys).cast() }, phys, level }
+    }
+
+    /// Its level.
+    #[inline(always)]
+    pub(crate) const fn level(self) -> u32 {
+        self.level
+    }
+
+    /// Its frame.
+    #[inline(always)]
+    pub(crate) const fn pfn(self) -> Pfn {
+        Pfn::containing(self.phys)
+    }
+
+    #[inline(always)]
+    fn slot(self, virt: u64) -> &'static AtomicU64 {
+        // Nine bits, so it is in range.
+        &self.entries[table_index(virt, self.level)]
+    }
+
+    /// The entry for `virt`.
+    #[inline(always)]
+    pub(crate) fn get(self, virt: u64) -> Entry {
+        Entry(self.slot(virt).get())
+    }
+
+    /// The table that the entry for `virt` leads to, if it leads to one.
+    #[inline(always)]
+    pub(crate) fn next(self, map: DirectMap, virt: u64) -> Option<Self> {
+        // Acquire pairs with the release in `link`: who finds the table finds it cleared.
+        let entry = Entry(self.slot(virt).load(Acquire));
+        if self.level == 0 || !entry.is_present() || entry.is_leaf(self.level) {
+            return None;
+        }
+        // SAFETY: only `link` writes such entries, and in the range of addresses whose tables are the memory stack's
+        // (`is_ours`) nobody else writes any; it had a table of the level below.
+        is_ours(virt).then(|| unsafe { Self::at(map, entry.address(self.level), self.level - 1) })
+    }
+
+    /// Enters `table`, of the level below, for `virt`.
+    #[inline]
+    pub(crate) fn link(self, virt: u64, table: Self) {
+        if self.level == table.level + 1 && is_ours(virt) {
+            self.slot(virt).store(Entry::to_table(table.phys).0, Release);
+        }
+    }
+
+    /// Takes out whatever the entry for `virt` leads to or maps.
+    #[inline]
+    pub(crate) fn unlink(self, virt: u64) {
+        if is_ours(virt) {
+            self.slot(virt).set(0);
+        }
+    }
+
+    /// Maps the `count` pages (large ones in a table of level 1) from `phys` on at `virt`, all behind this table.
+    #[inline]
+    pub(crate) fn fill(self, virt: u64, count: usize, phys: PhysAddr, protection: Protection) {
+        if !is_ours(virt) || self.level > 1 {
+            return;
+        }
+        let (mut entry, step) = match self.level {
+            0 => (Entry::to_page(phys, protection).0, PAGE_SIZE),
+            _ => (Entry::to_large_page(phys, protection).0, PAGE_SIZE << 9),
+        };
+        let Some(slots) = self.slots(virt, count) else { return };
+        let (groups, rest) = slots.as_chunks::<8>();
+        for group in groups {
+            for slot in group {
+                slot.set(entry);
+                entry += step;
+            }
+        }
+        for slot in rest {
+            slot.set(entry);
+            entry += step;
+        }
+    }
+
+    /// Unmaps `count` pages at `virt`, all behind this table, which leads nowhere.
+    #[inline]
+    pub(crate) fn clear(self, virt: u64, count: usize) {
+        if !is_ours(virt) || self.level > 1 {
+            return;
+        }
+        let Some(slots) = self.slots(virt, count) else { return };
+        let (groups, rest) = slots.as_chunks::<8>();
+        for group in groups {
+            group.iter().for_each(|slot| slot.set(0));
+        }
+        rest.iter().for_each(|slot| slot.set(0));
+    }
+
+    #[inline(always)]
+    fn slots(self, virt: u64, count: usize) -> Option<&'static [AtomicU64]> {
+        let first = table_index(virt, self.level);
+        self.entries.get(first..first + count)
+    }
+}
+
+/// Whether the tables below the top that `virt` goes through are the memory stack's, and nobody else's.
+#[inline(always)]
+const fn is_ours(virt: u64) -> bool {
+    VMALLOC_START <= virt && virt <= VMALLOC_END
+}

@@ -1,0 +1,231 @@
+//! Allocating: an area, its pages, their mapping.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::pgtable::{PMD_SIZE, Protection};
+use pagevisor_shared::units::{NodeId, Order, PAGE_SHIFT, PAGE_SIZE, Pfn, VirtAddr};
+use pagevisor_shared::vmalloc::VmFlags;
+
+use crate::Mm;
+use crate::pgtable::{Backing, Reservation};
+use crate::platform::Platform;
+use crate::raw::{AreaRef, VmRef};
+use crate::sync::Plain;
+
+/// The largest blocks that are mapped by small pages: a larger area is by large ones for the most part.
+const LARGEST_SMALL: u32 = 8;
+
+/// Flags of an allocation that hold for what it needs beside its pages (`GFP_RECLAIM_MASK`).
+const RECLAIM_MASK: Gfp = Gfp::KERNEL
+    .with(Gfp::HIGH)
+    .with(Gfp::NOWARN)
+    .with(Gfp::RETRY_MAYFAIL)
+    .with(Gfp::NOFAIL)
+    .with(Gfp::NORETRY)
+    .with(Gfp::MEMALLOC)
+    .with(Gfp::NOMEMALLOC)
+    .with(Gfp::ATOMIC);
+
+/// What an area of memory is to be (`__vmalloc_node_range`).
+#[derive(Clone, Copy, Debug)]
+pub struct VmallocRequest {
+    /// Bytes; rounded up to whole pages.
+    pub size: u64,
+    /// Alignment of its address, a power of two.
+    pub align: u64,
+    /// How its pages are allocated.
+    pub gfp: Gfp,
+    /// What may be done with it.
+    pub protection: Protection,
+    /// [`VmFlags::USERMAP`], [`VmFlags::NO_GUARD`] and [`VmFlags::ALLOW_HUGE_VMAP`], or none of them.
+    pub flags: VmFlags,
+    /// The node its pages come from first; this CPU's for `None`.
+    pub node: Option<NodeId>,
+}
+
+impl VmallocRequest {
+    /// Of `size` bytes, as `vmalloc` wants it.
+    pub const fn new(size: u64) -> Self {
+        Self {
+            size,
+            align: PAGE_SIZE,
+            gfp: Gfp::KERNEL,
+            protection: Protection::KERNEL,
+            flags: VmFlags::ALLOW_HUGE_VMAP,
+            node: None,
+        }
+    }
+}
+
+/// Why an area has no pages.
+enum Unfilled {
+    Pages,
+    Tables,
+}
+
+impl<P: Platform> Mm<P> {
+    /// Allocates `size` bytes with consecutive addresses (`vmalloc`). To be freed by [`Self::vfree`].
+    #[inline(never)]
+    pub fn vmalloc(&self, size: u64) -> Option<VirtAddr> {
+        self.vmalloc_range(&VmallocRequest::new(size))
+    }
+
+    /// As [`Self::vmalloc`], cleared (`vzalloc`).
+    pub fn vzalloc(&self, size: u64) -> Option<VirtAddr> {
+        self.vmalloc_range(&VmallocRequest { gfp: Gfp::KERNEL | Gfp::ZERO, ..VmallocRequest::new(size) })
+    }
+
+    /// As [`Self::vmalloc`], with pages from `node` first (`vmalloc_node`).
+    pub fn vmalloc_node(&self, size: u64, node: NodeId) -> Option<VirtAddr> {
+        self.vmalloc_range(&VmallocRequest { node: Some(node), ..VmallocRequest::new(size) })
+    }
+
+    /// As [`Self::vmalloc_node`], cleared (`vzalloc_node`).
+    pub fn vzalloc_node(&self, size: u64, node: NodeId) -> Option<VirtAddr> {
+        let gfp = Gfp::KERNEL | Gfp::ZERO;
+        self.vmalloc_range(&VmallocRequest { gfp, node: Some(node), ..VmallocRequest::new(size) })
+    }
+
+    /// As [`Self::vzalloc`], of single pages that may each be mapped to user space and held by themselves
+    /// (`vmalloc_user`).
+    pub fn vmalloc_user(&self, size: u64) -> Option<VirtAddr> {
+        let gfp = Gfp::KERNEL | Gfp::ZERO;
+        self.vmalloc_range(&VmallocRequest { gfp, flags: VmFlags::USERMAP, ..VmallocRequest::new(size) })
+    }
+
+    /// As [`Self::vmalloc`], allocated with `gfp`, and for what `protection` allows (`__vmalloc`).
+    pub fn vmalloc_with(&self, size: u64, gfp: Gfp, protection: Protection) -> Option<VirtAddr> {
+        self.vmalloc_range(&VmallocRequest { gfp, protection, ..VmallocRequest::new(size) })
+    }
+
+    /// Allocates what is asked for (`__vmalloc_node_range`).
+    pub fn vmalloc_range(&self, request: &VmallocRequest) -> Option<VirtAddr> {
+        let &VmallocRequest { size, gfp, .. } = request;
+        self.vfree_deferred();
+        let total = self.region.header().pages_total.get();
+        if size == 0 || size.div_ceil(PAGE_SIZE) > total {
+            self.warn_alloc_of(gfp, None, format_args!("vmalloc error: size {size}, exceeds total pages"));
+            return None;
+        }
+        let bytes = size.next_multiple_of(PAGE_SIZE);
+        let large = bytes >= PMD_SIZE && request.flags.contains(VmFlags::ALLOW_HUGE_VMAP);
+        let align = request.align.max(if large { PMD_SIZE } else { PAGE_SIZE });
+        let kept = VmFlags(VmFlags::USERMAP.0 | VmFlags::NO_GUARD.0 | VmFlags::ALLOW_HUGE_VMAP.0);
+        let flags = VmFlags(request.flags.0 & kept.0).with(VmFlags::ALLOC).with(VmFlags::UNINITIALIZED);
+        let Some((area, vm)) = self.new_vm_area(size, align, flags, gfp) else {
+            self.warn_alloc_of(gfp, None, format_args!("vmalloc error: size {size}, vm_struct allocation failed"));
+            return None;
+        };
+        if let Err(why) = self.fill_area(area, vm, request, bytes, large) {
+            // Before anything is logged: what is half there should go.
+            self.release_vm_area(area, vm);
+            match why {
+                Unfilled::Pages => {
+                    let what = "page order 0, failed to allocate pages";
+                    self.warn_alloc_of(gfp, None, format_args!("vmalloc error: size {size}, {what}"));
+                }
+                Unfilled::Tables => {
+                    self.warn_alloc_of(gfp, None, format_args!("vmalloc error: size {size}, failed to map pages"));
+                }
+            }
+            return None;
+        }
+        vm.flags.set(flags.without(VmFlags::UNINITIALIZED).0);
+        Some(VirtAddr::new(area.start()))
+    }
+
+    /// An area of `size` bytes and its guard page, in use and unmapped (`__get_vm_area_node`).
+    pub(super) fn new_vm_area(&self, size: u64, align: u64, flags: VmFlags, gfp: Gfp) -> Option<(AreaRef, VmRef)> {
+        let guard = if flags.contains(VmFlags::NO_GUARD) { 0 } else { PAGE_SIZE };
+        let bytes = size.checked_next_multiple_of(PAGE_SIZE)?.checked_add(guard)?;
+        let gfp = Gfp::from_bits(gfp.bits() & RECLAIM_MASK.bits()).unwrap_or(Gfp::KERNEL);
+        let vm = self.new_vm(gfp)?;
+        vm.flags.set(flags.0);
+        vm.nr_pages.set(0);
+        vm.phys_addr.set(0);
+        vm.caller.set(self.platform.caller());
+        vm.requested_size.set(size);
+        match self.alloc_vmap_area(bytes, align, vm, gfp) {
+            Some(area) => Some((area, vm)),
+            None => {
+                self.free_vm(vm);
+                None
+            }
+        }
+    }
+
+    /// Gives the area its pages (`__vmalloc_area_node`). On failure it has some of them.
+    fn fill_area(
+        &self,
+        area: AreaRef,
+        vm: VmRef,
+        request: &VmallocRequest,
+        bytes: u64,
+        large: bool,
+    ) -> Result<(), Unfilled> {
+        let end = area.start() + bytes;
+        let mut at = Reservation::new(area.start());
+        let mut largest = if request.flags.contains(VmFlags::USERMAP) { 0 } else { LARGEST_SMALL };
+        let mut large = large;
+        let result = loop {
+            let left = (end - at.virt()) >> PAGE_SHIFT;
+            if left == 0 {
+                break Ok(());
+            }
+            if large && left >= PMD_SIZE >> PAGE_SHIFT {
+                large = self.fill_large(&mut at, request);
+                continue;
+            }
+            let order = left.ilog2().min(largest);
+            let Some(block) = self.alloc_vm_block(request, order) else {
+                let Some(lower) = order.checked_sub(1) else { break Err(Unfilled::Pages) };
+                largest = lower;
+                continue;
+            };
+            if !self.map_block(&mut at, end, block, order, request) {
+                break Err(Unfilled::Tables);
+            }
+        };
+        self.end_mapping(&at);
+        let pages = (at.virt() - area.start()) >> PAGE_SHIFT;
+        vm.nr_pages.set(pages as u32);
+        self.region.header().nr_vmalloc_pages.fetch_add(pages, Relaxed);
+        result
+    }
+
+    /// Fills 2 MiB by a large page. False, with nothing done, if that cannot be had.
+    fn fill_large(&self, at: &mut Reservation, request: &VmallocRequest) -> bool {
+        let Some(block) = self.alloc_vm_block(request, Order::PAGEBLOCK.raw()) else { return false };
+        let mapped = self.map_large(at, block.addr(), request.protection, request.gfp);
+        if !mapped {
+            self.free_pages(block, Order::PAGEBLOCK);
+        }
+        mapped
+    }
+
+    /// A block of pages. Only single ones are worth an effort.
+    #[inline]
+    fn alloc_vm_block(&self, request: &VmallocRequest, order: u32) -> Option<Pfn> {
+        let gfp = request.gfp.with(Gfp::NOWARN).without(Gfp::COMP | Gfp::MOVABLE);
+        let gfp = match order {
+            0 => gfp,
+            _ => gfp.without(Gfp::DIRECT_RECLAIM | Gfp::KSWAPD_RECLAIM | Gfp::NOFAIL).with(Gfp::NORETRY),
+        };
+        self.alloc_pages_node(request.node, gfp, Order::new(order).ok()?)
+    }
+
+    /// Maps a block at the next addresses. False if that fails; then the block is free again and nothing is mapped.
+    #[inline]
+    fn map_block(&self, at: &mut Reservation, end: u64, block: Pfn, order: u32, request: &VmallocRequest) -> bool {
+        let backing = Backing { phys: block.addr(), bytes: PAGE_SIZE << order };
+        let start = at.virt();
+        let mapped = self.map_small(at, end, backing, request.protection, request.gfp);
+        if !mapped {
+            self.unmap_range(start, at.virt(), |_| 1, |_, _| {});
+            at.back_to(start);
+            self.free_pages(block, Order::new(order).unwrap_or_default());
+        }
+        mapped
+    }
+}

@@ -1,0 +1,245 @@
+//! Areas: carving them out of the free ones, and putting them back.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::region::seq;
+use pagevisor_shared::units::{PAGE_SHIFT, VirtAddr};
+use pagevisor_shared::vmalloc::VmallocState;
+
+use super::tree::AreaTree;
+use super::{SPACE_END, SPACE_START};
+use crate::Mm;
+use crate::platform::{IrqFlags, Level, Platform};
+use crate::raw::{AreaRef, AreaWord, VmRef};
+use crate::sync::{self, Plain};
+
+/// The trees, held with interrupts off; the sequence counter is odd as long as this lives.
+pub(super) struct HeldAreas<'a, P: Platform> {
+    mm: &'a Mm<P>,
+    state: &'static VmallocState,
+    irq: IrqFlags,
+    /// Areas in use.
+    pub(super) busy: AreaTree<false>,
+    /// Free areas.
+    pub(super) free: AreaTree<true>,
+    /// Areas that are to be purged.
+    pub(super) purge: AreaTree<false>,
+}
+
+impl<P: Platform> Drop for HeldAreas<'_, P> {
+    #[inline]
+    fn drop(&mut self) {
+        seq::write_end(&self.state.seq);
+        sync::unlock(&self.state.lock);
+        self.mm.platform.irq_restore(self.irq);
+    }
+}
+
+/// Why nothing could be carved.
+enum NoArea {
+    /// There must be one more record, for what is left on the other side.
+    NeedsRecord,
+    /// No free area is large enough.
+    NoSpace,
+}
+
+/// What was carved.
+struct Carved {
+    start: u64,
+    /// The record of a free area that is used up.
+    emptied: Option<AreaRef>,
+}
+
+/// Puts `area`, which is in no tree, into `tree`, as part of its neighbours if they touch (`merge_or_add_vmap_area`).
+/// Gives the records that are not needed any more.
+pub(super) fn merge_or_add<const AUGMENTED: bool>(tree: AreaTree<AUGMENTED>, area: AreaRef) -> [Option<AreaRef>; 2] {
+    let (start, end) = (area.start(), area.end());
+    // An overlap would be damage: the range is not free twice.
+    let Some(place) = tree.place(start, end) else { return [Some(area), None] };
+    let prev = place.prev.filter(|prev| prev.end() == start);
+    let next = place.next.filter(|next| next.start() == end);
+    let (grown, unneeded) = match (prev, next) {
+        (None, None) => {
+            tree.insert(area, place);
+            return [None, None];
+        }
+        (Some(prev), None) => {
+            prev.va_end.set(end);
+            (prev, [Some(area), None])
+        }
+        (None, Some(next)) => {
+            next.va_start.set(start);
+            (next, [Some(area), None])
+        }
+        (Some(prev), Some(next)) => {
+            tree.remove(next);
+            prev.va_end.set(next.end());
+            (prev, [Some(area), Some(next)])
+        }
+    };
+    if AUGMENTED {
+        tree.propagate(grown);
+    }
+    unneeded
+}
+
+impl<P: Platform> HeldAreas<'_, P> {
+    /// Takes `size` bytes at a multiple of `align` from the lowest free area that has them (`__alloc_vmap_area`,
+    /// `adjust_va_to_fit_type`).
+    fn carve(&self, size: u64, align: u64, spare: &mut Option<AreaRef>) -> Result<Carved, NoArea> {
+        let hole = self.free.find_fit(size, align, || {}).ok_or(NoArea::NoSpace)?;
+        let start = hole.start().next_multiple_of(align);
+        let end = start + size;
+        match (start == hole.start(), end == hole.end()) {
+            (true, true) => {
+                self.free.remove(hole);
+                return Ok(Carved { start, emptied: Some(hole) });
+            }
+            (true, false) => hole.va_start.set(end),
+            (false, true) => hole.va_end.set(start),
+            (false, false) => {
+                let above = spare.take().ok_or(NoArea::NeedsRecord)?;
+                above.va_start.set(end);
+                above.va_end.set(hole.end());
+                hole.va_end.set(start);
+                self.free.propagate(hole);
+                if let Some(place) = self.free.place(end, above.end()) {
+                    self.free.insert(above, place);
+                }
+                return Ok(Carved { start, emptied: None });
+            }
+        }
+        self.free.propagate(hole);
+        Ok(Carved { start, emptied: None })
+    }
+
+    /// Makes `area` one in use, for `vm` (`insert_vmap_area`).
+    fn insert_busy(&self, area: AreaRef, start: u64, size: u64, vm: VmRef) {
+        area.va_start.set(start);
+        area.va_end.set(start + size);
+        area.set_vm(Some(vm));
+        vm.addr.set(start);
+        vm.size.set(size);
+        // What was free is not in use.
+        if let Some(place) = self.busy.place(start, start + size) {
+            self.busy.insert(area, place);
+        }
+    }
+}
+
+impl<P: Platform> Mm<P> {
+    /// The roots and counters.
+    #[inline(always)]
+    pub(super) fn vmalloc_state(&self) -> &'static VmallocState {
+        &self.region.header().roots.vmalloc
+    }
+
+    #[inline]
+    pub(super) fn lock_areas(&self) -> HeldAreas<'_, P> {
+        let state = self.vmalloc_state();
+        let [busy, free, purge] = AreaWord::roots(state);
+        let irq = self.platform.irq_save();
+        sync::lock(&state.lock, || self.platform.relax());
+        seq::write_begin(&state.seq);
+        HeldAreas {
+            mm: self,
+            state,
+            irq,
+            busy: AreaTree::new(busy[0], busy[1]),
+            free: AreaTree::new(free[0], free[1]),
+            purge: AreaTree::new(purge[0], purge[1]),
+        }
+    }
+
+    /// Makes all of the vmalloc space free, if that was not done yet (`vmalloc_init`): who asks first pays for it. False
+    /// when there is no memory for it, or it was done.
+    #[cold]
+    fn vmalloc_init(&self, gfp: Gfp) -> bool {
+        if self.vmalloc.ready.get() != 0 || !self.preallocate_top_level(SPACE_START, SPACE_START + 1, gfp) {
+            return false;
+        }
+        let Some(all) = self.new_area(gfp) else { return false };
+        all.va_start.set(SPACE_START);
+        all.va_end.set(SPACE_END);
+        let held = self.lock_areas();
+        let unneeded = if self.vmalloc.ready.get() == 0 {
+            self.vmalloc.ready.set(1);
+            merge_or_add(held.free, all)
+        } else {
+            // Another CPU was faster, and there is space now.
+            [Some(all), None]
+        };
+        drop(held);
+        self.free_areas(unneeded);
+        true
+    }
+
+    /// Takes `size` bytes of address space at a multiple of `align` for `vm` (`alloc_vmap_area`).
+    pub(super) fn alloc_vmap_area(&self, size: u64, align: u64, vm: VmRef, gfp: Gfp) -> Option<AreaRef> {
+        let area = self.new_area(gfp)?;
+        let mut spare = None;
+        let mut purged = false;
+        let carved = loop {
+            let held = self.lock_areas();
+            match held.carve(size, align, &mut spare) {
+                Ok(carved) => {
+                    held.insert_busy(area, carved.start, size, vm);
+                    break Some(carved);
+                }
+                Err(NoArea::NeedsRecord) => {
+                    drop(held);
+                    spare = self.new_area(gfp);
+                    if spare.is_none() {
+                        break None;
+                    }
+                }
+                Err(NoArea::NoSpace) => {
+                    drop(held);
+                    if self.vmalloc_init(gfp) {
+                        continue;
+                    }
+                    if purged || self.platform.in_interrupt() || !self.purge_vmap_areas() {
+                        self.report_no_space(size, gfp);
+                        break None;
+                    }
+                    purged = true;
+                }
+            }
+        };
+        if let Some(unneeded) = spare {
+            self.free_area(unneeded);
+        }
+        match carved {
+            Some(Carved { emptied, .. }) => {
+                if let Some(emptied) = emptied {
+                    self.free_area(emptied);
+                }
+                Some(area)
+            }
+            None => {
+                self.free_area(area);
+                None
+            }
+        }
+    }
+
+    #[cold]
+    fn report_no_space(&self, size: u64, gfp: Gfp) {
+        if !gfp.contains(Gfp::NOWARN) {
+            let what = format_args!("vmap allocation for size {size} failed: use vmalloc=<size> to increase size");
+            self.platform.log(Level::Warning, what);
+        }
+    }
+
+    /// Takes the area that starts at `addr` out of those in use, if it is of a kind that `wanted` wants; it counts as lazily
+    /// freed from here on (`find_unlink_vmap_area`).
+    pub(super) fn unlink_vmap_area(&self, addr: VirtAddr, wanted: impl Fn(VmRef) -> bool) -> Option<(AreaRef, VmRef)> {
+        let held = self.lock_areas();
+        let area = held.busy.find(addr.raw()).filter(|area| area.start() == addr.raw())?;
+        let vm = area.vm().filter(|vm| wanted(*vm))?;
+        held.busy.remove(area);
+        self.vmalloc_state().lazy_nr.fetch_add(area.size() >> PAGE_SHIFT, Relaxed);
+        Some((area, vm))
+    }
+}

@@ -1,0 +1,58 @@
+//! Virtually contiguous memory (`mm/vmalloc.c`): areas of the kernel's address space, backed by pages that need not be
+//! neighbours, by somebody's pages, or by devices.
+//!
+//! An area is carved out of the lowest free one that is large enough, which the tree of free areas finds in O(log n)
+//! ([`tree`]); behind it stays a page without memory. [`Mm::vmalloc`] fills it with the largest blocks that can be had
+//! at once and that fit, each remembered by nothing but the page tables: freeing walks them and gives each block back as
+//! it was allocated (its order is in its page metadata). Whole 2 MiB go by large pages.
+//!
+//! Freeing unmaps at once and gives the memory back, but the addresses only when enough of them have gathered
+//! ([`Mm::lazy_max_pages`]): then all processors are told once to forget them ([`Mm::purge_vmap_areas`]), the page tables
+//! that have become empty go, and the areas join the free tree. From interrupts freeing is put off till somebody comes by
+//! who may wait for other processors.
+//!
+//! # Locks
+//! [`VmallocState::lock`] guards the three trees; it is taken with interrupts off, nothing is allocated under it, and no
+//! lock but that of the page tables ([`crate::pgtable`]) is taken under it.
+//!
+//! [`VmallocState::lock`]: pagevisor_shared::vmalloc::VmallocState::lock
+
+mod access;
+mod alloc;
+mod area;
+mod free;
+mod io;
+mod lazy;
+mod lookup;
+mod records;
+mod tree;
+
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+use pagevisor_shared::layout::{VMALLOC_END, VMALLOC_START};
+
+pub use alloc::VmallocRequest;
+pub use lookup::VmArea;
+
+use records::Records;
+
+/// Addresses behind the vmalloc space.
+const SPACE_END: u64 = VMALLOC_END + 1;
+/// First address of it.
+const SPACE_START: u64 = VMALLOC_START;
+
+/// What is not in the state region.
+#[derive(Debug)]
+pub(crate) struct Vmalloc {
+    records: Records,
+    /// 1 once there is a free area.
+    ready: AtomicU32,
+    /// Address of the area that was last put off; 0 for none. The next one is in its record.
+    deferred: AtomicU64,
+}
+
+impl Vmalloc {
+    pub(crate) const fn new() -> Self {
+        Self { records: Records::new(), ready: AtomicU32::new(0), deferred: AtomicU64::new(0) }
+    }
+}
