@@ -145,6 +145,7 @@ fn boot_mm(region: &RegionRef<'static>, options: &Options, command_line: &str, m
             record.set_local(local);
         }
     }
+    mm.slab_init();
     mm.finish_boot();
 }
 

@@ -19,6 +19,7 @@ use crate::params::Params;
 use crate::pgtable::TableLock;
 use crate::platform::{Level, Platform};
 use crate::raw::FrameTables;
+use crate::slab::Slab;
 use crate::sparse::{self, MapMemmap};
 use crate::sync::Plain;
 use crate::vmalloc::Vmalloc;
@@ -82,7 +83,8 @@ impl<P: Platform> Mm<P> {
     /// spent afterwards.
     ///
     /// Runs on the boot CPU before the others, and does not ask the platform for the current CPU. The caller then
-    /// gives each CPU the record that [`Self::cpu_local`] makes, and calls [`Self::finish_boot`].
+    /// gives each CPU the record that [`Self::cpu_local`] makes, calls [`Self::slab_init`], and then
+    /// [`Self::finish_boot`].
     ///
     /// # Errors
     /// [`BootError`] when the configuration is impossible or memory is short.
@@ -106,6 +108,7 @@ impl<P: Platform> Mm<P> {
             zones: region.zones(),
             cpus: region.cpus(),
             node_cpus: region.node_cpus(),
+            slab: Slab::new(&region),
             region,
             frames,
             online_nodes: NodeMask(memory.0 | cpus.0),

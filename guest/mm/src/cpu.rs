@@ -6,6 +6,7 @@ use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::region::records::{CpuState, ZONELIST_FALLBACK};
 use pagevisor_shared::region::zone::{ListHead, PcpState, ZoneState};
+use pagevisor_shared::slab::cpu_cache_offset;
 use pagevisor_shared::units::{CpuId, NodeId};
 use pagevisor_shared::vmstat::{NumaStat, VmEvent};
 
@@ -48,11 +49,19 @@ pub struct CpuLocal {
     pub pcps: &'static [PcpState],
     /// Its event counters.
     pub state: &'static CpuState,
+    /// From the start of a slab cache's descriptor to the CPU's array.
+    slab_array: usize,
     /// By the low bits of the GFP flags.
     routes: [Route; 1 << ROUTE_BITS],
 }
 
 impl CpuLocal {
+    /// From the start of a slab cache's descriptor to the CPU's array.
+    #[inline(always)]
+    pub(crate) fn slab_array(&self) -> usize {
+        self.slab_array
+    }
+
     /// The route of an allocation with `gfp`.
     #[inline(always)]
     pub(crate) fn route(&self, gfp: Gfp) -> &Route {
@@ -94,6 +103,7 @@ impl<P: Platform> Mm<P> {
             route.pgalloc = &state.vm_events[VmEvent::PgallocDma.index() + zone.zone_type.get() as usize % 5];
             route.locality = &pcp.vm_numa_event[locality.index()];
         }
-        Some(CpuLocal { cpu, node, mem_node, pcps, state, routes })
+        let slab_array = cpu_cache_offset(cpu.index());
+        Some(CpuLocal { cpu, node, mem_node, pcps, state, slab_array, routes })
     }
 }

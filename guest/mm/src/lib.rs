@@ -11,6 +11,7 @@
 //! | [`buddy`] | free areas, page blocks, fallback between migrate types |
 //! | [`pcp`] | per-CPU page lists |
 //! | [`page_alloc`] | the page allocator: fast path, slow path, freeing, reports |
+//! | [`slab`] | caches of objects, `kmalloc` |
 //! | [`pgtable`], [`vmalloc`] | the kernel's page tables; areas of its address space |
 //! | [`instrument`] | what can look at every allocation and free |
 //! | [`contig`] | page isolation, ranges of frames, contiguous memory areas |
@@ -52,6 +53,7 @@ pub mod pcp;
 pub mod pgtable;
 pub mod platform;
 pub mod raw;
+pub mod slab;
 mod sparse;
 pub mod sync;
 pub mod vmalloc;

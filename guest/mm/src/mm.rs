@@ -17,6 +17,7 @@ use crate::page_alloc::Reports;
 use crate::pgtable::TableLock;
 use crate::platform::Platform;
 use crate::raw::{DirectMap, FrameTables, Memmap};
+use crate::slab::Slab;
 use crate::sync::Plain;
 use crate::vmalloc::Vmalloc;
 use crate::zone::Settings;
@@ -43,6 +44,7 @@ pub struct Mm<P: Platform> {
     pub(crate) boot_area: Option<Range<PhysAddr>>,
     pub(crate) settings: Settings,
     pub(crate) instrument: Instrument,
+    pub(crate) slab: Slab,
     /// `ZONE_BOOSTED_WATERMARK` of each zone, a bit each.
     pub(crate) boosted: [AtomicU64; 5],
     /// `PGDAT_RECLAIM_LOCKED` of each node, a bit each.

@@ -103,8 +103,9 @@ pub struct ArrayCache {
     pub batchcount: AtomicU32,
     /// Address of the array, words of addresses; 0 for none.
     pub entry: AtomicU64,
-    /// Number of the node whose objects it takes: the nearest with memory for a CPU's.
-    pub node: AtomicU32,
+    /// The [`super::SlabWord`] of the first pages of the slabs whose objects it takes: the cache, and the node, for a
+    /// CPU's array the nearest with memory. 0 as long as there is no memory for the array.
+    pub home: AtomicU32,
     /// Objects were taken from it since somebody last looked.
     pub touched: AtomicU32,
     /// Everything takes the general way while this is not 0: the cache is debugged, or something watches.

@@ -33,6 +33,9 @@ flags! {
     RECLAIM_ACCOUNT = 0x2_0000, "RECLAIM_ACCOUNT";
     /// `SLAB_PANIC`: no such cache, no kernel.
     PANIC = 0x4_0000, "PANIC";
+    /// The free objects of a slab are linked to one another. Only for the smallest of kmalloc, where a list would take
+    /// room that no object holds. Not in Linux, whose other allocator does it for all.
+    LINKED = 0x2000_0000, "LINKED";
     /// `CFLGS_OBJFREELIST_SLAB`: a slab's list of free objects lies in one of them.
     OBJFREELIST = 0x4000_0000, "OBJFREELIST_SLAB";
     /// `CFLGS_OFF_SLAB`: a slab's list of free objects lies in memory of its own.
@@ -43,7 +46,7 @@ impl SlabFlags {
     /// No flag.
     pub const NONE: Self = Self(0);
     /// What a creator may ask for.
-    pub const CREATE: Self = Self(Self::ALL & !(Self::OBJFREELIST.0 | Self::OFF_SLAB.0));
+    pub const CREATE: Self = Self(Self::ALL & !(Self::LINKED.0 | Self::OBJFREELIST.0 | Self::OFF_SLAB.0));
     /// Flags that put something beside each object or look at it at every step.
     pub const DEBUG: Self = Self(Self::RED_ZONE.0 | Self::POISON.0 | Self::STORE_USER.0);
 

@@ -29,6 +29,12 @@ impl SlabWord {
         self.0 & Self::SLAB != 0
     }
 
+    /// The bit that tells pages other than the first, if it is set.
+    #[inline(always)]
+    pub const fn tail_bit(self) -> u32 {
+        self.0 & Self::TAIL
+    }
+
     /// Whether it is another than the first.
     #[inline(always)]
     pub const fn is_tail(self) -> bool {
@@ -49,13 +55,16 @@ impl SlabWord {
 }
 
 /// Where a slab's list of free objects lies: an array of [`super::KmemCache::num`] object numbers, of which those from
-/// `active` on are free. A byte each if the cache has at most 256 objects a slab, else two.
+/// `active` on are free, a byte each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FreelistPlace {
     /// At the slab's end.
     OnSlab,
     /// In the object with this number, which is free; nowhere in a slab without free objects.
     Object(Option<u16>),
+    /// There is no array. Each free object starts with the number of the next, plus 1, in two bytes, 0 in the last; this
+    /// is the number of the first. For caches with [`super::SlabFlags::LINKED`].
+    Linked(Option<u16>),
     /// At this physical address, a multiple of 8.
     OffSlab(u64),
 }
@@ -68,6 +77,7 @@ pub enum FreelistPlace {
 /// index    bits 16..32  bits 35..51 of the list's address           (off the slab)
 /// private               bits 3..35 of the list's address            (off the slab)
 /// private               number of the object that holds it, plus 1  (in an object)
+/// private               number of the first free object, plus 1     (linked)
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FreelistWords {
@@ -82,8 +92,12 @@ impl FreelistWords {
     #[inline]
     pub const fn new(colour: u16, place: FreelistPlace) -> Self {
         match place {
-            FreelistPlace::OnSlab | FreelistPlace::Object(None) => Self { index: colour as u32, private: 0 },
-            FreelistPlace::Object(Some(number)) => Self { index: colour as u32, private: number as u32 + 1 },
+            FreelistPlace::OnSlab | FreelistPlace::Object(None) | FreelistPlace::Linked(None) => {
+                Self { index: colour as u32, private: 0 }
+            }
+            FreelistPlace::Object(Some(number)) | FreelistPlace::Linked(Some(number)) => {
+                Self { index: colour as u32, private: number as u32 + 1 }
+            }
             FreelistPlace::OffSlab(addr) => {
                 Self { index: colour as u32 | ((addr >> 35) as u32) << 16, private: (addr >> 3) as u32 }
             }
@@ -96,7 +110,7 @@ impl FreelistWords {
         self.index as u16
     }
 
-    /// Number of the object that holds the list.
+    /// Number of the object that holds the list, or of the first on it.
     #[inline]
     pub const fn object(self) -> Option<u16> {
         if self.private == 0 { None } else { Some((self.private - 1) as u16) }

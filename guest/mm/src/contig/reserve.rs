@@ -37,7 +37,7 @@ pub(crate) fn dma_contiguous_reserve<P: Platform>(
 
 impl<P: Platform> Mm<P> {
     /// What is left to do once every CPU has the record that [`Self::cpu_local`] makes: makes the area that the command
-    /// line asked for one (`cma_init_reserved_areas`). Once.
+    /// line asked for one (`cma_init_reserved_areas`). Once. [`Self::slab_init`] comes before it.
     pub fn finish_boot(&self) {
         self.start_events();
         let Some(range) = &self.boot_area else { return };

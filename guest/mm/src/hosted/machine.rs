@@ -17,13 +17,16 @@ pub struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(platform: &'static HostPlatform, mm: Mm<HostPlatform>) -> Self {
+    pub(super) fn new(platform: &'static HostPlatform, mm: Mm<HostPlatform>, slab: bool) -> Self {
         let cpus = (0..mm.region().nr_cpus()).filter_map(CpuId::new);
         // A record is a kilobyte, and whatever still points to it must find it.
         let locals: Vec<_> =
             cpus.filter_map(|cpu| mm.cpu_local(cpu)).map(|local| &*Box::leak(Box::new(local))).collect();
         platform.set_cpus(locals);
         platform.bind(CpuId::default());
+        if slab {
+            mm.slab_init();
+        }
         mm.finish_boot();
         Self { platform, mm: Some(Box::new(mm)) }
     }

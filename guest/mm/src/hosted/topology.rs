@@ -30,6 +30,7 @@ pub struct Topology {
     reserved: Vec<Range<u64>>,
     fresh_is_zero: bool,
     command_line: String,
+    slab: bool,
 }
 
 impl Default for Topology {
@@ -47,7 +48,16 @@ impl Topology {
             reserved: Vec::new(),
             fresh_is_zero: true,
             command_line: String::new(),
+            slab: true,
         }
+    }
+
+    /// As [`Self::new`], of a machine that has the page allocator only: nothing has been allocated from it when it is
+    /// up, and there are no slab caches.
+    pub const fn pages_only() -> Self {
+        let mut topology = Self::new();
+        topology.slab = false;
+        topology
     }
 
     /// Adds a node with memory ranges `(start, end)` in bytes and `cpus` CPUs. CPUs are numbered node by node.
@@ -156,7 +166,7 @@ impl Topology {
             map_memmap: &mut |_, _| Ok(()),
         });
         match mm {
-            Ok(mm) => Ok(Machine::new(platform, mm)),
+            Ok(mm) => Ok(Machine::new(platform, mm, self.slab)),
             Err(error) => {
                 platform.give_back();
                 Err(error)

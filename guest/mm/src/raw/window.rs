@@ -26,6 +26,12 @@ impl DirectMap {
         Self { base: platform.direct_map() }
     }
 
+    /// Virtual address of physical address 0.
+    #[inline(always)]
+    pub(super) fn base(self) -> NonNull<u8> {
+        self.base
+    }
+
     /// The virtual address of `addr` (`__va`). Who uses it answers for owning the memory there.
     #[inline(always)]
     pub fn at(self, addr: PhysAddr) -> *mut u8 {

@@ -62,8 +62,10 @@ fn freeing_part_of_a_block() {
 
 #[test]
 fn freeing_reserved_memory() {
-    let machine =
-        pagevisor_mm::hosted::Topology::new().node(&[(16 << 20, 80 << 20)], 1).reserve(20 << 20, 21 << 20).boot();
+    let machine = pagevisor_mm::hosted::Topology::pages_only()
+        .node(&[(16 << 20, 80 << 20)], 1)
+        .reserve(20 << 20, 21 << 20)
+        .boot();
     machine.platform().clear_log();
     let pfn = Pfn::new((20 << 20) >> 12);
     machine.mm().free_pages(pfn, Order::ZERO);

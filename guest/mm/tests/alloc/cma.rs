@@ -22,7 +22,7 @@ fn bytes(start: u64, size: u64) -> Range<PhysAddr> {
 
 /// A zone of 128 MiB with an area of `mib`.
 fn machine(mib: u64) -> (Machine, CmaArea) {
-    let topology = Topology::new().node(&[(4 * GIB, 4 * GIB + 128 * MIB)], 1).reserve(START, START + mib * MIB);
+    let topology = Topology::pages_only().node(&[(4 * GIB, 4 * GIB + 128 * MIB)], 1).reserve(START, START + mib * MIB);
     let machine = topology.boot();
     let area = machine.mm().cma_init_reserved_mem(&bytes(START, mib * MIB)).expect("it is reserved");
     assert_sound(machine.mm());
@@ -141,7 +141,7 @@ fn pages_that_are_lent_out_are_passed_over() {
 
 #[test]
 fn only_reserved_page_blocks_become_areas() {
-    let topology = Topology::new().node(&[(4 * GIB, 4 * GIB + 128 * MIB)], 1).reserve(START, START + 4 * MIB);
+    let topology = Topology::pages_only().node(&[(4 * GIB, 4 * GIB + 128 * MIB)], 1).reserve(START, START + 4 * MIB);
     let machine = topology.boot();
     let mm = machine.mm();
     for (start, size) in [(START, 6 * MIB), (START + MIB, 2 * MIB), (START, MIB), (START, 0), (START + GIB, 2 * MIB)] {
@@ -160,7 +160,7 @@ fn only_reserved_page_blocks_become_areas() {
 
 #[test]
 fn areas_are_made_of_free_page_blocks() {
-    let machine = Topology::new().node(&[(4 * GIB, 4 * GIB + 128 * MIB)], 1).boot();
+    let machine = Topology::pages_only().node(&[(4 * GIB, 4 * GIB + 128 * MIB)], 1).boot();
     let mm = machine.mm();
     let keep = mm.alloc_pages(Gfp::KERNEL, order(3)).expect("a block");
     mm.drain_all_pages(None);

@@ -14,7 +14,7 @@ use crate::{MIB, assert_sound, order};
 const ALL: u64 = (1 << EventKind::ALL.len()) - 1;
 
 fn topology() -> Topology {
-    Topology::new().node(&[(0, 640 << 10), (MIB, 96 * MIB)], 1)
+    Topology::pages_only().node(&[(0, 640 << 10), (MIB, 96 * MIB)], 1)
 }
 
 fn boot(line: &str) -> Machine {
@@ -236,7 +236,7 @@ fn waking_background_reclaim_is_recorded_where_there_is_any() {
 
 #[test]
 fn each_cpu_has_a_ring_and_the_command_line_starts_recording() {
-    let machine = Topology::new()
+    let machine = Topology::pages_only()
         .node(&[(MIB, 64 * MIB)], 1)
         .node(&[(64 * MIB, 128 * MIB)], 1)
         .command_line("trace_event=kmem:mm_page_alloc,mm_page_free quiet")

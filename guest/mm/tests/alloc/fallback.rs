@@ -80,7 +80,7 @@ fn a_movable_page_steals_the_smallest_block() {
 #[test]
 fn stealing_raises_the_watermarks() {
     let hooks = Hooks { wake_kswapd: Some(|_, _| {}), ..Hooks::none() };
-    let machine = Topology::new().node(&[(16 * MIB, 80 * MIB)], 1).try_boot(hooks).expect("it boots");
+    let machine = Topology::pages_only().node(&[(16 * MIB, 80 * MIB)], 1).try_boot(hooks).expect("it boots");
     let mm = machine.mm();
     let state = mm.zone(zone(0, ZoneType::Dma32)).expect("a zone");
     assert_eq!(state.watermark_boost.load(Relaxed), 0);
@@ -96,7 +96,7 @@ fn stealing_raises_the_watermarks() {
 #[test]
 fn a_lower_zone_is_tried_before_types_mix() {
     // No whole page block is left in Normal; DMA32 has some.
-    let machine = Topology::new().node(&[(16 * MIB, 80 * MIB), (4 * GIB, 4 * GIB + 64 * MIB)], 1).boot();
+    let machine = Topology::pages_only().node(&[(16 * MIB, 80 * MIB), (4 * GIB, 4 * GIB + 64 * MIB)], 1).boot();
     let mm = machine.mm();
     let normal = zone(0, ZoneType::Normal);
     let pages: Vec<Pfn> = take_all(mm, Gfp::HIGHUSER_MOVABLE, Order::ZERO);
@@ -113,7 +113,7 @@ fn a_lower_zone_is_tried_before_types_mix() {
 
 #[test]
 fn high_order_atomic_allocations_reserve_page_blocks() {
-    let machine = Topology::new().node(&[(4 * GIB, 4 * GIB + 512 * MIB)], 1).boot();
+    let machine = Topology::pages_only().node(&[(4 * GIB, 4 * GIB + 512 * MIB)], 1).boot();
     let mm = machine.mm();
     let state = mm.zone(zone(0, ZoneType::Normal)).expect("a zone");
     let reserved = || state.nr_reserved_highatomic.load(Relaxed);

@@ -16,7 +16,7 @@ const LAST: Gfp = Gfp::KERNEL.with(Gfp::MEMALLOC);
 
 /// One zone of `mib`, all in use; gives the blocks of the largest order.
 fn used_up(mib: u64) -> (Machine, Vec<Pfn>) {
-    let machine = Topology::new().node(&[(4 * GIB, 4 * GIB + mib * MIB)], 1).boot();
+    let machine = Topology::pages_only().node(&[(4 * GIB, 4 * GIB + mib * MIB)], 1).boot();
     let mm = machine.mm();
     let blocks = take_all(mm, LAST, order(10));
     take_all(mm, LAST, Order::ZERO);

@@ -39,12 +39,12 @@ fn zone(node: usize, kind: ZoneType) -> ZoneIndex {
 
 /// One node and CPU, one zone: 64 MiB of DMA32.
 fn small() -> Machine {
-    Topology::new().node(&[(16 * MIB, 80 * MIB)], 1).boot()
+    Topology::pages_only().node(&[(16 * MIB, 80 * MIB)], 1).boot()
 }
 
 /// Two nodes and two CPUs, with all three zones.
 fn two_nodes() -> Machine {
-    Topology::new()
+    Topology::pages_only()
         .node(&[(0, 640 << 10), (MIB, 128 * MIB), (4 * GIB, 4 * GIB + 64 * MIB)], 1)
         .node(&[(4 * GIB + 64 * MIB, 4 * GIB + 192 * MIB)], 1)
         .boot()

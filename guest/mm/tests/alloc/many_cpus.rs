@@ -104,7 +104,7 @@ fn watch(mm: &Mm<HostPlatform>, stop: &AtomicBool) -> u64 {
 #[test]
 fn eight_cpus_on_four_nodes() {
     let node = |n: u64| [(4 * GIB + n * 64 * MIB, 4 * GIB + (n + 1) * 64 * MIB)];
-    let mut topology = Topology::new().node(&[(MIB, 48 * MIB), node(0)[0]], 2);
+    let mut topology = Topology::pages_only().node(&[(MIB, 48 * MIB), node(0)[0]], 2);
     for n in 1..4 {
         topology = topology.node(&node(n), 2);
     }

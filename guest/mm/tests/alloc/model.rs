@@ -47,7 +47,7 @@ struct Pair {
 impl Pair {
     fn new(start: u64, bytes: u64, kind: ZoneType) -> Self {
         let (hole, hole_end) = (start + 5 * MIB + 0x7000, start + 9 * MIB + 0x3000);
-        let machine = Topology::new().node(&[(start, start + bytes)], 1).reserve(hole, hole_end).boot();
+        let machine = Topology::pages_only().node(&[(start, start + bytes)], 1).reserve(hole, hole_end).boot();
         let zone = zone(0, kind);
         let state = machine.mm().zone(zone).expect("the zone");
         let load = |word: &core::sync::atomic::AtomicU32| word.load(std::sync::atomic::Ordering::Relaxed) as i64;
@@ -262,7 +262,7 @@ impl Held {
 /// Four nodes: all zones on the first, one interleaved with another, one that starts inside a chunk.
 fn four_nodes() -> Machine {
     let base = 4 * GIB;
-    Topology::new()
+    Topology::pages_only()
         .node(&[(0, 640 << 10), (MIB, 24 * MIB), (base, base + 8 * MIB)], 1)
         .node(&[(base + 8 * MIB, base + 15 * MIB + 0x5000), (base + 20 * MIB, base + 26 * MIB)], 1)
         .node(&[(base + 15 * MIB + 0x5000, base + 20 * MIB)], 1)

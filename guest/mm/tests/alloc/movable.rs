@@ -16,7 +16,7 @@ use crate::{GIB, MIB, assert_sound, order, take_all, zone};
 
 /// Two nodes and two CPUs; node 0 has all of the lower zones.
 fn boot(line: &str) -> Machine {
-    Topology::new()
+    Topology::pages_only()
         .node(&[(0, 640 << 10), (MIB, 128 * MIB), (4 * GIB, 4 * GIB + 64 * MIB)], 1)
         .node(&[(4 * GIB + 64 * MIB, 4 * GIB + 192 * MIB)], 1)
         .command_line(line)

@@ -31,7 +31,7 @@ fn reclaim(mm: &Mm<HostPlatform>, node: NodeId, _gfp: Gfp, _order: Order) -> Nod
 /// Two nodes of 64 MiB, each with a CPU, and a third without.
 fn boot(distance: u8) -> Machine {
     let memory = |first: u64| [(first * MIB, (first + 64) * MIB)];
-    let topology = Topology::new().node(&memory(16), 1).node(&memory(80), 1).node(&memory(144), 0);
+    let topology = Topology::pages_only().node(&memory(16), 1).node(&memory(80), 1).node(&memory(144), 0);
     let topology = topology.distance(0, 1, distance).distance(0, 2, distance).distance(1, 2, distance);
     topology.try_boot(Hooks { node_reclaim: Some(reclaim), ..Hooks::none() }).expect("it boots")
 }

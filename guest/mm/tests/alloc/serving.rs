@@ -85,7 +85,7 @@ fn a_mask_of_nodes_binds() {
 
 #[test]
 fn a_node_without_memory_is_served_by_the_nearest() {
-    let machine = Topology::new()
+    let machine = Topology::pages_only()
         .node(&[(MIB, 64 * MIB)], 1)
         .node(&[], 1)
         .node(&[(4 * GIB, 4 * GIB + 64 * MIB)], 0)
@@ -104,7 +104,7 @@ fn a_node_without_memory_is_served_by_the_nearest() {
 #[test]
 fn pages_are_cleared_unless_known_to_be_zero() {
     for known in [true, false] {
-        let topology = Topology::new().node(&[(16 * MIB, 80 * MIB)], 1);
+        let topology = Topology::pages_only().node(&[(16 * MIB, 80 * MIB)], 1);
         let machine = if known { topology.boot() } else { topology.unknown_content().boot() };
         let mm = machine.mm();
         for raw in [0, 3, 7, 10] {
@@ -259,7 +259,7 @@ fn pending_deltas_are_folded() {
 
 #[test]
 fn reserved_memory_can_be_given_up() {
-    let machine = Topology::new().node(&[(16 * MIB, 80 * MIB)], 1).reserve(20 * MIB, 23 * MIB).boot();
+    let machine = Topology::pages_only().node(&[(16 * MIB, 80 * MIB)], 1).reserve(20 * MIB, 23 * MIB).boot();
     let mm = machine.mm();
     let frame = |addr: u64| Pfn::new(addr >> 12);
     assert_sound(mm);
@@ -282,7 +282,7 @@ fn reserved_memory_can_be_given_up() {
 #[test]
 fn a_terabyte_is_handed_over_without_touching_it() {
     let start = std::time::Instant::now();
-    let machine = Topology::new().node(&[(16 * MIB, 64 * MIB)], 1).node(&[(4 * GIB, 1028 * GIB)], 1).boot();
+    let machine = Topology::pages_only().node(&[(16 * MIB, 64 * MIB)], 1).node(&[(4 * GIB, 1028 * GIB)], 1).boot();
     let mm = machine.mm();
     let state = mm.zone(zone(1, ZoneType::Normal)).expect("a zone");
     let blocks = state.free_area[10].nr_free[MigrateType::Movable.index()].load(std::sync::atomic::Ordering::Relaxed);

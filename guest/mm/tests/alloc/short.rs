@@ -128,7 +128,7 @@ fn with_hooks() -> Machine {
         out_of_memory: Some(out_of_memory),
         node_reclaim: None,
     };
-    Topology::new().node(&[(4096 * MIB, 4160 * MIB)], 1).try_boot(hooks).expect("it boots")
+    Topology::pages_only().node(&[(4096 * MIB, 4160 * MIB)], 1).try_boot(hooks).expect("it boots")
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn layers_above_are_asked_in_turn() {
 
 #[test]
 fn what_must_not_fail_waits_for_others() {
-    let machine = Topology::new().node(&[(16 * MIB, 80 * MIB)], 2).boot();
+    let machine = Topology::pages_only().node(&[(16 * MIB, 80 * MIB)], 2).boot();
     let mm = machine.mm();
     let mut pages = take_all(mm, Gfp::KERNEL | Gfp::MEMALLOC, Order::ZERO);
     std::thread::scope(|scope| {

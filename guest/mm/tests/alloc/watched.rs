@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use crate::{MIB, assert_sound, order};
 
 fn boot(line: &str) -> Machine {
-    Topology::new()
+    Topology::pages_only()
         .node(&[(0, 640 << 10), (MIB, 96 * MIB)], 1)
         .node(&[(96 * MIB, 160 * MIB)], 1)
         .command_line(line)

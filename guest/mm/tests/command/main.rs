@@ -152,13 +152,13 @@ fn message(ops: &[RawOp], payload: &[u8], flags: u32) -> Vec<u8> {
 
 /// One node and CPU: 64 MiB of DMA32.
 fn small() -> Guest {
-    Guest::new(&Topology::new().node(&[(16 * MIB, 80 * MIB)], 1))
+    Guest::new(&Topology::pages_only().node(&[(16 * MIB, 80 * MIB)], 1))
 }
 
 /// Two nodes of two CPUs each, with all three zones.
 fn two_nodes() -> Guest {
     Guest::new(
-        &Topology::new()
+        &Topology::pages_only()
             .node(&[(0, 640 << 10), (MIB, 128 * MIB), (4 * GIB, 4 * GIB + 64 * MIB)], 2)
             .node(&[(4 * GIB + 64 * MIB, 4 * GIB + 192 * MIB)], 2),
     )

@@ -23,7 +23,7 @@ fn memory(log: &str, node: usize) -> Vec<(u64, u64)> {
 /// Boots the machine.
 fn boot(machine: &str) -> Machine {
     let (log, numa) = (read(machine, "dmesg"), Numa::load(machine));
-    let mut topology = Topology::new();
+    let mut topology = Topology::pages_only();
     for (node, cpus) in numa.cpus.iter().enumerate() {
         topology = topology.node(&memory(&log, node), *cpus as usize);
     }
@@ -122,7 +122,7 @@ fn cpus_start_from_their_own_node_or_the_nearest_with_memory() {
         }
     }
     let memory = |first: u64| [(first << 20, (first + 64) << 20)];
-    let topology = Topology::new().node(&memory(16), 1).node(&[], 1).node(&memory(80), 1);
+    let topology = Topology::pages_only().node(&memory(16), 1).node(&[], 1).node(&memory(80), 1);
     let machine = topology.distance(0, 1, 30).distance(1, 2, 21).boot();
     let starts: Vec<_> = machine.mm().region().cpus().iter().map(|cpu| cpu.mem_node.get()).collect();
     assert_eq!(starts, [0, 2, 2]);

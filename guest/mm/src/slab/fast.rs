@@ -1,0 +1,73 @@
+//! The short ways: this CPU's array has an object, or room for one.
+//!
+//! As those of the page allocator, both do nothing before they know that they can finish, and while something watches
+//! allocations and frees, or the cache is debugged, neither gets the array's lock.
+
+use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::slab::SlabWord;
+use pagevisor_shared::units::VirtAddr;
+
+use super::Cache;
+use crate::Mm;
+use crate::platform::Platform;
+use crate::sync::{self, Plain};
+
+/// An address, of which 0 stands for none.
+#[inline(always)]
+pub(super) const fn object(raw: u64) -> Option<VirtAddr> {
+    if raw == 0 { None } else { Some(VirtAddr::new(raw)) }
+}
+
+/// What is the same in the words of all pages of the slabs of a cache on a node.
+const NOT_TAIL: u32 = !SlabWord(u32::MAX).tail_bit();
+
+impl<P: Platform> Mm<P> {
+    /// Allocates an object, from this CPU's node if possible (`kmem_cache_alloc`).
+    #[inline(always)]
+    pub fn kmem_cache_alloc(&self, cache: Cache, gfp: Gfp) -> Option<VirtAddr> {
+        object(self.slab_alloc(cache, gfp))
+    }
+
+    /// Allocates an object of zeros (`kmem_cache_zalloc`).
+    #[inline(always)]
+    pub fn kmem_cache_zalloc(&self, cache: Cache, gfp: Gfp) -> Option<VirtAddr> {
+        self.kmem_cache_alloc(cache, gfp | Gfp::ZERO)
+    }
+
+    /// An object; 0 for none.
+    #[inline(never)]
+    pub(super) fn slab_alloc(&self, cache: Cache, gfp: Gfp) -> u64 {
+        let array = cache.array(self.platform.this_cpu());
+        if gfp.contains(Gfp::ZERO) || !sync::try_lock(&array.lock) {
+            return self.slab_alloc_general(cache, gfp);
+        }
+        let Some(left) = array.avail.get().checked_sub(1) else {
+            sync::unlock(&array.lock);
+            return self.slab_alloc_general(cache, gfp);
+        };
+        let object = self.slab_memory().entry(array, left).get();
+        array.touched.set(1);
+        array.avail.set(left);
+        sync::unlock(&array.lock);
+        object
+    }
+
+    /// Frees an object of `cache` (`kmem_cache_free`).
+    #[inline(never)]
+    pub fn kmem_cache_free(&self, cache: Cache, addr: VirtAddr) {
+        let array = cache.array(self.platform.this_cpu());
+        let Some(pfn) = self.frame_of(addr) else { return self.slab_free_general(cache, addr) };
+        // The cache and the node are right, or the page is in no slab at all.
+        if self.memmap().page(pfn).mapping.get() & NOT_TAIL != array.home.get() || !sync::try_lock(&array.lock) {
+            return self.slab_free_general(cache, addr);
+        }
+        let avail = array.avail.get();
+        if avail >= array.limit.get() {
+            sync::unlock(&array.lock);
+            return self.slab_free_general(cache, addr);
+        }
+        self.slab_memory().entry(array, avail).set(addr.raw());
+        array.avail.set(avail + 1);
+        sync::unlock(&array.lock);
+    }
+}

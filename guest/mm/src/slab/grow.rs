@@ -1,0 +1,190 @@
+//! Slabs from the page allocator, and back (`cache_grow_begin`, `slabs_destroy`).
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::page_flags::PageFlag;
+use pagevisor_shared::region::zone::ListHead;
+use pagevisor_shared::slab::{FreelistWords, SlabFlags, SlabWord};
+use pagevisor_shared::units::{NodeId, Order, Pfn, VirtAddr};
+use pagevisor_shared::vmstat::NodeStat;
+
+use super::Cache;
+use super::page::SlabPage;
+use crate::Mm;
+use crate::list;
+use crate::platform::Platform;
+use crate::raw::construct;
+use crate::sync::Plain;
+
+/// What an allocation of an object passes on to that of a slab (`GFP_CONSTRAINT_MASK | GFP_RECLAIM_MASK`).
+const PASSED_ON: Gfp = Gfp::HARDWALL
+    .with(Gfp::THISNODE)
+    .with(Gfp::RECLAIM)
+    .with(Gfp::HIGH)
+    .with(Gfp::IO)
+    .with(Gfp::FS)
+    .with(Gfp::NOWARN)
+    .with(Gfp::RETRY_MAYFAIL)
+    .with(Gfp::NOFAIL)
+    .with(Gfp::NORETRY)
+    .with(Gfp::MEMALLOC)
+    .with(Gfp::NOMEMALLOC)
+    .with(Gfp::ATOMIC);
+
+/// From this node and no other, at once or not at all (`gfp_exact_node`).
+pub(super) const fn gfp_exact_node(gfp: Gfp) -> Gfp {
+    gfp.with(Gfp::THISNODE).with(Gfp::NOWARN).without(Gfp::RECLAIM.with(Gfp::NOFAIL))
+}
+
+/// The counter of the pages of a cache with those flags (`cache_vmstat_idx`).
+pub(super) const fn vmstat_of(flags: SlabFlags) -> NodeStat {
+    if flags.contains(SlabFlags::RECLAIM_ACCOUNT) { NodeStat::NrSlabReclaimable } else { NodeStat::NrSlabUnreclaimable }
+}
+
+impl<P: Platform> Mm<P> {
+    /// Allocates a slab, from `node` first. It is on no list yet; `cache_grow_end` puts it there.
+    #[inline(never)]
+    pub(super) fn cache_grow_begin(&self, cache: Cache, gfp: Gfp, node: NodeId) -> Option<SlabPage> {
+        let record = cache.record();
+        let order = Order::new(record.gfporder.get()).ok()?;
+        let mut flags = Gfp::from_bits(gfp.bits() & PASSED_ON.bits() | record.allocflags.get())?;
+        if cache == self.slab.caches.get()? {
+            // Descriptors are zero as long as they are free.
+            flags = flags | Gfp::ZERO;
+        }
+        // `kmem_getpages`.
+        let first = self.alloc_pages_node(Some(node), flags, order)?;
+        let node = if flags.contains(Gfp::THISNODE) { node } else { self.page_to_nid(first).unwrap_or(node) };
+        let pfn = first.raw() as u32;
+        let page = self.memmap().page(pfn);
+        let colour = self.next_colour(cache, node);
+        page.index.set(FreelistWords::new(colour, pagevisor_shared::slab::FreelistPlace::OnSlab).index);
+        let slab = self.slab_page(cache, pfn);
+        let mut off_slab = 0;
+        if cache.flags().contains(SlabFlags::OFF_SLAB) {
+            match self.alloc_list(cache, flags, node) {
+                Some(list) => off_slab = list,
+                None => {
+                    page.index.set(0);
+                    self.free_pages_plain(pfn, order);
+                    return None;
+                }
+            }
+        }
+        self.mark_slab(cache, pfn, order, node);
+        slab.init_list(colour, off_slab);
+        self.construct_all(cache, &slab);
+        self.mod_node_page_state(node, vmstat_of(cache.flags()), order.pages() as i64);
+        Some(slab)
+    }
+
+    /// The colour of the next slab on `node`.
+    fn next_colour(&self, cache: Cache, node: NodeId) -> u16 {
+        let state = self.slab_node(cache, node.index());
+        let next = state.colour_next.get() + 1;
+        let next = if next >= cache.record().colour.get() { 0 } else { next };
+        state.colour_next.set(next);
+        next as u16
+    }
+
+    /// Physical address of memory for a slab's list.
+    fn alloc_list(&self, cache: Cache, gfp: Gfp, node: NodeId) -> Option<u64> {
+        let lists = self.cache_by_id(cache.record().freelist_cache.get() as u16)?;
+        let gfp = gfp.without(Gfp::COMP | Gfp::DMA | Gfp::DMA32 | Gfp::RECLAIMABLE | Gfp::ZERO);
+        Some(self.phys(self.kmem_cache_alloc_node(lists, gfp, Some(node))?)?.raw())
+    }
+
+    /// Writes into the metadata of its pages that they are a slab of `cache`.
+    pub(super) fn mark_slab(&self, cache: Cache, pfn: u32, order: Order, node: NodeId) {
+        let id = cache.record().id.get() as u16;
+        let page = self.memmap().page(pfn);
+        page.flags.fetch_or(PageFlag::Slab.mask(), Relaxed);
+        page.mapping.set(SlabWord::new(id, node, false).0);
+        for tail in 1..order.pages() as u32 {
+            let page = self.memmap().page(pfn + tail);
+            page.mapping.set(SlabWord::new(id, node, true).0);
+            page.index.set(tail);
+        }
+    }
+
+    /// Calls the constructor for every object.
+    pub(super) fn construct_all(&self, cache: Cache, slab: &SlabPage) {
+        let ctor = cache.record().ctor.get();
+        if ctor != 0 {
+            (0..slab.num).for_each(|number| construct(ctor, slab.object(number)));
+        }
+    }
+
+    /// Puts a new slab on its node's lists.
+    pub(super) fn cache_grow_end(&self, cache: Cache, slab: &SlabPage) {
+        let number = SlabWord(slab.page.mapping.get()).node() as usize;
+        self.lock_slab_node(cache, number).add(slab);
+        let record = cache.record();
+        record.grown.fetch_add(1, Relaxed);
+        let in_use: u64 = self.nodes.iter().enumerate().fold(0, |sum, (number, _)| {
+            let state = self.slab_node(cache, number);
+            let total = state.total_slabs.get() * slab.num as u64;
+            sum + total.saturating_sub(state.free_objects.get())
+        });
+        if in_use > record.high_mark.get() {
+            record.high_mark.set(in_use);
+        }
+    }
+
+    /// Gives back the slabs on `doomed`, which are on no other list (`slabs_destroy`).
+    #[inline]
+    pub(super) fn slabs_destroy(&self, cache: Cache, doomed: &ListHead) {
+        if doomed.first.get() != 0 {
+            self.slabs_destroy_all(cache, doomed);
+        }
+    }
+
+    #[inline(never)]
+    fn slabs_destroy_all(&self, cache: Cache, doomed: &ListHead) {
+        let mut pfn = doomed.first.get();
+        while pfn != 0 {
+            let next = list::next(pfn, self.memmap().page(pfn));
+            self.slab_destroy(cache, pfn);
+            pfn = next;
+        }
+    }
+
+    /// Gives back a slab (`slab_destroy`, `kmem_freepages`).
+    fn slab_destroy(&self, cache: Cache, pfn: u32) {
+        let record = cache.record();
+        let slab = self.slab_page(cache, pfn);
+        let freelist = slab.off_slab_list();
+        let Ok(order) = Order::new(record.gfporder.get()) else { return };
+        let node = NodeId::new(SlabWord(slab.page.mapping.get()).node() as usize).unwrap_or_default();
+        for tail in 0..order.pages() as u32 {
+            let page = self.memmap().page(pfn + tail);
+            page.mapping.set(0);
+            page.index.set(0);
+        }
+        slab.page._mapcount.set(0);
+        slab.page.private.set(0);
+        self.mod_node_page_state(node, vmstat_of(cache.flags()), -(order.pages() as i64));
+        record.reaped.fetch_add(1, Relaxed);
+        self.free_pages_plain(pfn, order);
+        if let Some(freelist) = freelist
+            && let Some(lists) = self.cache_by_id(record.freelist_cache.get() as u16)
+        {
+            self.kmem_cache_free(lists, freelist);
+        }
+    }
+
+    /// Frees a block that the slab allocator allocated and of which it has cleared the metadata.
+    pub(super) fn free_pages_plain(&self, pfn: u32, order: Order) {
+        // Neither a slab nor compound any more, so that it can go the short way.
+        self.memmap().page(pfn).flags.set(Self::pcp_flags(order.raw()));
+        self.free_pages(Pfn::new(pfn as u64), order);
+    }
+
+    /// Reports an address that is no object of the cache it is freed to. It is left alone.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn bad_object(&self, cache: Cache, addr: VirtAddr) {
+        self.slab_error(cache, "free_block", format_args!("bad object {:#018x}", addr.raw()));
+    }
+}

@@ -1,0 +1,225 @@
+//! A node's lists of slabs, locked.
+
+use core::fmt;
+use core::sync::atomic::AtomicU64;
+
+use pagevisor_shared::region::seq;
+use pagevisor_shared::region::zone::ListHead;
+use pagevisor_shared::slab::{ArrayCache, KmemCacheNode};
+use pagevisor_shared::units::VirtAddr;
+
+use super::Cache;
+use super::page::SlabPage;
+use crate::Mm;
+use crate::list;
+use crate::platform::{IrqFlags, Platform};
+use crate::raw::Memmap;
+use crate::sync::{self, Plain};
+
+/// The lists of a cache on one node, with their lock held and interrupts off; their sequence counter is odd as long as
+/// this lives.
+pub(super) struct LockedNode<'a, P: Platform> {
+    mm: &'a Mm<P>,
+    cache: Cache,
+    pub(super) state: &'static KmemCacheNode,
+    memmap: Memmap,
+    irq: IrqFlags,
+}
+
+impl<P: Platform> fmt::Debug for LockedNode<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LockedNode").field(&self.cache).finish()
+    }
+}
+
+impl<P: Platform> Mm<P> {
+    /// Takes the lock of the lists of node `number` (`spin_lock_irqsave(&n->list_lock)`).
+    #[inline]
+    pub(super) fn lock_slab_node(&self, cache: Cache, number: usize) -> LockedNode<'_, P> {
+        let state = self.slab_node(cache, number);
+        let irq = self.platform.irq_save();
+        sync::lock(&state.list_lock, || self.platform.relax());
+        seq::write_begin(&state.seq);
+        LockedNode { mm: self, cache, state, memmap: self.memmap(), irq }
+    }
+}
+
+impl<P: Platform> Drop for LockedNode<'_, P> {
+    #[inline]
+    fn drop(&mut self) {
+        seq::write_end(&self.state.seq);
+        sync::unlock(&self.state.list_lock);
+        self.mm.platform.irq_restore(self.irq);
+    }
+}
+
+impl<P: Platform> LockedNode<'_, P> {
+    /// The slab to take objects from, taken off its list (`get_first_slab`).
+    #[inline]
+    fn get_first_slab(&self) -> Option<SlabPage> {
+        let state = self.state;
+        let mut from = &state.slabs_partial;
+        let mut pfn = from.first.get();
+        if pfn == 0 {
+            state.free_touched.set(1);
+            from = &state.slabs_free;
+            pfn = from.first.get();
+            if pfn == 0 {
+                return None;
+            }
+            state.free_slabs.drop_by(1);
+        }
+        list::remove(self.memmap, from, pfn, self.memmap.page(pfn));
+        Some(self.mm.slab_page(self.cache, pfn))
+    }
+
+    /// Puts a slab that objects were taken from on the list it belongs on (`fixup_slab_list`).
+    #[inline]
+    fn fixup_slab_list(&self, slab: &SlabPage) {
+        let list = if slab.active() == slab.num { &self.state.slabs_full } else { &self.state.slabs_partial };
+        list::push_head(self.memmap, list, slab.pfn, slab.page);
+    }
+
+    /// Takes up to `most` objects from the slabs and gives each to `put`; gives how many.
+    #[inline]
+    pub(super) fn take(&self, most: u32, mut put: impl FnMut(u64)) -> u32 {
+        let mut taken = 0;
+        while taken < most
+            && let Some(slab) = self.get_first_slab()
+        {
+            taken += slab.take(most - taken, &mut put);
+            self.fixup_slab_list(&slab);
+        }
+        self.state.free_objects.drop_by(taken as u64);
+        taken
+    }
+
+    /// Adds a new slab, from which objects may have been taken (`cache_grow_end`).
+    pub(super) fn add(&self, slab: &SlabPage) {
+        let state = self.state;
+        state.total_slabs.bump(1);
+        if slab.active() == 0 {
+            list::push_tail(self.memmap, &state.slabs_free, slab.pfn);
+            state.free_slabs.bump(1);
+        } else {
+            self.fixup_slab_list(slab);
+        }
+        state.free_objects.bump((slab.num - slab.active()) as u64);
+    }
+
+    /// Takes objects of this node back into their slabs, and what is free beyond the limit off the lists, for
+    /// `slabs_destroy` (`free_block`).
+    pub(super) fn free_block(&self, objects: &[AtomicU64], doomed: &ListHead) {
+        let mut rest = objects;
+        while let Some((first, mut behind)) = rest.split_first() {
+            let addr = first.get();
+            let slab = match self.mm.virt_to_slab(VirtAddr::new(addr)) {
+                Some((pfn, word)) if word.cache() as u32 == self.cache.record().id.get() => {
+                    self.mm.slab_page(self.cache, pfn)
+                }
+                _ => {
+                    self.mm.bad_object(self.cache, VirtAddr::new(addr));
+                    rest = behind;
+                    continue;
+                }
+            };
+            let before = slab.active();
+            self.put(&slab, addr);
+            // Neighbours are freed together more often than not.
+            while let Some((next, further)) = behind.split_first()
+                && slab.contains(next.get())
+            {
+                self.put(&slab, next.get());
+                behind = further;
+            }
+            rest = behind;
+            self.relist(&slab, before);
+        }
+        let (state, num) = (self.state, self.cache.record().num.get() as u64);
+        while state.free_objects.get() > state.free_limit.get() as u64
+            && let Some(slab) = self.pop_free_slab()
+        {
+            state.free_objects.drop_by(num);
+            list::push_head(self.memmap, doomed, slab, self.memmap.page(slab));
+        }
+    }
+
+    /// Takes one object back.
+    #[inline]
+    fn put(&self, slab: &SlabPage, addr: u64) {
+        match slab.number(addr) {
+            Some(number) if slab.active() != 0 => {
+                slab.put(number);
+                self.state.free_objects.bump(1);
+            }
+            _ => self.mm.bad_object(self.cache, VirtAddr::new(addr)),
+        }
+    }
+
+    /// Moves a slab, of which `before` objects were handed out before some came back, to where it belongs now.
+    #[inline]
+    fn relist(&self, slab: &SlabPage, before: u32) {
+        let state = self.state;
+        let after = slab.active();
+        if after == before || after != 0 && before != slab.num && state.slabs_partial.last.get() == slab.pfn {
+            return;
+        }
+        let from = if before == slab.num { &state.slabs_full } else { &state.slabs_partial };
+        list::remove(self.memmap, from, slab.pfn, slab.page);
+        if after == 0 {
+            list::push_head(self.memmap, &state.slabs_free, slab.pfn, slab.page);
+            state.free_slabs.bump(1);
+        } else {
+            // Last, so that the others have time to be freed too.
+            list::push_tail(self.memmap, &state.slabs_partial, slab.pfn);
+        }
+    }
+
+    /// Takes the last of the free slabs off the lists; its first frame.
+    pub(super) fn pop_free_slab(&self) -> Option<u32> {
+        let state = self.state;
+        let pfn = state.slabs_free.last.get();
+        if pfn == 0 {
+            return None;
+        }
+        list::remove(self.memmap, &state.slabs_free, pfn, self.memmap.page(pfn));
+        state.free_slabs.drop_by(1);
+        state.total_slabs.drop_by(1);
+        Some(pfn)
+    }
+
+    /// The objects of the shared array, with room for as many as its limit.
+    fn shared_entries(&self) -> Option<(&'static ArrayCache, &'static [AtomicU64])> {
+        let shared = &self.state.shared;
+        let limit = shared.limit.get();
+        (limit != 0).then(|| (shared, self.mm.slab_memory().words(shared.entry.get(), limit as usize)))
+    }
+
+    /// Moves up to `most` objects from the shared array, its last ones, to `put` (`transfer_objects`); gives how many.
+    pub(super) fn take_shared(&self, most: u32, mut put: impl FnMut(u64)) -> u32 {
+        let Some((shared, entries)) = self.shared_entries() else { return 0 };
+        let avail = shared.avail.get();
+        let count = most.min(avail);
+        for entry in &entries[(avail - count) as usize..avail as usize] {
+            put(entry.get());
+        }
+        if count != 0 {
+            shared.avail.set(avail - count);
+            shared.touched.set(1);
+        }
+        count
+    }
+
+    /// Moves objects to the shared array, as many of the first as there is room for; gives how many.
+    pub(super) fn put_shared(&self, objects: &[AtomicU64]) -> usize {
+        let Some((shared, entries)) = self.shared_entries() else { return 0 };
+        let avail = shared.avail.get();
+        let room = &entries[avail as usize..];
+        for (slot, object) in room.iter().zip(objects) {
+            slot.set(object.get());
+        }
+        let count = room.len().min(objects.len());
+        shared.avail.set(avail + count as u32);
+        count
+    }
+}

@@ -1,0 +1,65 @@
+//! What everybody relies on.
+
+use std::collections::HashSet;
+
+use pagevisor_mm::slab::{KMALLOC_MAX_CACHE_SIZE, KMALLOC_MAX_SIZE, ZERO_SIZE_PTR};
+use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::slab::SlabFlags;
+use pagevisor_shared::units::VirtAddr;
+
+use crate::{assert_sound, free_pages, small};
+
+#[test]
+fn objects_are_apart_and_aligned() {
+    let machine = small();
+    let mm = machine.mm();
+    let start = free_pages(mm);
+    for (size, align) in [(8, 0), (24, 0), (32, 0), (40, 8), (100, 64), (256, 256), (1000, 16), (4096, 4096), (9000, 0)]
+    {
+        let cache = mm.kmem_cache_create("objects", size, align, SlabFlags::NONE, None).expect("a cache");
+        assert_eq!(mm.kmem_cache_size(cache), size);
+        let mut objects: Vec<_> =
+            (0..1000).map(|_| mm.kmem_cache_alloc(cache, Gfp::KERNEL).expect("an object").raw()).collect();
+        assert!(objects.iter().all(|addr| addr % align.max(8) as u64 == 0));
+        objects.sort_unstable();
+        assert!(objects.windows(2).all(|pair| pair[1] - pair[0] >= size as u64), "objects of {size} bytes overlap");
+        objects.iter().for_each(|addr| assert_eq!(mm.virt_to_cache(VirtAddr::new(*addr)), Some(cache)));
+        for addr in objects {
+            mm.kmem_cache_free(cache, VirtAddr::new(addr));
+        }
+        mm.kmem_cache_destroy(cache);
+        assert_eq!(mm.kmem_cache_find("objects"), None);
+    }
+    mm.kmem_cache_shrink_all();
+    assert_eq!(free_pages(mm), start);
+    assert_sound(mm);
+    assert_eq!(machine.log_text(), "");
+}
+
+#[test]
+fn kmalloc_gives_what_was_asked_for() {
+    let machine = small();
+    let mm = machine.mm();
+    let start = free_pages(mm);
+    let mut held = Vec::new();
+    let mut seen = HashSet::new();
+    for size in (1..300).chain([511, 512, 513, 4095, 4096, 4097, 8192, 8193, 65536, 1 << 20]) {
+        let addr = mm.kmalloc(size, Gfp::KERNEL).expect("memory");
+        assert!(mm.ksize(addr) >= size && seen.insert(addr.raw()));
+        let classes = [8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192];
+        if size <= KMALLOC_MAX_CACHE_SIZE {
+            assert_eq!(Some(mm.ksize(addr)), classes.into_iter().find(|class| *class >= size));
+        }
+        held.push(addr);
+    }
+    held.drain(..).for_each(|addr| mm.kfree(addr));
+    assert_eq!(mm.kmalloc(0, Gfp::KERNEL), Some(ZERO_SIZE_PTR));
+    mm.kfree(ZERO_SIZE_PTR);
+    mm.kfree(VirtAddr::new(0));
+    assert_eq!(mm.kmalloc(KMALLOC_MAX_SIZE + 1, Gfp::KERNEL), None);
+    assert_eq!(mm.kcalloc(usize::MAX / 2, 4, Gfp::KERNEL), None);
+    mm.kmem_cache_shrink_all();
+    assert_eq!(free_pages(mm), start);
+    assert_sound(mm);
+    assert_eq!(machine.log_text(), "");
+}
