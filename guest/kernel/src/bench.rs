@@ -7,6 +7,8 @@
 //!
 //! Each result is a line `bench NAME VALUE` on the serial console, with two decimals.
 
+mod vmalloc;
+
 use core::fmt::{self, Write as _};
 use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -50,6 +52,10 @@ pub trait Pages {
     fn copy(&self, to: u64, from: u64);
     /// The block's memory, as words.
     fn words(&self, pfn: u64, order: Order) -> &[AtomicU64];
+    /// `vmalloc`; 0 for failure.
+    fn vmalloc(&self, bytes: u64) -> u64;
+    /// `vfree`.
+    fn vfree(&self, addr: u64);
     /// Pages free in all zones.
     fn free_pages(&self) -> u64;
     /// Executes the command of `len` bytes in `message` and writes the reply.
@@ -78,6 +84,7 @@ pub fn run<P: Pages>(pages: &P, names: &str) {
     // Each order half as likely as the one below.
     bench.mixed("mixed_o0-9_geometric", |random| (random | 1 << 9).trailing_zeros() as u8);
     bench.commands();
+    bench.vmalloc();
     pages.free(block, SLOTS_ORDER);
 }
 

@@ -7,7 +7,7 @@ use core::sync::atomic::AtomicU64;
 use pagevisor_mm::Mm;
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::layout::PAGE_OFFSET;
-use pagevisor_shared::units::{Order, PAGE_SIZE, Pfn};
+use pagevisor_shared::units::{Order, PAGE_SIZE, Pfn, VirtAddr};
 
 use crate::bench::Pages;
 use crate::command;
@@ -65,6 +65,14 @@ impl Pages for Target {
         let len = order.bytes() as usize / 8;
         // SAFETY: the benchmark allocated the block and accesses it as these words only; any bytes are valid.
         unsafe { core::slice::from_raw_parts(virt(pfn).cast(), len) }
+    }
+
+    fn vmalloc(&self, bytes: u64) -> u64 {
+        self.0.vmalloc(bytes).map_or(0, VirtAddr::raw)
+    }
+
+    fn vfree(&self, addr: u64) {
+        self.0.vfree(VirtAddr::new(addr));
     }
 
     fn free_pages(&self) -> u64 {

@@ -1,5 +1,5 @@
-//! What a CPU does when nothing else: it executes the commands that are aimed at it. When there are none it gives its
-//! pending counts to the global counters and halts.
+//! What a CPU does when nothing else: it executes the commands that are aimed at it, and frees what interrupt
+//! handlers could not. When there is nothing left it gives its pending counts to the global counters and halts.
 
 use crate::arch::{cpu, percpu};
 use crate::{command, platform};
@@ -8,11 +8,13 @@ use crate::{command, platform};
 pub fn run() -> ! {
     loop {
         command::work();
-        cpu::irq_disable();
         // Before `mm` runs on this CPU there is nothing to give.
-        if let Some(mm) = platform::mm()
-            && !percpu::local().is_null()
-        {
+        let mm = platform::mm().filter(|_| !percpu::local().is_null());
+        if let Some(mm) = mm {
+            mm.vfree_deferred();
+        }
+        cpu::irq_disable();
+        if let Some(mm) = mm {
             mm.quiet_vmstat();
         }
         command::wait();

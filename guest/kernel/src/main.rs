@@ -60,6 +60,7 @@ use arch::{apic, cpu, gdt, paging, percpu, stacks, traps};
 use boot::cmdline::{self, Options};
 use boot::start_info::StartInfo;
 use log::pr_info;
+use platform::Kernel;
 
 /// Messages below this level go to the serial port when no host reads the region.
 const CONSOLE_LOGLEVEL_DEFAULT: u8 = Level::Debug as u8;
@@ -115,12 +116,18 @@ fn bring_up(start_info: StartInfo, options: &Options) -> (&'static RegionRef<'st
     smp::set_online();
     monitor::start(&mut memblock);
     smp::prepare(&machine, &mut memblock);
-    boot_mm(region, options, start_info.command_line(), &mut memblock);
+    let mm = boot_mm(region, options, start_info.command_line(), &mut memblock);
+    monitor::remap(mm);
     (region, machine)
 }
 
 /// Starts the memory stack and gives every CPU its record of it.
-fn boot_mm(region: &RegionRef<'static>, options: &Options, command_line: &str, memblock: &mut Memblock) {
+fn boot_mm(
+    region: &RegionRef<'static>,
+    options: &Options,
+    command_line: &str,
+    memblock: &mut Memblock,
+) -> &'static Mm<Kernel> {
     memblock.allow_resize();
     let booted = Mm::boot(BootConfig {
         platform: &platform::KERNEL,
@@ -147,6 +154,7 @@ fn boot_mm(region: &RegionRef<'static>, options: &Options, command_line: &str, m
     }
     mm.slab_init();
     mm.finish_boot();
+    mm
 }
 
 /// Everything is up: tells so, does what the command line asks for, idles.

@@ -5,12 +5,15 @@
 //! through its own configuration space.
 
 use core::ptr::with_exposed_provenance_mut;
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use pagevisor_mm::Mm;
 use pagevisor_mm::memblock::{MEMBLOCK_ALLOC_ACCESSIBLE, Memblock};
 use pagevisor_shared::ABI_VERSION;
 use pagevisor_shared::command::NR_BUFFERS;
 use pagevisor_shared::device::monitor::{
-    CONFIG_ABI, CONFIG_MSI_ADDR, CONFIG_MSI_DATA, CONFIG_STATE, DEVICE_ID, QUEUE_COMMAND, QUEUE_REPLY, SHM_STATE,
+    CONFIG_ABI, CONFIG_MSI_ADDR, CONFIG_MSI_DATA, CONFIG_STATE, DEVICE_ID, MMIO_SIZE, QUEUE_COMMAND, QUEUE_REPLY,
+    SHM_STATE,
 };
 use pagevisor_shared::region::GuestState;
 use pagevisor_shared::units::{PAGE_SIZE, PhysAddr};
@@ -19,6 +22,7 @@ use crate::arch::irq::Irq;
 use crate::arch::{paging, percpu};
 use crate::log::{pr_err, pr_info};
 use crate::memory::LOWEST;
+use crate::platform::Kernel;
 use crate::sync::Once;
 use crate::{command, direct_map};
 
@@ -82,14 +86,16 @@ static DEVICE: Once<Monitor> = Once::new();
 /// The device.
 #[derive(Debug)]
 pub struct Monitor {
-    /// Where its registers are mapped.
-    window: usize,
+    /// Where its registers are.
+    base: PhysAddr,
+    /// Where they are mapped: in a window of boot's at first, then by `ioremap`.
+    window: AtomicUsize,
     shm: (PhysAddr, u64),
 }
 
 impl Monitor {
     fn register(&self, offset: u32) -> *mut u32 {
-        with_exposed_provenance_mut(self.window + offset as usize)
+        with_exposed_provenance_mut(self.window.load(Relaxed) + offset as usize)
     }
 
     fn read(&self, offset: u32) -> u32 {
@@ -185,7 +191,7 @@ impl Monitor {
 /// alone: the kernel runs without it.
 pub fn probe(base: PhysAddr) -> Option<&'static Monitor> {
     let window = paging::map_device(paging::DeviceSlot::Monitor, base);
-    let mut device = Monitor { window, shm: (PhysAddr::new(0), 0) };
+    let mut device = Monitor { base, window: AtomicUsize::new(window), shm: (PhysAddr::new(0), 0) };
     match device.negotiate() {
         Ok(()) => Some(DEVICE.set(device)),
         Err(reason) => {
@@ -220,6 +226,19 @@ pub fn start(memblock: &mut Memblock) {
     device.write(register::CONFIG + CONFIG_MSI_DATA, Irq::Monitor.vector() as u32);
     device.add_status(status::DRIVER_OK);
     pr_info!("monitor: 2 queues of {QUEUE_SIZE}, state region at {} ({} KiB)", device.shm.0, device.shm.1 >> 10);
+}
+
+/// Maps the registers anew, by `ioremap`, which was not there when the device was found, and gives the window of boot's
+/// back. No other CPU runs yet. If that fails, the window stays.
+pub fn remap(mm: &Mm<Kernel>) {
+    let Some(device) = DEVICE.get() else { return };
+    match mm.ioremap_uc(device.base, MMIO_SIZE) {
+        Some(window) => {
+            device.window.store(window.raw() as usize, Relaxed);
+            paging::unmap_device(paging::DeviceSlot::Monitor);
+        }
+        None => pr_err!("monitor: no memory to map it"),
+    }
 }
 
 /// Wakes the host: the guest has reached `state`.

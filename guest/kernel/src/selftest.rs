@@ -16,8 +16,11 @@
 //! | `never-ready` | the machine is up but never says so, and idles for ever |
 //! | `timer` | the one-shot timer ends a halt; logs `selftest: timer ok` |
 //! | `ipi` | every other CPU runs a function; logs `selftest: ipi ok` |
+//! | `vmalloc` | memory is written through its mapping by one CPU and read by all, its addresses used again for other memory; logs `selftest: vmalloc ok` |
 //! | `mem-info` | takes all blocks of order 10, so that an allocation fails with its report; gives them back |
 //! | `scatter` | takes blocks of all orders and mobilities, gives every other one back and keeps the rest |
+
+mod vmalloc;
 
 use core::arch::{asm, naked_asm};
 use core::hint::black_box;
@@ -53,6 +56,7 @@ pub fn run(name: &str) {
         "hang" => hang(),
         "timer" => timer(),
         "ipi" => ipi(),
+        "vmalloc" => vmalloc::run(),
         "mem-info" => mem_info(),
         "scatter" => scatter(),
         _ => pr_err!("{OPTION}: no test is named {name}"),

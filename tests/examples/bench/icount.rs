@@ -17,6 +17,9 @@ const BOUNDS: &[(&str, f64)] = &[
     ("pages_o9_hot", 1000.0),
     ("pages_o10_hot", 1500.0),
     ("mixed_o0-9_uniform", 500.0),
+    ("vmalloc_1_pages", 1000.0),
+    ("vmalloc_16_pages", 2500.0),
+    ("vmalloc_256_pages", 12000.0),
 ];
 
 /// Most instructions from entry to ready.

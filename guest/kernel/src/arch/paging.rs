@@ -3,10 +3,11 @@
 //! ```text
 //! PAGE_OFFSET            direct map of all RAM, 2 MiB pages, filled a GiB at a time (direct_map)
 //! VMEMMAP_START          page metadata, mapped as `mm` asks
+//! VMALLOC_START          areas of memory and devices, mapped as `mm` sees fit (its vmalloc)
 //! STATE_REGION_VIRT      the state region
 //! START_KERNEL_MAP       the kernel image, 4 KiB pages: text runs, rodata is read, data and bss are written
 //! STACKS                 stacks of the application processors, a guard page below each
-//! DEVICES                register pages of devices, uncached
+//! DEVICES                register pages of devices that boot needs, uncached
 //! ```
 //!
 //! Tables that every machine needs are static. The rest comes from memblock, below 1 GiB, where the direct map is
@@ -17,42 +18,36 @@ use core::ptr::with_exposed_provenance;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use pagevisor_shared::layout::{PAGE_OFFSET, START_KERNEL_MAP, STATE_REGION_VIRT, VMEMMAP_START};
+use pagevisor_shared::pgtable::{CacheMode, Entry, PMD_SHIFT, PMD_SIZE, Protection};
 use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, VirtAddr};
 
 use super::cpu;
 
 /// The entry maps or leads somewhere.
-pub const PRESENT: u64 = 1;
+pub const PRESENT: u64 = Entry::PRESENT;
 /// Writes are allowed.
-pub const WRITABLE: u64 = 1 << 1;
-const WRITE_THROUGH: u64 = 1 << 3;
-const CACHE_DISABLE: u64 = 1 << 4;
-/// Set beforehand in kernel mappings, so that the processor never has to.
-const ACCESSED_DIRTY: u64 = 1 << 5 | 1 << 6;
+pub const WRITABLE: u64 = Entry::WRITABLE;
 /// The entry maps 2 MiB.
-pub const LARGE: u64 = 1 << 7;
-/// The entry survives address-space switches.
-const GLOBAL: u64 = 1 << 8;
-const NO_EXECUTE: u64 = 1 << 63;
+pub const LARGE: u64 = Entry::LARGE;
 
 /// Kernel text.
-const TEXT: u64 = PRESENT | ACCESSED_DIRTY | GLOBAL;
+const TEXT: u64 = Protection::KERNEL_ROX.bits();
 /// Read-only data.
-const RODATA: u64 = TEXT | NO_EXECUTE;
+const RODATA: u64 = Protection::KERNEL_RO.bits();
 /// Data.
-pub const DATA: u64 = RODATA | WRITABLE;
+pub const DATA: u64 = Protection::KERNEL.bits();
 /// Device registers.
-const DEVICE: u64 = DATA | CACHE_DISABLE | WRITE_THROUGH;
+const DEVICE: u64 = Protection::KERNEL.cached(CacheMode::Uncached).bits();
 /// An entry that leads to another table.
-const TABLE: u64 = PRESENT | WRITABLE | ACCESSED_DIRTY & (1 << 5);
+const TABLE: u64 = Entry::TABLE;
 
 /// The address part of an entry.
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+const ADDRESS: u64 = Entry::ADDRESS;
 
 /// log2 of the size of a large page.
-pub const LARGE_SHIFT: u32 = 21;
+pub const LARGE_SHIFT: u32 = PMD_SHIFT;
 /// Bytes behind an entry that maps a large page.
-pub const LARGE_SIZE: u64 = 1 << LARGE_SHIFT;
+pub const LARGE_SIZE: u64 = PMD_SIZE;
 /// log2 of the bytes behind a table of them.
 pub const GIB_SHIFT: u32 = 30;
 /// Bytes behind a table of them.
@@ -71,7 +66,7 @@ const DEVICES: u64 = 0xffff_ffff_ffe0_0000;
 pub enum DeviceSlot {
     /// Local APIC.
     LocalApic = 0,
-    /// The monitor device.
+    /// The monitor device, until `mm` runs.
     Monitor = 1,
     /// ACPI's sleep register, where it is in memory.
     Sleep = 2,
@@ -276,6 +271,13 @@ pub fn map_device(slot: DeviceSlot, phys: PhysAddr) -> usize {
     let virt = DEVICES + slot as u64 * PAGE_SIZE;
     DEVICE_PT.entry(virt, 0).store((phys.raw() & ADDRESS) | DEVICE, Relaxed);
     (virt + phys.raw() % PAGE_SIZE) as usize
+}
+
+/// Takes a page of device registers out of its slot again, on this CPU, the only one that has used it.
+pub fn unmap_device(slot: DeviceSlot) {
+    let virt = DEVICES + slot as u64 * PAGE_SIZE;
+    DEVICE_PT.entry(virt, 0).store(0, Relaxed);
+    cpu::invlpg(virt);
 }
 
 /// Maps a page at `virt` in the window of stacks.
