@@ -6,6 +6,7 @@
 //! - the state region ([`region`]): the allocator's live counters, in memory that host and guest share;
 //! - who owns each page ([`page_owner`]);
 //! - page-table entries ([`pgtable`]) and the areas of the kernel's address space ([`vmalloc`]);
+//! - per-CPU memory ([`percpu`]);
 //! - the devices through which they meet ([`device`]);
 //! - the commands that the host sends and the replies ([`command`]);
 //! - the texts that both sides print from the same state ([`report`]).
@@ -22,6 +23,7 @@ pub mod migrate;
 pub mod page;
 pub mod page_flags;
 pub mod page_owner;
+pub mod percpu;
 pub mod pgtable;
 pub mod random;
 pub mod region;

@@ -7,6 +7,7 @@
 //!
 //! Each result is a line `bench NAME VALUE` on the serial console, with two decimals.
 
+mod percpu;
 mod vmalloc;
 
 use core::fmt::{self, Write as _};
@@ -16,6 +17,8 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use pagevisor_shared::command::{BUFFER_BYTES, CommandHeader, Op, Placement};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::units::Order;
+
+pub use percpu::PerCpuMemory;
 
 use crate::serial::Serial;
 use crate::{platform, smp};
@@ -64,7 +67,7 @@ pub trait Pages {
 
 /// Runs the benchmarks whose names begin with one of the comma-separated `names`; `all` stands for every one. The cost
 /// of booting is known already and always told.
-pub fn run<P: Pages>(pages: &P, names: &str) {
+pub fn run<P: Pages + PerCpuMemory>(pages: &P, names: &str) {
     report_boot();
     let block = pages.alloc(Gfp::KERNEL, SLOTS_ORDER);
     if block == 0 {
@@ -85,6 +88,7 @@ pub fn run<P: Pages>(pages: &P, names: &str) {
     bench.mixed("mixed_o0-9_geometric", |random| (random | 1 << 9).trailing_zeros() as u8);
     bench.commands();
     bench.vmalloc();
+    bench.percpu();
     pages.free(block, SLOTS_ORDER);
 }
 

@@ -5,11 +5,12 @@ use core::ptr::with_exposed_provenance_mut;
 use core::sync::atomic::AtomicU64;
 
 use pagevisor_mm::Mm;
+use pagevisor_mm::percpu::PerCpuPtr;
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::layout::PAGE_OFFSET;
 use pagevisor_shared::units::{Order, PAGE_SIZE, Pfn, VirtAddr};
 
-use crate::bench::Pages;
+use crate::bench::{Pages, PerCpuMemory};
 use crate::command;
 use crate::platform::Kernel;
 
@@ -84,5 +85,17 @@ impl Pages for Target {
         // SAFETY: the words are there, and nobody writes them while the command is executed.
         let bytes = unsafe { core::slice::from_raw_parts(message.as_ptr().cast(), len) };
         command::measure(self.0, bytes, reply);
+    }
+}
+
+impl PerCpuMemory for Target {
+    #[inline(always)]
+    fn alloc_percpu(&self, size: u64) -> u64 {
+        self.0.alloc_percpu(size, 8).map_or(0, PerCpuPtr::raw)
+    }
+
+    #[inline(always)]
+    fn free_percpu(&self, ptr: u64) {
+        self.0.free_percpu(PerCpuPtr::new(ptr));
     }
 }

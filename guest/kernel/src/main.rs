@@ -47,6 +47,7 @@ mod sysctl;
 use core::sync::atomic::Ordering;
 
 use pagevisor_mm::memblock::Memblock;
+use pagevisor_mm::percpu::FirstChunk;
 use pagevisor_mm::platform::Level;
 use pagevisor_mm::{BootConfig, Hooks, Mm};
 use pagevisor_shared::device::shutdown;
@@ -56,7 +57,7 @@ use pagevisor_shared::region::{GuestState, RegionRef};
 use pagevisor_shared::units::{CpuId, VirtAddr};
 
 use acpi::Machine;
-use arch::{apic, cpu, gdt, paging, percpu, stacks, traps};
+use arch::{apic, cpu, paging, percpu, traps};
 use boot::cmdline::{self, Options};
 use boot::start_info::StartInfo;
 use log::pr_info;
@@ -69,9 +70,7 @@ const CONSOLE_LOGLEVEL_DEFAULT: u8 = Level::Debug as u8;
 /// first instruction, `start_info` the address that the loader passed.
 #[unsafe(no_mangle)]
 extern "C" fn kernel_main(tsc: u64, start_info: u64) -> ! {
-    percpu::BOOT.install();
-    percpu::BOOT.assign(CpuId::default(), boot_apic_id(), stacks::boot_ist());
-    gdt::load(&percpu::BOOT);
+    percpu::init_boot(boot_apic_id());
     traps::init();
     clock::init(tsc);
     cpu::harden();
@@ -99,7 +98,7 @@ fn bring_up(start_info: StartInfo, options: &Options) -> (&'static RegionRef<'st
     log::set_console_level(options.loglevel.unwrap_or(console));
     pr_info!("Pagevisor {}", env!("CARGO_PKG_VERSION"));
     pr_info!("Command line: {}", start_info.command_line());
-    let mut machine = Machine::read(start_info.rsdp(), percpu::BOOT.apic_id());
+    let mut machine = Machine::read(start_info.rsdp(), percpu::this().apic_id());
     power::init(machine.power);
     let mut memblock = memory::new_memblock(options.zeroed);
     memory::add_ram(start_info, &mut memblock);
@@ -115,8 +114,12 @@ fn bring_up(start_info: StartInfo, options: &Options) -> (&'static RegionRef<'st
     apic::init(pagevisor_shared::units::PhysAddr::new(machine.lapic));
     smp::set_online();
     monitor::start(&mut memblock);
-    smp::prepare(&machine, &mut memblock);
-    let mm = boot_mm(region, options, start_info.command_line(), &mut memblock);
+    let first = match percpu::setup_areas(region, &mut memblock) {
+        Ok(first) => first,
+        Err(error) => panic!("no memory for per-CPU areas: {error}"),
+    };
+    smp::prepare(&machine, &mut memblock, &first);
+    let mm = boot_mm(region, options, start_info.command_line(), &mut memblock, first);
     monitor::remap(mm);
     (region, machine)
 }
@@ -127,6 +130,7 @@ fn boot_mm(
     options: &Options,
     command_line: &str,
     memblock: &mut Memblock,
+    first: FirstChunk,
 ) -> &'static Mm<Kernel> {
     memblock.allow_resize();
     let booted = Mm::boot(BootConfig {
@@ -135,6 +139,7 @@ fn boot_mm(
         memblock,
         command_line,
         fresh_is_zero: options.zeroed,
+        percpu: Some(first),
         hooks: Hooks::none(),
         map_memmap: &mut |memblock, chunk| {
             let virt = VirtAddr::new(VMEMMAP_START + chunk.first.raw() * PAGE_STRUCT_SIZE);
@@ -149,7 +154,7 @@ fn boot_mm(
     };
     for cpu in (0..region.nr_cpus()).filter_map(CpuId::new) {
         if let (Some(record), Some(local)) = (percpu::of(cpu), mm.cpu_local(cpu)) {
-            record.set_local(local);
+            record.set_local(cpu, local);
         }
     }
     mm.slab_init();

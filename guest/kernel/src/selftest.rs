@@ -17,9 +17,11 @@
 //! | `timer` | the one-shot timer ends a halt; logs `selftest: timer ok` |
 //! | `ipi` | every other CPU runs a function; logs `selftest: ipi ok` |
 //! | `vmalloc` | memory is written through its mapping by one CPU and read by all, its addresses used again for other memory; logs `selftest: vmalloc ok` |
+//! | `percpu` | every CPU works on its instances of per-CPU variables, static and dynamic; logs `selftest: percpu ok` |
 //! | `mem-info` | takes all blocks of order 10, so that an allocation fails with its report; gives them back |
 //! | `scatter` | takes blocks of all orders and mobilities, gives every other one back and keeps the rest |
 
+mod per_cpu;
 mod vmalloc;
 
 use core::arch::{asm, naked_asm};
@@ -57,6 +59,7 @@ pub fn run(name: &str) {
         "timer" => timer(),
         "ipi" => ipi(),
         "vmalloc" => vmalloc::run(),
+        "percpu" => per_cpu::run(),
         "mem-info" => mem_info(),
         "scatter" => scatter(),
         _ => pr_err!("{OPTION}: no test is named {name}"),

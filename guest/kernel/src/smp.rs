@@ -11,8 +11,9 @@ use core::ptr::with_exposed_provenance_mut;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use pagevisor_mm::memblock::{MEMBLOCK_ALLOC_ACCESSIBLE, Memblock};
+use pagevisor_mm::percpu::FirstChunk;
 use pagevisor_shared::NR_CPUS;
-use pagevisor_shared::layout::{PAGE_OFFSET, START_KERNEL_MAP};
+use pagevisor_shared::layout::START_KERNEL_MAP;
 use pagevisor_shared::units::{CpuId, CpuMask, PAGE_SIZE, PhysAddr};
 
 use crate::acpi::Machine;
@@ -147,21 +148,20 @@ unsafe extern "C" {
 }
 
 /// Gives the application processors records and stacks, and resets them.
-pub fn prepare(machine: &Machine, memblock: &mut Memblock) {
+pub fn prepare(machine: &Machine, memblock: &mut Memblock, first: &FirstChunk) {
     let others = || machine.cpus().iter().enumerate().skip(1).filter_map(|(cpu, it)| Some((CpuId::new(cpu)?, it)));
     if others().next().is_none() {
         return;
     }
     for (cpu, it) in others() {
-        // One more page than the stacks need: the record.
-        let size = (stacks::STACK_PAGES + 1) * PAGE_SIZE;
+        let size = stacks::STACK_PAGES * PAGE_SIZE;
         let memory = match memblock.alloc_try_nid_raw(size, PAGE_SIZE, LOWEST, MEMBLOCK_ALLOC_ACCESSIBLE, Some(it.node))
         {
             Ok(memory) => memory.raw(),
             Err(error) => panic!("no memory for CPU {}: {error}", cpu.index()),
         };
         let (stack, ist) = stacks::map(cpu, memory);
-        let record = place_record(memory + stacks::STACK_PAGES * PAGE_SIZE);
+        let record = percpu::record_in(first, cpu);
         record.assign(cpu, it.apic_id, ist);
         let start = &AP_STARTS[cpu.index()];
         start.stack.store(stack, Ordering::Relaxed);
@@ -170,17 +170,6 @@ pub fn prepare(machine: &Machine, memblock: &mut Memblock) {
     }
     place_trampoline();
     others().for_each(|(_, it)| apic::send_init(it.apic_id));
-}
-
-/// Makes a record in the page at `phys`.
-fn place_record(phys: u64) -> &'static PerCpu {
-    const { assert!(size_of::<PerCpu>() <= PAGE_SIZE as usize) };
-    let record = with_exposed_provenance_mut::<PerCpu>((PAGE_OFFSET + phys) as usize);
-    // SAFETY: a page just taken from memblock for this, reached through the direct map, never given back.
-    unsafe {
-        record.write(PerCpu::new());
-        &*record
-    }
 }
 
 fn place_trampoline() {
@@ -213,7 +202,7 @@ extern "C" fn ap_main(record: &'static PerCpu) -> ! {
     apic::enable();
     STARTING.fetch_add(cpu::rdtsc() - start, Ordering::Relaxed);
     set_online();
-    apic::send(percpu::BOOT.apic_id(), Irq::Reschedule);
+    reschedule(CpuId::default());
     idle::run()
 }
 

@@ -16,6 +16,7 @@ use crate::instrument::Instrument;
 use crate::memblock::{AllocError, Memblock, MemblockFlags, Region};
 use crate::page_alloc::Reports;
 use crate::params::Params;
+use crate::percpu::{FirstChunk, PerCpuMemory};
 use crate::pgtable::TableLock;
 use crate::platform::{Level, Platform};
 use crate::raw::FrameTables;
@@ -37,6 +38,8 @@ pub struct BootConfig<'a, P: Platform> {
     pub command_line: &'a str,
     /// Memory that nobody has used since the machine started reads as zero.
     pub fresh_is_zero: bool,
+    /// Per-CPU memory, if it was set up ([`crate::percpu::setup_per_cpu_areas`]).
+    pub percpu: Option<FirstChunk>,
     /// Upward calls.
     pub hooks: Hooks<P>,
     /// Maps page metadata at `VMEMMAP_START`, before it is used.
@@ -89,7 +92,7 @@ impl<P: Platform> Mm<P> {
     /// # Errors
     /// [`BootError`] when the configuration is impossible or memory is short.
     pub fn boot(config: BootConfig<'_, P>) -> Result<Self, BootError> {
-        let BootConfig { platform, region, memblock, command_line, fresh_is_zero, hooks, map_memmap } = config;
+        let BootConfig { platform, region, memblock, command_line, fresh_is_zero, percpu, hooks, map_memmap } = config;
         let params = Params::parse(command_line, &mut |why| platform.log(Level::Warning, format_args!("{why}")));
         let cpus = check_nodes(&region, memblock)?;
         let boot_area = params.cma.and_then(|request| dma_contiguous_reserve(platform, memblock, request));
@@ -119,6 +122,7 @@ impl<P: Platform> Mm<P> {
             boot_area,
             settings: Settings::new(),
             instrument,
+            percpu: PerCpuMemory::new(percpu),
             boosted: [const { AtomicU64::new(0) }; 5],
             reclaim_locked: AtomicU64::new(0),
             reserved_lock: AtomicU32::new(0),

@@ -14,6 +14,7 @@
 //! | [`slab`] | caches of objects, `kmalloc` |
 //! | [`pgtable`], [`vmalloc`] | the kernel's page tables; areas of its address space |
 //! | [`instrument`] | what can look at every allocation and free |
+//! | [`percpu`] | per-CPU memory |
 //! | [`contig`] | page isolation, ranges of frames, contiguous memory areas |
 //! | [`workload`], [`command`] | what the host can have done: workloads, single operations |
 //!
@@ -25,7 +26,8 @@
 //!
 //! 1. a pageset ([`PcpState`](pagevisor_shared::region::zone::PcpState)): taken by `try` on the hot paths,
 //!    so an interrupt that finds it held goes to the zone instead;
-//! 2. a zone ([`ZoneState::lock`](pagevisor_shared::region::zone::ZoneState::lock)): taken with interrupts off,
+//! 2. per-CPU memory ([`PcpuRoot::lock`](pagevisor_shared::percpu::PcpuRoot::lock)): taken with interrupts off;
+//! 3. a zone ([`ZoneState::lock`](pagevisor_shared::region::zone::ZoneState::lock)): taken with interrupts off,
 //!    guards free lists, page blocks and their counters.
 #![no_std]
 #![deny(unsafe_code)]
@@ -50,6 +52,7 @@ pub mod page;
 pub mod page_alloc;
 mod params;
 pub mod pcp;
+pub mod percpu;
 pub mod pgtable;
 pub mod platform;
 pub mod raw;

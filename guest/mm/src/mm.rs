@@ -14,6 +14,7 @@ use crate::contig::CmaAreas;
 use crate::hooks::Hooks;
 use crate::instrument::Instrument;
 use crate::page_alloc::Reports;
+use crate::percpu::PerCpuMemory;
 use crate::pgtable::TableLock;
 use crate::platform::Platform;
 use crate::raw::{DirectMap, FrameTables, Memmap};
@@ -45,6 +46,7 @@ pub struct Mm<P: Platform> {
     pub(crate) settings: Settings,
     pub(crate) instrument: Instrument,
     pub(crate) slab: Slab,
+    pub(crate) percpu: PerCpuMemory,
     /// `ZONE_BOOSTED_WATERMARK` of each zone, a bit each.
     pub(crate) boosted: [AtomicU64; 5],
     /// `PGDAT_RECLAIM_LOCKED` of each node, a bit each.

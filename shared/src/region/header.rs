@@ -128,6 +128,8 @@ pub struct Roots {
     pub nr_stacks: AtomicU64,
     /// Areas of the kernel's virtual address space.
     pub vmalloc: VmallocState,
+    /// Virtual address, in the direct map, of the [`crate::percpu::PcpuRoot`]; 0 when there is no per-CPU memory.
+    pub percpu: AtomicU64,
 }
 
 /// Most frames in a recorded backtrace.

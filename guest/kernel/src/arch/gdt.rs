@@ -21,6 +21,8 @@ pub fn load(record: &'static PerCpu) {
     // selectors loaded name descriptors just written. CS keeps its selector, which means the same in every table.
     unsafe {
         let gdt = &mut (*tables).gdt;
+        // A unit begins as a copy of what the boot processor had.
+        *gdt = Gdt::new();
         gdt.append(Descriptor::kernel_code_segment());
         gdt.append(Descriptor::kernel_data_segment());
         gdt.append(Descriptor::user_data_segment());

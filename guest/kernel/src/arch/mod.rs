@@ -9,5 +9,6 @@ pub mod paging;
 pub mod percpu;
 pub mod port;
 pub mod stacks;
+pub mod this_cpu;
 pub mod tlb;
 pub mod traps;

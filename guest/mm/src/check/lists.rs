@@ -7,7 +7,7 @@ use pagevisor_shared::region::zone::ListHead;
 use pagevisor_shared::units::{CpuId, Order, Pfn};
 use pagevisor_shared::zone::ZoneIndex;
 
-use super::{Violation, verify};
+use super::{ChunkViolation, Violation, verify, verify_percpu};
 use crate::Mm;
 use crate::list;
 use crate::platform::Platform;
@@ -17,6 +17,13 @@ use crate::sync::Plain;
 pub fn violations<P: Platform>(mm: &Mm<P>) -> Vec<Violation> {
     let mut found = Vec::new();
     verify(mm, &mut |violation| found.push(violation));
+    found
+}
+
+/// As [`verify_percpu`], all at once.
+pub fn chunk_violations<P: Platform>(mm: &Mm<P>) -> Vec<ChunkViolation> {
+    let mut found = Vec::new();
+    verify_percpu(mm, &mut |violation| found.push(violation));
     found
 }
 

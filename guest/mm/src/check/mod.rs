@@ -8,9 +8,11 @@ mod free_lists;
 mod lists;
 mod pages;
 mod pagesets;
+mod percpu;
 
 #[cfg(feature = "hosted")]
-pub use lists::{free_list, pageset_list, violations};
+pub use lists::{chunk_violations, free_list, pageset_list, violations};
+pub use percpu::{ChunkSink, ChunkViolation, verify_percpu};
 
 use core::fmt;
 

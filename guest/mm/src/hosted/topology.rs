@@ -11,6 +11,7 @@ use pagevisor_shared::units::{NodeId, PhysAddr};
 use super::arena::{HostPlatform, PHYS_WINDOW};
 use super::machine::Machine;
 use crate::memblock::{Memblock, MemblockFlags, PhysWindow};
+use crate::percpu::{FirstChunkConfig, setup_per_cpu_areas};
 use crate::platform::Platform;
 use crate::sync::Plain;
 use crate::{BootConfig, BootError, Hooks, Mm};
@@ -31,6 +32,8 @@ pub struct Topology {
     fresh_is_zero: bool,
     command_line: String,
     slab: bool,
+    /// Sizes of the first chunk of per-CPU memory: static, reserved, dynamic, atom.
+    percpu: Option<[u64; 4]>,
 }
 
 impl Default for Topology {
@@ -49,6 +52,7 @@ impl Topology {
             fresh_is_zero: true,
             command_line: String::new(),
             slab: true,
+            percpu: None,
         }
     }
 
@@ -93,6 +97,14 @@ impl Topology {
     #[must_use]
     pub fn command_line(mut self, line: &str) -> Self {
         self.command_line = line.into();
+        self
+    }
+
+    /// Gives the machine per-CPU memory, whose first chunk has so many bytes of static, reserved and dynamic memory and
+    /// is taken in multiples of `atom`.
+    #[must_use]
+    pub fn percpu(mut self, fixed: u64, reserved: u64, dynamic: u64, atom: u64) -> Self {
+        self.percpu = Some([fixed, reserved, dynamic, atom]);
         self
     }
 
@@ -155,15 +167,23 @@ impl Topology {
         let region = unsafe { RegionRef::create(platform.region_base(), layout) };
         self.fill(&region);
         let mut memblock = self.memblock(platform);
-        let mm = Mm::boot(BootConfig {
-            platform,
-            region,
-            memblock: &mut memblock,
-            command_line: &self.command_line,
-            fresh_is_zero: self.fresh_is_zero,
-            hooks,
-            // The window of page metadata is mapped already; its own memory stands in for the node's.
-            map_memmap: &mut |_, _| Ok(()),
+        let initial: Vec<u8> = (0..self.percpu.map_or(0, |[fixed, ..]| fixed)).map(|at| at as u8).collect();
+        let percpu = self.percpu.map(|[static_size, reserved_size, dyn_size, atom_size]| {
+            let config = FirstChunkConfig { static_size, initial: &initial, reserved_size, dyn_size, atom_size };
+            setup_per_cpu_areas(platform, &region, &mut memblock, &config)
+        });
+        let mm = percpu.transpose().map_err(BootError::Memory).and_then(|percpu| {
+            Mm::boot(BootConfig {
+                platform,
+                region,
+                memblock: &mut memblock,
+                command_line: &self.command_line,
+                fresh_is_zero: self.fresh_is_zero,
+                hooks,
+                percpu,
+                // The window of page metadata is mapped already; its own memory stands in for the node's.
+                map_memmap: &mut |_, _| Ok(()),
+            })
         });
         match mm {
             Ok(mm) => Ok(Machine::new(platform, mm, self.slab)),

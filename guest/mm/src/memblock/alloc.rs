@@ -208,11 +208,16 @@ impl Memblock {
 
     pub(super) fn alloc_cleared(&mut self, request: Request) -> Allocated {
         let addr = self.alloc_internal(request)?;
-        let end = capped_end(addr, request.size);
-        let untouched = end <= self.used.start || self.used.end <= addr.raw();
-        if request.size > 0 && !(self.window.fresh_is_zero() && untouched) {
-            self.window.clear(addr, request.size);
-        }
+        self.clear_unless_fresh(addr, request.size);
         Ok(addr)
+    }
+
+    /// Clears what has just been allocated, unless it reads as zero anyway.
+    pub(crate) fn clear_unless_fresh(&mut self, addr: PhysAddr, size: u64) {
+        let end = capped_end(addr, size);
+        let untouched = end <= self.used.start || self.used.end <= addr.raw();
+        if size > 0 && !(self.window.fresh_is_zero() && untouched) {
+            self.window.clear(addr, size);
+        }
     }
 }

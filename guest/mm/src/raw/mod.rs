@@ -6,6 +6,7 @@
 mod area;
 mod frames;
 mod memmap;
+mod percpu;
 mod pgtable;
 mod slab;
 mod table;
@@ -15,6 +16,7 @@ mod words;
 pub(crate) use area::{AreaRef, AreaWord, VmRef};
 pub use frames::{FrameTables, Home};
 pub use memmap::Memmap;
+pub(crate) use percpu::{Chunk, Maps, adopt_root, copy_direct, zero_direct};
 pub(crate) use pgtable::Table;
 pub use slab::Cache;
 pub(crate) use slab::{CacheSlot, Shape, SlabMemory, construct, constructor};

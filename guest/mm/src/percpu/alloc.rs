@@ -1,0 +1,198 @@
+//! Allocating and freeing.
+
+use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::percpu::{PCPU_BLOCK_BITS, PCPU_MIN_ALLOC_SIZE, PCPU_MIN_UNIT_SIZE, PcpuRoot};
+use pagevisor_shared::units::{PAGE_SIZE, VirtAddr};
+
+use super::{Locked, PerCpuPtr, area, hints, slots};
+use crate::Mm;
+use crate::platform::{Level, Platform};
+use crate::raw::{Chunk, Maps, zero_direct};
+use crate::sync::Plain;
+
+/// With fewer empty pages that have memory, more are wanted (`PCPU_EMPTY_POP_PAGES_LOW`).
+const EMPTY_POP_PAGES_LOW: u64 = 2;
+
+/// What is asked for, in bits.
+#[derive(Clone, Copy)]
+struct Wanted {
+    bits: usize,
+    align: usize,
+    /// The caller cannot wait: only where there is memory.
+    atomic: bool,
+}
+
+impl<P: Platform> Mm<P> {
+    /// `size` bytes for every CPU, aligned to `align`, all zero (`__alloc_percpu`). `None` when memory is short, or for
+    /// more than 32 KiB or an alignment above a page, which is reported.
+    #[inline]
+    pub fn alloc_percpu(&self, size: u64, align: u64) -> Option<PerCpuPtr> {
+        self.alloc_percpu_gfp(size, align, Gfp::KERNEL)
+    }
+
+    /// As [`Self::alloc_percpu`]; with flags that lack any of [`Gfp::KERNEL`]'s, without waiting and only from memory
+    /// that is there already (`__alloc_percpu_gfp`).
+    pub fn alloc_percpu_gfp(&self, size: u64, align: u64, gfp: Gfp) -> Option<PerCpuPtr> {
+        self.pcpu_alloc(size, align, false, gfp)
+    }
+
+    /// As [`Self::alloc_percpu`], from what is reserved for the static variables of modules
+    /// (`__alloc_reserved_percpu`).
+    pub fn alloc_reserved_percpu(&self, size: u64, align: u64) -> Option<PerCpuPtr> {
+        self.pcpu_alloc(size, align, true, Gfp::KERNEL)
+    }
+
+    #[inline(always)]
+    fn pcpu_alloc(&self, size: u64, align: u64, reserved: bool, gfp: Gfp) -> Option<PerCpuPtr> {
+        let root = self.percpu.root?;
+        if size.wrapping_sub(1) >= PCPU_MIN_UNIT_SIZE || align > PAGE_SIZE || !align.is_power_of_two() {
+            self.report_illegal(size, align, gfp);
+            return None;
+        }
+        let wanted = Wanted {
+            bits: size.div_ceil(PCPU_MIN_ALLOC_SIZE) as usize,
+            align: align.div_ceil(PCPU_MIN_ALLOC_SIZE) as usize,
+            atomic: !gfp.contains(Gfp::KERNEL),
+        };
+        let locked = Locked::new(self.platform, root);
+        let found = if reserved { self.take_reserved(root, wanted) } else { self.take_dynamic(root, wanted) };
+        let low = root.nr_empty_pop_pages.get() < EMPTY_POP_PAGES_LOW;
+        if low {
+            root.balance_pending.set(1);
+        }
+        locked.unlock();
+        let Some((chunk, at)) = found else {
+            self.report_failed(size, align, wanted.atomic, reserved, gfp);
+            return None;
+        };
+        let ptr = (chunk.base_addr.get() + at as u64 * PCPU_MIN_ALLOC_SIZE).wrapping_sub(root.base_addr.get());
+        self.zero_instances(root, PerCpuPtr(ptr), wanted.bits * PCPU_MIN_ALLOC_SIZE as usize);
+        Some(PerCpuPtr(ptr))
+    }
+
+    /// Takes an area of the reserved chunk.
+    fn take_reserved(&self, root: &PcpuRoot, wanted: Wanted) -> Option<(Chunk, usize)> {
+        let chunk = Chunk::at(self.platform, root.reserved_chunk.get())?;
+        self.take_from(root, chunk, wanted)
+    }
+
+    /// Takes an area of the first chunk that has one, those with small free areas first.
+    #[inline(always)]
+    fn take_dynamic(&self, root: &PcpuRoot, wanted: Wanted) -> Option<(Chunk, usize)> {
+        let first = slots::slot_of_size(root, wanted.bits as u64 * PCPU_MIN_ALLOC_SIZE);
+        // Chunks that are being emptied have slots of their own.
+        let serving = ((1 << root.sidelined_slot.get()) - 1) | 1 << root.free_slot.get();
+        let mut mask = root.slot_mask.get() & serving & (u32::MAX << first);
+        while mask != 0 {
+            let slot = mask.trailing_zeros() as usize;
+            let mut next = root.slots.get(slot).map_or(0, Plain::get);
+            while let Some(chunk) = Chunk::at(self.platform, next) {
+                next = chunk.next.get();
+                if let Some(found) = self.take_from(root, chunk, wanted) {
+                    return Some(found);
+                }
+            }
+            mask &= mask - 1;
+        }
+        None
+    }
+
+    /// Takes an area of `chunk`, if there is one.
+    #[inline(always)]
+    fn take_from(&self, root: &PcpuRoot, chunk: Chunk, wanted: Wanted) -> Option<(Chunk, usize)> {
+        let maps = chunk.maps();
+        let populated = wanted.atomic && chunk.immutable.get() == 0;
+        let at = hints::find_fit(chunk, &maps, wanted.bits, wanted.align, populated)?;
+        area::take(self.platform, root, chunk, &maps, at, wanted.bits);
+        Some((chunk, at))
+    }
+
+    /// Clears all CPUs' instances of an allocation that nobody has been told of.
+    #[inline(always)]
+    #[allow(unsafe_code, reason = "the one place where the allocator writes to the memory it hands out")]
+    fn zero_instances(&self, root: &PcpuRoot, ptr: PerCpuPtr, len: usize) {
+        let base = root.base_addr.get().wrapping_add(ptr.0);
+        for offset in root.unit_off.iter().take(self.cpus.len()) {
+            // SAFETY: the area was just taken, so it has memory in each CPU's unit and nobody uses it; areas are
+            // multiples of 4 bytes, at multiples of 4.
+            unsafe { zero_direct(self.platform, VirtAddr::new(base.wrapping_add(offset.get())), len) };
+        }
+    }
+
+    /// Frees what [`Self::alloc_percpu`] and its like gave (`free_percpu`). A pointer that is not allocated is reported,
+    /// and nothing else happens.
+    #[inline]
+    pub fn free_percpu(&self, ptr: PerCpuPtr) {
+        let Some(root) = self.percpu.root else { return self.report_bad_free(ptr) };
+        let locked = Locked::new(self.platform, root);
+        let freed = self.find_chunk(root, ptr).and_then(|(chunk, maps, at)| {
+            let freed = area::give(self.platform, root, chunk, &maps, at)?;
+            Some((chunk, freed))
+        });
+        locked.unlock();
+        if freed.is_none() {
+            self.report_bad_free(ptr);
+        }
+    }
+
+    /// The chunk that `ptr` points into, and the bit it means (`pcpu_chunk_addr_search`).
+    #[inline(always)]
+    pub(super) fn find_chunk(&self, root: &PcpuRoot, ptr: PerCpuPtr) -> Option<(Chunk, Maps, usize)> {
+        let addr = root.base_addr.get().wrapping_add(ptr.0);
+        if !addr.is_multiple_of(PCPU_MIN_ALLOC_SIZE) {
+            return None;
+        }
+        for head in [&root.first_chunk, &root.reserved_chunk] {
+            let Some(chunk) = Chunk::at(self.platform, head.get()) else { continue };
+            let maps = chunk.maps();
+            let at = addr.wrapping_sub(chunk.base_addr.get()) / PCPU_MIN_ALLOC_SIZE;
+            let (start, end) = (chunk.start_offset.get() / 4, chunk.end_offset.get() / 4);
+            if at >= start.into() && at < (maps.blocks.len() * PCPU_BLOCK_BITS) as u64 - u64::from(end) {
+                return Some((chunk, maps, at as usize));
+            }
+        }
+        None
+    }
+
+    #[cold]
+    fn report_illegal(&self, size: u64, align: u64, gfp: Gfp) {
+        if !gfp.contains(Gfp::NOWARN) {
+            let text = format_args!("illegal size ({size}) or align ({align}) for percpu allocation");
+            self.platform.log(Level::Warning, text);
+            self.platform.dump_stack();
+        }
+    }
+
+    /// Says that an allocation failed; after some, that no more of it is said.
+    #[cold]
+    fn report_failed(&self, size: u64, align: u64, atomic: bool, reserved: bool, gfp: Gfp) {
+        if atomic {
+            if let Some(root) = self.percpu.root {
+                root.atomic_alloc_failed.set(1);
+                root.balance_pending.set(1);
+            }
+            return;
+        }
+        let left = self.percpu.warnings.get();
+        if gfp.contains(Gfp::NOWARN) || left == 0 {
+            return;
+        }
+        self.percpu.warnings.set(left - 1);
+        let why = if reserved { "alloc from reserved chunk failed" } else { "failed to allocate new chunk" };
+        self.platform.log(
+            Level::Warning,
+            format_args!("percpu: allocation failed, size={size} align={align} atomic={}, {why}", u8::from(atomic)),
+        );
+        self.platform.dump_stack();
+        if left == 1 {
+            self.platform.log(Level::Info, format_args!("percpu: limit reached, disable warning"));
+        }
+    }
+
+    #[cold]
+    fn report_bad_free(&self, ptr: PerCpuPtr) {
+        let text = format_args!("free_percpu(): percpu ptr {:#x} is not allocated", ptr.0);
+        self.platform.log(Level::Warning, text);
+        self.platform.dump_stack();
+    }
+}

@@ -1,0 +1,133 @@
+//! Per-CPU memory (`mm/percpu.c`): every CPU has an instance of what is allocated, in memory of its own node.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`first`] | the first chunk, from memblock: static variables and the first dynamic areas |
+//! | `bits`, `hints` | maps of what is allocated; what is known of them without looking |
+//! | `area` | areas of a chunk: taken, given back |
+//! | `slots` | the chunks, by the size of their largest free area |
+//! | `alloc` | allocating and freeing |
+//!
+//! [`pagevisor_shared::percpu`] tells how it lies in memory, and what a per-CPU pointer is.
+//!
+//! # Lock
+//! [`PcpuRoot::lock`], with interrupts off, guards all records. It ranks below a zone's: nothing is allocated under it.
+
+mod alloc;
+mod area;
+mod bits;
+pub mod first;
+mod hints;
+mod slots;
+
+use core::fmt;
+use core::sync::atomic::AtomicU32;
+
+use pagevisor_shared::percpu::PcpuRoot;
+use pagevisor_shared::units::{CpuId, VirtAddr};
+
+pub use first::{FirstChunk, FirstChunkConfig, setup_per_cpu_areas};
+
+pub(crate) use slots::{NO_SLOT, all as all_chunks, list as slot_list, slot_of};
+
+use crate::Mm;
+use crate::platform::{IrqFlags, Platform};
+use crate::sync::{self, Plain};
+
+/// What an allocation of per-CPU memory is called by (`void __percpu *`): [`Mm::per_cpu_ptr`] tells where the instance
+/// of a CPU is. GS-relative, it is the current CPU's.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PerCpuPtr(u64);
+
+impl PerCpuPtr {
+    /// The pointer with the number `raw`, which [`Self::raw`] gave.
+    #[inline]
+    pub const fn new(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// Its number: what is added to the address of a CPU's first unit.
+    #[inline(always)]
+    pub const fn raw(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Debug for PerCpuPtr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PerCpuPtr({:#x})", self.0)
+    }
+}
+
+/// Per-CPU memory, once there is some.
+#[derive(Debug)]
+pub(crate) struct PerCpuMemory {
+    root: Option<&'static PcpuRoot>,
+    /// Failures that are still reported (`warn_limit`).
+    warnings: AtomicU32,
+}
+
+/// Failures that are reported before it is said that no more are.
+const WARN_LIMIT: u32 = 10;
+
+impl PerCpuMemory {
+    pub(crate) const fn new(first: Option<FirstChunk>) -> Self {
+        let root = match first {
+            Some(first) => Some(first.root),
+            None => None,
+        };
+        Self { root, warnings: AtomicU32::new(WARN_LIMIT) }
+    }
+}
+
+/// The lock, held.
+struct Locked<'a, P: Platform> {
+    platform: &'static P,
+    root: &'a PcpuRoot,
+    flags: IrqFlags,
+}
+
+impl<'a, P: Platform> Locked<'a, P> {
+    #[inline(always)]
+    fn new(platform: &'static P, root: &'a PcpuRoot) -> Self {
+        let flags = platform.irq_save();
+        sync::lock(&root.lock, || platform.relax());
+        root.seq.set(root.seq.get().wrapping_add(1));
+        // Whoever reads without the lock sees the odd number before anything else that is written here.
+        core::sync::atomic::fence(core::sync::atomic::Ordering::Release);
+        Self { platform, root, flags }
+    }
+
+    #[inline(always)]
+    fn unlock(self) {
+        self.root.seq.store(self.root.seq.get().wrapping_add(1), core::sync::atomic::Ordering::Release);
+        sync::unlock(&self.root.lock);
+        self.platform.irq_restore(self.flags);
+    }
+}
+
+impl<P: Platform> Mm<P> {
+    /// Where the instance of CPU `cpu` is (`per_cpu_ptr`).
+    #[inline]
+    pub fn per_cpu_ptr(&self, ptr: PerCpuPtr, cpu: CpuId) -> VirtAddr {
+        let (base, offset) =
+            self.percpu.root.map_or((0, 0), |root| (root.base_addr.get(), root.unit_off[cpu.index()].get()));
+        VirtAddr::new(base.wrapping_add(offset).wrapping_add(ptr.0))
+    }
+
+    /// Where the instance of the current CPU is (`this_cpu_ptr`).
+    #[inline]
+    pub fn this_cpu_ptr(&self, ptr: PerCpuPtr) -> VirtAddr {
+        self.per_cpu_ptr(ptr, self.platform.this_cpu().cpu)
+    }
+
+    /// Pages of per-CPU memory, those of all units together (`pcpu_nr_pages`).
+    pub fn pcpu_nr_pages(&self) -> u64 {
+        self.percpu.root.map_or(0, |root| root.nr_populated.get() * u64::from(root.nr_units.get()))
+    }
+
+    /// The record of all per-CPU memory, for those who look at it.
+    pub fn percpu_root(&self) -> Option<&'static PcpuRoot> {
+        self.percpu.root
+    }
+}

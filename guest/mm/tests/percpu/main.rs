@@ -1,0 +1,68 @@
+//! Per-CPU memory against a model of it.
+#![allow(unsafe_code, reason = "instances are read and written")]
+
+mod areas;
+mod first_chunk;
+mod model;
+
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+
+use pagevisor_mm::Mm;
+use pagevisor_mm::check::{chunk_violations, violations};
+use pagevisor_mm::hosted::{HostPlatform, Machine, Topology};
+use pagevisor_mm::percpu::PerCpuPtr;
+use pagevisor_shared::units::{CpuId, VirtAddr};
+
+/// Sizes of the first chunk: static, reserved, dynamic, atom.
+pub const SMALL: [u64; 4] = [1500, 8 << 10, 28 << 10, 4096];
+
+/// Two nodes with three CPUs and one, and a node without CPUs.
+pub fn topology() -> Topology {
+    let mib = |start: u64, end: u64| (start << 20, end << 20);
+    Topology::new().node(&[mib(0, 64)], 3).node(&[mib(64, 128)], 1).node(&[mib(128, 160)], 0)
+}
+
+/// A machine with the first chunk of `sizes`.
+pub fn machine(sizes: [u64; 4]) -> Machine {
+    let [fixed, reserved, dynamic, atom] = sizes;
+    topology().percpu(fixed, reserved, dynamic, atom).boot()
+}
+
+/// The CPUs of `mm`.
+pub fn cpus(mm: &Mm<HostPlatform>) -> impl Iterator<Item = CpuId> + use<> {
+    (0..mm.region().nr_cpus()).filter_map(CpuId::new)
+}
+
+/// The bytes of an instance.
+pub fn bytes(addr: VirtAddr, len: usize) -> &'static [AtomicU8] {
+    // SAFETY: an instance lies in the arena, which stays mapped; bytes may hold anything.
+    unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(addr.raw() as usize), len) }
+}
+
+/// Fills all instances of `ptr`, each CPU's with something else.
+pub fn fill(mm: &Mm<HostPlatform>, ptr: PerCpuPtr, len: usize, seed: u8) {
+    for cpu in cpus(mm) {
+        let value = seed.wrapping_mul(31).wrapping_add(cpu.index() as u8);
+        bytes(mm.per_cpu_ptr(ptr, cpu), len).iter().for_each(|byte| byte.store(value, Relaxed));
+    }
+}
+
+/// Whether all instances hold what [`fill`] wrote.
+pub fn is_filled(mm: &Mm<HostPlatform>, ptr: PerCpuPtr, len: usize, seed: u8) -> bool {
+    cpus(mm).all(|cpu| {
+        let value = seed.wrapping_mul(31).wrapping_add(cpu.index() as u8);
+        bytes(mm.per_cpu_ptr(ptr, cpu), len).iter().all(|byte| byte.load(Relaxed) == value)
+    })
+}
+
+/// Whether all instances hold zero.
+pub fn is_zero(mm: &Mm<HostPlatform>, ptr: PerCpuPtr, len: usize) -> bool {
+    cpus(mm).all(|cpu| bytes(mm.per_cpu_ptr(ptr, cpu), len).iter().all(|byte| byte.load(Relaxed) == 0))
+}
+
+/// Recounts everything.
+#[track_caller]
+pub fn assert_sound(mm: &Mm<HostPlatform>) {
+    assert_eq!(chunk_violations(mm), []);
+    assert_eq!(violations(mm), []);
+}
