@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::devices::monitor::{Monitor, MonitorWorker, NoReply, Notice, Traffic, Waiting};
+use crate::devices::monitor::{Bequest, Monitor, MonitorWorker, NoReply, Notice, Traffic, Waiting};
 use crate::devices::{Console, PowerRequest};
 use crate::error::StartError;
 use crate::kvm::{Cause, KVM_DEVICE};
@@ -223,6 +223,11 @@ impl Machine {
     /// When it is too long, or the machine has ended.
     pub fn submit(&self, header: CommandHeader, ops: &[RawOp], payload: &[u8]) -> Result<Waiting, NoReply> {
         self.monitor.submit(header, ops, payload)
+    }
+
+    /// Sends a command whose reply nobody waits for.
+    pub fn bequeath(&self, bequest: Bequest) {
+        self.monitor.bequeath(bequest);
     }
 
     /// Sends commands to this machine, from wherever it is taken to.

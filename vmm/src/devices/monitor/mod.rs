@@ -31,7 +31,7 @@ use crate::memory::GuestMemory;
 use crate::topology::AddrRange;
 
 pub use interrupt::{Interrupt, MsiRoute};
-pub use mailbox::{Mailbox, NoReply, Reply, Traffic, Waiting, encode};
+pub use mailbox::{Bequest, Fate, Heir, MAX_HEIRS, Mailbox, NoReply, Reply, Traffic, Waiting, encode};
 pub use queue::QueueSetupError;
 pub use registers::{Effect, QUEUES, Registers, Violation};
 pub use worker::MonitorWorker;
@@ -180,6 +180,10 @@ impl Monitor {
             self.notice(inner, "monitor device: a reply to no command, or one that makes no sense");
         }
         self.used(inner, monitor::QUEUE_REPLY, received);
+        // Heirs may have something to say.
+        if self.mailbox.has_pending() {
+            self.send(inner);
+        }
     }
 
     /// Tells the driver of buffers that were used, or what is wrong with them.
@@ -206,6 +210,14 @@ impl Monitor {
         let waiting = self.mailbox.post(message)?;
         self.send(&mut self.lock());
         Ok(waiting)
+    }
+
+    /// Sends a command whose reply nobody waits for, as soon as the guest has a buffer for it.
+    pub fn bequeath(&self, bequest: Bequest) {
+        if bequest.message.len() <= BUFFER_BYTES {
+            self.mailbox.bequeath(bequest);
+            self.send(&mut self.lock());
+        }
     }
 
     /// Commands and replies.

@@ -33,7 +33,7 @@ pub(super) fn send(queue: &mut Queue, ram: &GuestMemoryMmap, mailbox: &Mailbox) 
             return Err(error);
         }
         // Before the guest can reply to it.
-        mailbox.sent(&letter);
+        mailbox.sent();
         queue.add_used(ram, head, letter.message.len() as u32)?;
         used = true;
     }

@@ -198,6 +198,62 @@ fn a_reply_that_comes_late_is_no_stray() {
     assert_eq!(driver.used(0), 1);
 }
 
+/// Tells the test what it learns, and sends a command in turn if it has one.
+struct Told(Sender<Fate>, Option<Bequest>);
+
+impl Heir for Told {
+    fn learn(self: Box<Self>, fate: Fate) -> Option<Bequest> {
+        self.0.send(fate).unwrap();
+        self.1
+    }
+}
+
+#[test]
+fn an_heir_learns_the_late_reply_and_sends_a_command_in_turn() {
+    let mut driver = Driver::new();
+    let (told, fates) = channel();
+    driver.post(0);
+    let waiting = driver.submit();
+    let message = encode(CommandHeader { cpu: 5, ..CommandHeader::default() }, &[Op::Barrier.encode()], &[]);
+    let bequest = Bequest { message, heir: Box::new(Told(told.clone(), None)) };
+    assert_eq!(waiting.leave(Box::new(Told(told.clone(), Some(bequest)))), None);
+    assert!(fates.try_recv().is_err());
+    driver.post(1);
+    driver.reply(0, &reply(1, &[7]));
+    let Ok(Fate::Answered(found)) = fates.try_recv() else { panic!("no reply") };
+    assert_eq!(found.results, [OpResult::ok(7)]);
+    let header = CommandHeader::from_bytes(driver.command(1).first_chunk().unwrap(), 256).unwrap();
+    assert_eq!((header.tag, header.cpu), (2, 5), "it was sent at once");
+    driver.reply(1, &reply(2, &[]));
+    assert!(matches!(fates.try_recv(), Ok(Fate::Answered(_))));
+    let traffic = driver.rig.monitor.mailbox().traffic();
+    assert_eq!(traffic, Traffic { commands: 2, replies: 1, late: 1, strays: 0 });
+    // What the guest never saw is not sent, and the heir knows at once.
+    assert_eq!(driver.submit().leave(Box::new(Told(told.clone(), None))), None);
+    assert_eq!(fates.try_recv(), Ok(Fate::Unsent));
+    driver.post(2);
+    assert_eq!(driver.used(0), 2);
+    // A reply that came before needs no heir.
+    let waiting = driver.submit();
+    let tag = driver.tag(2);
+    driver.reply(2, &reply(tag, &[8]));
+    assert_eq!(waiting.leave(Box::new(Told(told, None))).unwrap().unwrap().results, [OpResult::ok(8)]);
+    assert!(fates.try_recv().is_err(), "the heirs are gone");
+}
+
+#[test]
+fn a_guest_that_never_replies_has_no_end_of_buffers_but_an_end_of_heirs() {
+    let mut driver = Driver::new();
+    let (told, fates) = channel();
+    for number in 0..MAX_HEIRS + 10 {
+        driver.post(number as u16 % QUEUE_SIZE as u16);
+        assert_eq!(driver.submit().leave(Box::new(Told(told.clone(), None))), None);
+    }
+    assert_eq!(fates.try_iter().collect::<Vec<_>>(), vec![Fate::Unknown(NoReply::TimedOut); 10]);
+    driver.rig.set(reg::VIRTIO_MMIO_STATUS, 0);
+    assert_eq!(fates.try_iter().collect::<Vec<_>>(), vec![Fate::Unknown(NoReply::Reset); MAX_HEIRS]);
+}
+
 #[test]
 fn the_end_wakes_all_who_wait() {
     let mut driver = Driver::new();
