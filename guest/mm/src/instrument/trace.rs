@@ -49,7 +49,7 @@ impl<P: Platform> Mm<P> {
     /// Whether events of `kind` are recorded.
     #[inline(always)]
     pub(crate) fn traces(&self, kind: EventKind) -> bool {
-        self.region.header().event_mask.load(Relaxed) & kind.bit() != 0
+        !cfg!(feature = "bare") && self.region.header().event_mask.load(Relaxed) & kind.bit() != 0
     }
 
     /// Records an event if its kind is on. Time, CPU and caller are filled in.
