@@ -127,9 +127,9 @@ fn a_workload_is_marked_with_its_phases_around_what_it_does() {
 #[test]
 fn what_a_reader_comes_too_late_for_is_counted_as_lost() {
     let guest = pagevisor::machine::Machine::builder().boot().expect("a guest");
-    let kinds = Kinds(EventKind::MmPageAlloc.bit() | EventKind::MmPageFree.bit());
+    let kinds = Kinds(EventKind::MmPageAllocZoneLocked.bit() | EventKind::MmPageFreeBatched.bit());
     let mut events = guest.events(kinds).expect("they are switched on");
-    // As few as overflow a ring: each event is hundreds of instructions of ring 0.
+    // As few as overflow a ring, and of kinds that leave the short ways open: ring 0 may be slow.
     let pages = EVENT_SLOTS as u32 / 2 + 50;
     let many = guest.cpu(0).expect("CPU 0").alloc_many(Gfp::KERNEL, Order::ZERO, pages).expect("pages");
     many.free().expect("they are freed");
@@ -142,5 +142,5 @@ fn what_a_reader_comes_too_late_for_is_counted_as_lost() {
     let found = items.iter().filter(|item| matches!(item, Item::Event(cpu, _) if cpu.index() == 0)).count();
     // One slot is the writer's.
     assert_eq!(found, EVENT_SLOTS - 1);
-    assert!(lost >= 101 && lost + found as u64 >= 2 * u64::from(pages), "{lost} and {found}");
+    assert!(lost + found as u64 >= 2 * u64::from(pages) && lost >= 100, "{lost} and {found}");
 }

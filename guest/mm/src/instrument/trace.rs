@@ -114,6 +114,12 @@ impl<P: Platform> Mm<P> {
         }
     }
 
+    /// `free_unref_page_list`, which has looked whether this is recorded.
+    #[cold]
+    pub(crate) fn trace_free_batched(&self, pfn: Pfn) {
+        self.write_event(self.of_frame(EventKind::MmPageFreeBatched, pfn));
+    }
+
     /// `wakeup_kswapd`.
     pub(crate) fn trace_wakeup(&self, index: ZoneIndex, gfp: Gfp, order: Order, highest: usize) {
         let kind = EventKind::MmVmscanWakeupKswapd;

@@ -14,6 +14,7 @@ use pagevisor_shared::zone::{MAX_NR_ZONES, ZoneIndex};
 use super::chain::Chain;
 use super::{Run, shared};
 use crate::command::{Placer, Services};
+use crate::page_alloc::PageVec;
 use crate::platform::Platform;
 use crate::sync::Plain;
 
@@ -193,9 +194,13 @@ impl<'r, 'a, P: Platform, S: Services> Lane<'r, 'a, P, S> {
 
     /// Frees all of a chain, first first.
     pub(super) fn free_chain(&self, mut chain: Chain) {
+        let mut pages = PageVec::new();
         while let Some((pfn, order)) = chain.pop(self.run.mm) {
-            self.free(pfn, order);
+            self.run.services.safe_point();
+            pages.add(self.run.mm, pfn, order);
+            self.run.add(Count::Freed, 1);
         }
+        pages.release(self.run.mm);
     }
 
     /// The end of what a lane holds: kept or freed, as the parameters say.
