@@ -27,6 +27,8 @@ use crate::workload::{Workload, WorkloadReport};
 const LOOK: Duration = Duration::from_millis(1);
 /// How often who waits looks whether it is to stop.
 const LISTEN: Duration = Duration::from_millis(20);
+/// Most events that [`Guest::describe`] tells.
+const DESCRIBED_EVENTS: usize = 40;
 
 /// A guest of this process that is ready for commands. Dropping it ends it.
 #[derive(Debug)]
@@ -298,16 +300,18 @@ impl Guest {
         }
     }
 
-    /// The topology, the views that tell most about memory, and the guest's log: for who wonders what happened.
+    /// The topology, the views that tell most about memory, the last events and the guest's log: for who wonders what
+    /// happened.
     pub fn describe(&self) -> String {
-        let mut text = format!("Topology:\n{}", self.topology.to_toml());
+        let mut text = format!("Topology:\n{}\nState:\n", self.topology.to_toml());
         let files = proc_tree(&self.view).unwrap_or_default();
         for (path, content) in
             files.iter().filter(|(path, _)| path.ends_with("buddyinfo") || path.ends_with("numastat"))
         {
-            text += &format!("\n{path}:\n{content}");
+            text += &format!("{path}:\n{content}\n");
         }
-        text += &format!("\n{}\nLog:\n", self.state());
+        let events = self.last_events(DESCRIBED_EVENTS);
+        text += &format!("{}\nLast events:\n{events}\nLog:\n", self.state());
         self.log().iter().for_each(|line| text += &format!("{line}\n"));
         text
     }
