@@ -1,5 +1,6 @@
-//! Figures of Pagevisor: instructions per operation beside Linux's, what instrumentation costs, the cost of booting, the VMM's memory, and the
-//! wall time until the guest is ready beside QEMU's. Run by scripts/bench.
+//! Figures of Pagevisor: instructions per operation beside Linux's, what instrumentation costs, the cost of booting, the
+//! VMM's memory, the wall time until the guest is ready beside QEMU's, and what clients cost a guest. Run by
+//! scripts/bench.
 
 mod icount;
 mod kvm;
@@ -15,7 +16,8 @@ const USAGE: &str = "\
 Usage: scripts/bench [--json FILE] [--only PART]... [--linux FILE]
 
   --json FILE   write the figures there too
-  --only PART   measure only this part (may be given again): instructions, instrumentation, boot, memory or time
+  --only PART   measure only this part (may be given again): instructions, instrumentation, boot, memory, time,
+                or clients
   --linux FILE  Linux's figures [scripts/linux-6.1-icount.tsv]
 
 Exit status: 0, 1 when a figure misses its bound, 2 for bad usage.";
@@ -36,7 +38,7 @@ fn args() -> Result<Args, String> {
             "--linux" => args.linux = value()?.into(),
             "--only" => {
                 let part = value()?;
-                if !["instructions", "instrumentation", "boot", "memory", "time"].contains(&part.as_str()) {
+                if !["instructions", "instrumentation", "boot", "memory", "time", "clients"].contains(&part.as_str()) {
                     return Err(format!("no part '{part}'"));
                 }
                 args.only.push(part);
@@ -84,7 +86,7 @@ fn measure(args: &Args) -> Result<bool, String> {
     if wanted("boot") {
         show(&mut tables, icount::boots(&elf)?);
     }
-    if wanted("memory") || wanted("time") {
+    if ["memory", "time", "clients"].into_iter().any(wanted) {
         if kvm::usable() {
             if wanted("memory") {
                 show(&mut tables, kvm::memory()?);
@@ -92,8 +94,11 @@ fn measure(args: &Args) -> Result<bool, String> {
             if wanted("time") {
                 show(&mut tables, kvm::time(&elf)?);
             }
+            if wanted("clients") {
+                show(&mut tables, kvm::clients()?);
+            }
         } else {
-            println!("No usable /dev/kvm on this machine: no figures of memory and wall time.\n");
+            println!("No usable /dev/kvm on this machine: no figures of memory, wall time and clients.\n");
         }
     }
     if let Some(path) = &args.json {
