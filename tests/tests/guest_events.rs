@@ -51,6 +51,8 @@ fn what_is_recorded_from_boot_is_printed_as_trace_pipe_prints_it() {
     assert_eq!(first["event"], "mm_page_alloc");
     let caller = first["caller"].as_str().expect("a caller");
     assert!(caller.contains('+'), "{caller}");
+    // Who asked is told: which workload, not merely that a CPU was at work.
+    assert!(json.lines().any(|line| line.contains("random_steps+")), "{json}");
     let unknown = run(&mut guest.command(&["events", guest.name(), "--kinds", "mm_page_alloc,bogus"]));
     assert_eq!(unknown.code(), 2, "{}", unknown.stderr);
     assert!(unknown.stderr.contains("mm_page_free_batched"), "{}", unknown.stderr);

@@ -1,4 +1,7 @@
 //! The operations.
+//!
+//! Their functions are what call traces and events name as callers of the memory stack (see the kernel's linker
+//! script), as far as keeping them apart costs the others nothing; the rest goes by the name of `execute`.
 
 use core::ops::Range;
 use core::sync::atomic::Ordering::Relaxed;

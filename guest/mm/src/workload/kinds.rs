@@ -1,4 +1,6 @@
 //! What each workload does.
+//!
+//! As the operations of commands, the functions here are what call traces and events name as callers.
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
@@ -65,6 +67,7 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
         if self.run.params.hold == 0 { otherwise } else { self.run.params.hold.into() }
     }
 
+    #[inline(never)]
     fn sequential(&mut self) {
         let (hold, mut chain) = (self.hold(u64::MAX), Chain::default());
         self.phase(Phase::Fill, |lane| {
@@ -83,6 +86,7 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
         self.finish(chain);
     }
 
+    #[inline(never)]
     fn random_steps(&mut self) {
         let hold = self.hold(HOLD).min(MAX_TABLE);
         let Ok(table) = SharedPages::of_words(self.run.mm, hold) else { return self.run.add(Count::Failed, 1) };
@@ -129,6 +133,7 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
     }
 
     /// One CPU is both by turns.
+    #[inline(never)]
     fn alone(&mut self) {
         let (mut left, batch) = (self.run.params.ops, self.hold(RING));
         while left != 0 {
@@ -145,6 +150,7 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
     }
 
     /// Allocates and hands over. What it allocates it writes; reading is the consumer's.
+    #[inline(never)]
     fn produce(&mut self, ring: usize, producers: u64) {
         let params = self.run.params;
         let words = self.run.shared.page(ring as u64);
@@ -170,6 +176,7 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
     }
 
     /// Takes over and frees.
+    #[inline(never)]
     fn consume(&mut self, number: usize, consumers: usize, producers: usize) {
         let touch = self.run.params.touch;
         loop {
@@ -200,6 +207,7 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
         }
     }
 
+    #[inline(never)]
     fn fragment(&mut self) {
         let params = self.run.params;
         let (mut all, nth) = (Chain::default(), u64::from(params.nth.max(1)));
@@ -243,6 +251,7 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
     }
 
     /// Allocates until that fails, or so many pages have come from another node than the one asked for.
+    #[inline(never)]
     fn exhaust(&mut self, gfp: Gfp, enough: u64) {
         let mut chain = Chain::default();
         while self.run.report[Count::NodeFallback as usize].get() < enough {
@@ -256,6 +265,7 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
     }
 
     /// At its turn, a lane frees what the one before left to it and leaves to the next what it allocates.
+    #[inline(never)]
     fn ping_pong(&mut self) {
         let words = self.run.shared.page(0);
         let (params, lanes, batch) = (self.run.params, self.run.lanes as u64, self.hold(BATCH));
@@ -283,6 +293,7 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
         }
     }
 
+    #[inline(never)]
     fn replay(&mut self) {
         // A trace has one order; lanes beyond the first would only repeat it.
         if self.number != 0 {
@@ -319,6 +330,7 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
         self.finish_table(&table, ids);
     }
 
+    #[inline(never)]
     fn accesses(&mut self) {
         let params = self.run.params;
         let order = params.order;
