@@ -6,7 +6,8 @@
 //! - the state region ([`region`]): the allocator's live counters, in memory that host and guest share;
 //! - who owns each page ([`page_owner`]);
 //! - the devices through which they meet ([`device`]);
-//! - the commands that the host sends and the replies ([`command`]);
+//! - the commands that the host sends and the replies ([`command`]), and how seldom the two disturb each other
+//!   ([`virtq`]);
 //! - the texts that both sides print from the same state ([`report`]).
 //!
 //! Two rules hold for everything here. Shared memory is only ever read and written through atomics. And the host
@@ -26,6 +27,7 @@ pub mod region;
 pub mod report;
 pub mod sync;
 pub mod units;
+pub mod virtq;
 pub mod vmstat;
 pub mod zone;
 

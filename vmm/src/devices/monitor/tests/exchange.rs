@@ -131,6 +131,46 @@ fn a_driver_that_wants_no_interrupt_gets_none() {
 }
 
 #[test]
+fn a_driver_is_disturbed_and_asked_only_when_that_helps() {
+    const EVENT_IDX: u32 = 1 << 29;
+    let rig = rig();
+    rig.set_up_with(EVENT_IDX);
+    let mut driver = Driver { rig, offered: [0; 2] };
+    let word = |queue: u64, offset: u64| GuestAddress(QUEUE_AT + queue * 0x1000 + offset);
+    let event = |driver: &Driver, queue| -> u16 {
+        let at = word(queue, USED + 4 + 8 * u64::from(QUEUE_SIZE));
+        driver.rig.monitor.memory.ram().read_obj(at).unwrap()
+    };
+    let wants = |driver: &Driver, queue, index: u16| {
+        let at = word(queue, AVAILABLE + 4 + 2 * u64::from(QUEUE_SIZE));
+        driver.rig.monitor.memory.ram().write_obj(index, at).unwrap();
+    };
+    (0..4).for_each(|index| driver.post(index));
+    assert_eq!(event(&driver, 0), 0, "nothing waits for a buffer");
+    // Interrupted for the first; until the driver has looked, not for more.
+    let mut waiting: Vec<Waiting> = (0..3).map(|_| driver.submit()).collect();
+    assert!(driver.rig.interrupted());
+    assert_eq!((driver.used(0), driver.rig.monitor.signals().interrupts), (3, 1));
+    wants(&driver, 0, 3);
+    waiting.push(driver.submit());
+    assert_eq!(driver.rig.monitor.signals().interrupts, 2);
+    // One waits for a buffer now: it is the fifth that the device asks for.
+    waiting.push(driver.submit());
+    assert_eq!((driver.used(0), event(&driver, 0)), (4, 4));
+    driver.post(4);
+    assert_eq!(driver.used(0), 5);
+    // Replies are wanted one by one, and cause no interrupts if the driver names one that has passed.
+    wants(&driver, 1, u16::MAX);
+    for index in 0..5 {
+        assert_eq!(event(&driver, 1), index);
+        driver.reply(index, &reply(driver.tag(index), &[]));
+    }
+    assert_eq!((driver.used(1), driver.rig.monitor.signals().interrupts), (5, 2));
+    assert!(waiting.into_iter().all(|waiting| waiting.wait(PATIENCE).is_ok()));
+    assert_eq!(driver.rig.monitor.signals().kicks, [5, 5]);
+}
+
+#[test]
 fn commands_wait_for_buffers_and_replies_come_in_any_order() {
     let mut driver = Driver::new();
     let waiting: Vec<Waiting> = (0..4).map(|_| driver.submit()).collect();
