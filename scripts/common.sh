@@ -49,14 +49,22 @@ static_cargo() {
     cargo "$command" --manifest-path "$root/Cargo.toml" --target "$static_triple" "$@"
 }
 
+# The target that the guest kernel is compiled for.
+kernel_triple() {
+  if [ -d "$(rustc --print sysroot)/lib/rustlib/x86_64-unknown-none" ]; then
+    echo x86_64-unknown-none
+  else
+    echo "$static_triple"
+  fi
+}
+
 # kernel_cargo COMMAND ARGS...: cargo for the guest kernel, with the flags of guest/kernel/rustflags and a target
 # directory of its own.
 kernel_cargo() {
-  local command=$1 triple=$static_triple flags
+  local command=$1 flags
   shift
-  [ -d "$(rustc --print sysroot)/lib/rustlib/x86_64-unknown-none" ] && triple=x86_64-unknown-none
   flags=$(sed -e '/^#/d' -e '/^$/d' -e "s|@KERNEL_LD@|$root/guest/kernel/kernel.ld|" "$root/guest/kernel/rustflags" \
     | tr '\n' '\037')
   CARGO_ENCODED_RUSTFLAGS=${flags%$'\037'} cargo "$command" --manifest-path "$root/Cargo.toml" -p pagevisor-kernel \
-    --profile kernel --target "$triple" --target-dir "$target_dir/kernel" "$@"
+    --profile kernel --target "$(kernel_triple)" --target-dir "$target_dir/kernel" "$@"
 }

@@ -8,7 +8,8 @@
 //! - page-table entries ([`pgtable`]) and the areas of the kernel's address space ([`vmalloc`]);
 //! - per-CPU memory ([`percpu`]);
 //! - the devices through which they meet ([`device`]);
-//! - the commands that the host sends and the replies ([`command`]);
+//! - the commands that the host sends and the replies ([`command`]), and how seldom the two disturb each other
+//!   ([`virtq`]);
 //! - the texts that both sides print from the same state ([`report`]).
 //!
 //! Two rules hold for everything here. Shared memory is only ever read and written through atomics. And the host
@@ -31,6 +32,7 @@ pub mod report;
 pub mod slab;
 pub mod sync;
 pub mod units;
+pub mod virtq;
 pub mod vmalloc;
 pub mod vmstat;
 pub mod zone;

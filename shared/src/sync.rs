@@ -1,7 +1,7 @@
 //! The few operations on shared words that the protocols of the region need, as a trait: the protocols run on the
 //! core's atomics, and under `cfg(loom)` on loom's, which try every interleaving.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 /// A shared word.
 pub trait Word<T> {
@@ -36,8 +36,11 @@ macro_rules! word {
     };
 }
 
+word!(AtomicU16, u16, core::sync::atomic::fence);
 word!(AtomicU32, u32, core::sync::atomic::fence);
 word!(AtomicU64, u64, core::sync::atomic::fence);
+#[cfg(loom)]
+word!(loom::sync::atomic::AtomicU16, u16, loom::sync::atomic::fence);
 #[cfg(loom)]
 word!(loom::sync::atomic::AtomicU32, u32, loom::sync::atomic::fence);
 #[cfg(loom)]

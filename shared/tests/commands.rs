@@ -1,6 +1,6 @@
 //! Messages: what is written is what is read, and nothing that is read harms the reader.
 
-use pagevisor_shared::command::workload::{Kind, Params, Report, TraceRecord};
+use pagevisor_shared::command::workload::{Kind, Mark, Params, Phase, Report, TraceRecord};
 use pagevisor_shared::command::{
     BUFFER_BYTES, CommandHeader, Fault, Isolate, MAX_OPS, Op, OpCode, OpError, OpResult, Placement, RawOp, ReplyHeader,
     Setting, Status,
@@ -215,6 +215,9 @@ proptest! {
             keep: small[0] & 1 != 0, records: small[1], ..Params::new(Kind::ALL[kind])
         };
         prop_assert_eq!(Params::decode(&params.encode()), Ok(params));
+        let mark = Mark::new(&params, Phase::ALL[raw[0] as usize % 6], raw[1] & 1 != 0, small[0] as u8);
+        prop_assert_eq!(Mark::decode(&mark.encode()), Some(mark));
+        prop_assert_eq!(Event::decode(&mark.encode().encode()), Some(mark.encode()));
     }
 
     #[test]

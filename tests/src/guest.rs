@@ -6,18 +6,33 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use pagevisor::guest::{Builder, Guest};
 use pagevisor::machine::Machine;
 use pagevisor::topology::Topology;
+use pagevisor_shared::region::event::EventKind;
 
 /// What a test gives: `?` takes every error.
 pub type Outcome = Result<(), Box<dyn Error>>;
+
+/// Events that each guest records, for what a test that fails prints. Those that are rare: none of them is looked for
+/// where an allocation is fast, and so no test is slower, or different, for it. A test that wants others has them with
+/// [`guest_appended`] and `trace_event=mm_page_alloc`, or with [`Guest::events`].
+pub const RECORDED: [EventKind; 8] = [
+    EventKind::MmPageAllocExtfrag,
+    EventKind::MmVmscanWakeupKswapd,
+    EventKind::TestPagesIsolated,
+    EventKind::CmaAllocStart,
+    EventKind::CmaAllocFinish,
+    EventKind::CmaRelease,
+    EventKind::FailPageAlloc,
+    EventKind::WorkloadMark,
+];
 
 /// Boots a guest of this topology (TOML, as in the files of `vmm/topologies`), lets `test` have it, and verifies it
 /// afterwards.
 ///
 /// # Panics
 /// When the guest does not boot, `test` fails or panics, or the guest does not verify in the end. Then the topology, the
-/// guest's state and its log have been printed.
+/// guest's state, its last events and its log have been printed.
 pub fn guest(topology: &str, test: impl FnOnce(&Guest) -> Outcome) {
-    guest_with(Machine::builder(), topology, test);
+    guest_appended(topology, "", test);
 }
 
 /// As [`guest()`], with more words for the kernel's command line.
@@ -25,16 +40,19 @@ pub fn guest(topology: &str, test: impl FnOnce(&Guest) -> Outcome) {
 /// # Panics
 /// As there.
 pub fn guest_appended(topology: &str, append: &str, test: impl FnOnce(&Guest) -> Outcome) {
-    guest_with(Machine::builder().append(append), topology, test);
+    let machine = Topology::from_toml(topology, "topology").unwrap_or_else(|error| panic!("{error}"));
+    guest_with(Machine::builder().append(append), &machine, test);
 }
 
 /// As [`guest()`], of a machine that has been described further.
 ///
 /// # Panics
 /// As there.
-pub fn guest_with(builder: Builder, topology: &str, test: impl FnOnce(&Guest) -> Outcome) {
-    let machine = Topology::from_toml(topology, "topology").unwrap_or_else(|error| panic!("{error}"));
-    let guest = builder.topology(machine).boot().unwrap_or_else(|error| panic!("{error}\n{topology}"));
+pub fn guest_with(builder: Builder, topology: &Topology, test: impl FnOnce(&Guest) -> Outcome) {
+    // By the command line, so that a guest whose commands are counted has had none.
+    let events = format!("trace_event={}", RECORDED.map(EventKind::name).join(","));
+    let builder = builder.topology(topology.clone()).append(events);
+    let guest = builder.boot().unwrap_or_else(|error| panic!("{error}\n{}", topology.to_toml()));
     let outcome = catch_unwind(AssertUnwindSafe(|| test(&guest)));
     let failure = match outcome {
         Ok(Ok(())) => match sound(&guest) {

@@ -3,6 +3,7 @@
 
 pub mod check;
 pub mod command;
+pub mod company;
 pub mod guest;
 pub mod linux;
 pub mod process;

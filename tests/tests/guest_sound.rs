@@ -4,8 +4,10 @@
 use std::path::Path;
 
 use pagevisor::guest::Guest;
+use pagevisor::machine::Machine;
+use pagevisor::topology::Topology;
 use pagevisor::workload::Workload;
-use pagevisor_tests::guest::{Outcome, guest, sound};
+use pagevisor_tests::guest::{Outcome, guest_with, sound};
 
 /// Runs a workload and verifies what it leaves.
 fn run(guest: &Guest, workload: &str) -> Outcome {
@@ -17,8 +19,8 @@ fn run(guest: &Guest, workload: &str) -> Outcome {
 /// Ten thousand operations of `file`'s machine: small blocks, all orders, pages that stay, and large ones among them.
 fn ten_thousand(file: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../vmm/topologies").join(file);
-    let topology = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    guest(&topology, |guest| {
+    let topology = Topology::from_toml_file(path).unwrap_or_else(|error| panic!("{error}"));
+    guest_with(Machine::builder(), &topology, |guest| {
         run(guest, "random:ops=2500,seed=1")?;
         run(guest, "random:ops=2500,seed=2,mix=0:8+1:4+2:2+3:1+5:1+8:1+9:1+10:1,hold=40")?;
         run(guest, "random:ops=2500,seed=3,gfp=KERNEL|MOVABLE,keep=yes")?;

@@ -1,5 +1,6 @@
 //! What machines leave behind: nothing. In a file of its own, because it counts what its process has. Needs /dev/kvm.
 
+mod possessions;
 mod tiny;
 
 use std::fs;
@@ -9,18 +10,8 @@ use pagevisor::config::Size;
 use pagevisor::error::StartError;
 use pagevisor::machine::{Deadline, KernelImage, Machine, MachineConfig};
 use pagevisor::topology::{Memory, Node, Topology, ZoneAmounts, uniform_distances};
+use possessions::Possessions;
 use tiny::{Code, config, start, stop_event};
-
-fn count(directory: &str) -> usize {
-    fs::read_dir(directory).unwrap().count()
-}
-
-/// Descriptors, threads, and mappings of guest memory.
-fn possessions() -> [usize; 3] {
-    let maps = fs::read_to_string("/proc/self/maps").unwrap();
-    let ours = maps.lines().filter(|line| line.contains("pagevisor-") && line.contains("memfd")).count();
-    [count("/proc/self/fd"), count("/proc/self/task"), ours + maps.matches("kvm-vcpu").count()]
-}
 
 fn rss() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
@@ -70,18 +61,21 @@ fn every_kind_of_end_gives_everything_back() {
     ];
     // Once, so that whatever the process keeps for good is there.
     drop(start(config(ends[0]())));
-    let before = possessions();
+    let before = Possessions::now();
     for code in ends {
         let machine = start(config(code()));
-        assert!(possessions().iter().zip(before).all(|(now, before)| *now > before), "nothing to give back");
+        let more = Possessions::now();
+        for kind in ["thread", "descriptor", "mapping"] {
+            assert!(more.count(kind) > before.count(kind), "no {kind} to give back");
+        }
         let _ = machine.wait(Deadline::after(Duration::from_millis(200)), &stop_event());
         drop(machine);
-        assert_eq!(possessions(), before);
+        before.assert_nothing_left("after an end");
     }
     let mut bad = config(Code::default());
     bad.kernel = KernelImage::Bytes(b"no kernel".as_slice().into());
     assert!(Machine::start(bad).is_err());
-    assert_eq!(possessions(), before, "after a start that failed");
+    before.assert_nothing_left("after a start that failed");
 
     let idle = rss();
     let machine = huge_machine();
@@ -92,5 +86,5 @@ fn every_kind_of_end_gives_everything_back() {
     assert!(files[0].1.metadata().unwrap().len() >= 1 << (address_bits().min(40) - 1));
     drop(files);
     drop(machine);
-    assert_eq!(possessions(), before);
+    before.assert_nothing_left("after a huge machine");
 }

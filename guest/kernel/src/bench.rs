@@ -49,6 +49,8 @@ pub trait Pages {
     fn free(&self, pfn: u64, order: Order);
     /// `alloc_pages_bulk_array`: fills the slots that hold 0 and returns how many hold a page.
     fn alloc_bulk(&self, gfp: Gfp, pages: &mut [u64]) -> usize;
+    /// `release_pages`: frees all of them.
+    fn release(&self, pages: &mut [u64]);
     /// `clear_page`.
     fn clear(&self, pfn: u64);
     /// `copy_page`.
@@ -209,6 +211,15 @@ impl<P: Pages> Bench<'_, P> {
             alloc.add(now() - start, got as u64);
             let start = now();
             pages[..got].iter().for_each(|page| self.free(*page, Order::ZERO));
+            free.add(now() - start, got as u64);
+        });
+        self.halves("release_pages_256", |alloc, free| {
+            let mut pages = [0; COUNT];
+            let start = now();
+            let got = self.alloc_bulk(Gfp::KERNEL, &mut pages);
+            alloc.add(now() - start, got as u64);
+            let start = now();
+            self.pages.release(&mut pages[..got]);
             free.add(now() - start, got as u64);
         });
     }

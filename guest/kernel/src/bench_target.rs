@@ -51,6 +51,14 @@ impl Pages for Target {
         got
     }
 
+    fn release(&self, pages: &mut [u64]) {
+        for pages in pages.chunks_mut(32) {
+            let mut frames = [Pfn::new(0); 32];
+            frames.iter_mut().zip(&*pages).for_each(|(frame, page)| *frame = Pfn::new(*page));
+            self.0.release_pages(&mut frames[..pages.len()]);
+        }
+    }
+
     fn clear(&self, pfn: u64) {
         // The black box keeps the compiler from clearing a page once that is cleared a thousand times.
         // SAFETY: the benchmark allocated the page; the direct map reaches it.

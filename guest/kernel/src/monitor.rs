@@ -64,6 +64,8 @@ const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
 /// `VIRTIO_F_VERSION_1`, bit 0 of the upper word of the features: this device follows the standard.
 const FEATURE_VERSION_1: u32 = 1;
+/// `VIRTIO_F_EVENT_IDX`, bit 29: each side says of which buffer it wants to be told.
+const FEATURE_EVENT_IDX: u32 = 1 << 29;
 /// Length of a shared-memory region that does not exist.
 const NO_SHM: u64 = u64::MAX;
 /// Address of message-signalled interrupts; the APIC id goes to bits 12 to 19.
@@ -137,12 +139,16 @@ impl Monitor {
         }
         self.write(register::STATUS, 0);
         self.write(register::STATUS, status::ACKNOWLEDGE | status::DRIVER);
+        self.write(register::DEVICE_FEATURES_SEL, 0);
+        if self.read(register::DEVICE_FEATURES) & FEATURE_EVENT_IDX == 0 {
+            return Err("it does not offer VIRTIO_F_EVENT_IDX");
+        }
         self.write(register::DEVICE_FEATURES_SEL, 1);
         if self.read(register::DEVICE_FEATURES) & FEATURE_VERSION_1 == 0 {
             return Err("it does not offer VIRTIO_F_VERSION_1");
         }
         self.write(register::DRIVER_FEATURES_SEL, 0);
-        self.write(register::DRIVER_FEATURES, 0);
+        self.write(register::DRIVER_FEATURES, FEATURE_EVENT_IDX);
         self.write(register::DRIVER_FEATURES_SEL, 1);
         self.write(register::DRIVER_FEATURES, FEATURE_VERSION_1);
         self.write(register::STATUS, status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK);

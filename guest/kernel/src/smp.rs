@@ -21,6 +21,7 @@ use crate::arch::cpu::{CR0_BOOT, CR4_BOOT, EFER_BOOT};
 use crate::arch::irq::Irq;
 use crate::arch::percpu::{self, PerCpu};
 use crate::arch::{apic, cpu, gdt, stacks, traps};
+use crate::boot::entry::long_mode;
 use crate::log::{pr_err, pr_info};
 use crate::memory::LOWEST;
 use crate::sync::SpinLock;
@@ -68,24 +69,9 @@ ap_start32:
     movl %eax, %ds
     movl %eax, %es
     movl %eax, %ss
-    movl ${cr4}, %eax
-    movl %eax, %cr4
-    movl $early_pml4 - {kmap}, %eax
-    movl %eax, %cr3
-    movl $0xc0000080, %ecx
-    rdmsr
-    orl ${efer}, %eax
-    wrmsr
-    movl ${cr0}, %eax
-    movl %eax, %cr0
-    ljmpl $0x08, $ap_start64_low - {kmap}
-
-    .code64
-    .type ap_start64_low, @function
-ap_start64_low:
-    movabsq $ap_start64, %rax
-    jmpq *%rax
-ap_start64:
+    "#,
+    long_mode!("ap_start64_low", "ap_start64"),
+    r#"
     movl $KERNEL_PML4 - {kmap}, %eax
     movq %rax, %cr3
     xorl %eax, %eax

@@ -7,6 +7,7 @@
 use super::args::Placement;
 use super::error::OpError;
 use crate::gfp::Gfp;
+use crate::region::event::{Event, EventKind};
 use crate::units::{CpuMask, MAX_ORDER, Order};
 use crate::zone::MAX_NR_ZONES;
 
@@ -172,6 +173,86 @@ impl Params {
             touch: words[7] as u32,
             keep: byte(24) != 0,
             records: (words[7] >> 32) as u32,
+        })
+    }
+}
+
+/// Parts of a workload that are told apart in its marks.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum Phase {
+    /// All of it, on one CPU.
+    Whole = 0,
+    /// Allocates what the rest works with.
+    Fill = 1,
+    /// Frees all but every n-th page.
+    Thin = 2,
+    /// Asks for blocks.
+    Probe = 3,
+    /// Accesses memory.
+    Access = 4,
+    /// Frees what it holds at the end.
+    Release = 5,
+}
+
+impl Phase {
+    /// All of them, by number.
+    pub const ALL: [Self; 6] = [Self::Whole, Self::Fill, Self::Thin, Self::Probe, Self::Access, Self::Release];
+
+    /// Its name for users.
+    pub const fn name(self) -> &'static str {
+        ["whole", "fill", "thin", "probe", "access", "release"][self as usize]
+    }
+}
+
+/// What [`crate::region::event::EventKind::WorkloadMark`] says: a CPU begins or ends a part of a workload. The parts of
+/// a CPU are nested: first the whole begins, then its phases follow one another, then it ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mark {
+    /// Which workload.
+    pub kind: Kind,
+    /// Which part.
+    pub phase: Phase,
+    /// The part ends; else it begins.
+    pub end: bool,
+    /// Number of the CPU among those that take part.
+    pub lane: u8,
+    /// Flags of its allocations.
+    pub gfp: Gfp,
+    /// Order that it asks for.
+    pub order: Order,
+    /// Its steps.
+    pub ops: u64,
+    /// Start of its random numbers.
+    pub seed: u64,
+}
+
+impl Mark {
+    /// The mark of lane `lane` of a workload with these parameters.
+    pub const fn new(params: &Params, phase: Phase, end: bool, lane: u8) -> Self {
+        let Params { kind, gfp, order, ops, seed, .. } = *params;
+        Self { kind, phase, end, lane, gfp, order, ops, seed }
+    }
+
+    /// As an event, with the time and CPU still to be filled in.
+    pub const fn encode(self) -> Event {
+        let what = self.kind as u64 | (self.phase as u64) << 8 | (self.end as u64) << 16 | (self.lane as u64) << 24;
+        let args = [what, self.ops, self.seed];
+        Event { gfp: self.gfp, order: self.order.raw() as u8, args, ..Event::new(EventKind::WorkloadMark) }
+    }
+
+    /// From an event of that kind; `None` for numbers that mean nothing.
+    pub fn decode(event: &Event) -> Option<Self> {
+        let [kind, phase, end, lane, 0, 0, 0, 0] = event.args[0].to_le_bytes() else { return None };
+        Some(Self {
+            kind: *Kind::ALL.get(usize::from(kind))?,
+            phase: *Phase::ALL.get(usize::from(phase))?,
+            end: [false, true].get(usize::from(end)).copied()?,
+            lane,
+            gfp: event.gfp,
+            order: Order::new(event.order.into()).ok()?,
+            ops: event.args[1],
+            seed: event.args[2],
         })
     }
 }

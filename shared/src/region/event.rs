@@ -47,7 +47,7 @@ pub enum EventKind {
     CmaRelease = 10,
     /// An allocation failed because it was told to. Order, gfp.
     FailPageAlloc = 11,
-    /// A workload's mark. `args` as it likes.
+    /// A part of a workload begins or ends: [`crate::command::workload::Mark`].
     WorkloadMark = 12,
 }
 

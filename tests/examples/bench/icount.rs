@@ -56,6 +56,52 @@ pub fn operations(elf: &Path, linux: &BTreeMap<String, f64>) -> Result<Table, St
     Ok(Table { title, unit: "instructions", reference: "Linux 6.1", rows })
 }
 
+/// Benchmarks that show what instrumentation costs, and how many more instructions each may take because of
+/// instrumentation that is off: for the short ways, at most a load and a branch in each half of a pair. For the long
+/// ways, where each kind of event and each hook has a place of its own, it is only shown.
+const WATCHED: &[(&str, Option<f64>)] = &[
+    ("pages_o0_hot", Some(HALVES * LOAD_AND_BRANCH)),
+    ("pages_o3_hot", Some(HALVES * LOAD_AND_BRANCH)),
+    ("pages_o0_burst4096", Some(HALVES * LOAD_AND_BRANCH)),
+    ("pages_o9_hot", None),
+    ("pages_o10_hot", None),
+    ("mixed_o0-9_uniform", None),
+];
+/// Allocating and freeing.
+const HALVES: f64 = 2.0;
+/// Instructions: a comparison with memory, and a jump.
+const LOAD_AND_BRANCH: f64 = 2.0;
+/// Those of them that are measured with events on as well.
+const RECORDED: &[&str] = &["pages_o0_hot", "pages_o3_hot", "pages_o0_burst4096"];
+/// What is recorded then.
+const EVENTS: &str = "trace_event=mm_page_alloc,mm_page_free";
+
+/// What instrumentation costs: compiled in and off, against `bare`, the same kernel compiled without it; then on.
+pub fn instrumentation(elf: &Path, bare: &Path) -> Result<Table, String> {
+    let machine = Machine { nodes: vec![1 << 30], cpus: 1 };
+    let names = WATCHED.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(",");
+    let figures = |elf, append| machine.bench_with(elf, &names, append).map(BTreeMap::from_iter);
+    let (off, floor): (BTreeMap<_, _>, BTreeMap<_, _>) = (figures(elf, "")?, figures(bare, "")?);
+    let on: BTreeMap<_, _> = figures(elf, EVENTS)?;
+    let of = |figures: &BTreeMap<String, f64>, name: &str| {
+        figures.get(name).copied().ok_or_else(|| format!("the guest gave no figure for {name}"))
+    };
+    let row = |figures, name: &str, what: &str, more: Option<f64>| -> Result<Row, String> {
+        let reference = of(&floor, name)?;
+        let bound = more.map(|more| reference + more);
+        Ok(Row { reference: Some(reference), bound, ..Row::new(format!("{name}, {what}"), of(figures, name)?) })
+    };
+    let mut rows = Vec::new();
+    for (name, more) in WATCHED {
+        rows.push(row(&off, name, "off", *more)?);
+        if RECORDED.contains(name) {
+            rows.push(row(&on, name, "events on", None)?);
+        }
+    }
+    let title = "Instrumentation, off and with mm_page_alloc and mm_page_free recorded".to_owned();
+    Ok(Table { title, unit: "instructions", reference: "compiled out", rows })
+}
+
 /// Instructions from the kernel's entry to ready, of all CPUs together; waiting for each other is not among them.
 pub fn boots(elf: &Path) -> Result<Table, String> {
     let boot = |nodes: Vec<u64>, cpus: usize| -> Result<f64, String> {
@@ -86,6 +132,11 @@ struct Machine {
 impl Machine {
     /// Boots under QEMU with `bench=names`; the figures, in the guest's order.
     fn bench(&self, elf: &Path, names: &str) -> Result<Vec<(String, f64)>, String> {
+        self.bench_with(elf, names, "")
+    }
+
+    /// As [`Self::bench`], with more words on the command line.
+    fn bench_with(&self, elf: &Path, names: &str, append: &str) -> Result<Vec<(String, f64)>, String> {
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args("-nodefaults -no-user-config -display none -no-reboot -serial stdio -accel tcg".split(' '))
             .args("-icount shift=0,sleep=off -cpu qemu64,+rdrand".split(' '))
@@ -97,7 +148,7 @@ impl Machine {
         }
         // QEMU's RAM starts as zeros, as our own VMM's does; the guest has to be told. And its log would go out byte
         // by byte here.
-        qemu.arg("-kernel").arg(elf).args(["-append", &format!("{ZEROED} loglevel=0 bench={names}")]);
+        qemu.arg("-kernel").arg(elf).args(["-append", &format!("{ZEROED} loglevel=0 bench={names} {append}")]);
         let output = run(&mut qemu);
         if output.code() != 0 {
             return Err(format!("QEMU ended with {}: {}{}", output.code(), output.stdout, output.stderr));

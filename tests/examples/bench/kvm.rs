@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use pagevisor_tests::command::{Guest, pagevisor, run};
+use pagevisor_tests::company::{Bench, Company, compare};
 use pagevisor_tests::process::{guest_memory, resident_outside_guest};
 
 use crate::table::{Row, Table};
@@ -39,6 +40,28 @@ pub fn memory() -> Result<Table, String> {
 
 fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
+}
+
+/// What clients cost a guest.
+pub fn clients() -> Result<Table, String> {
+    const WORKLOAD: &str = "random:ops=100,seed=7";
+    const MOST: Duration = Duration::from_secs(60);
+    let bench = Bench::new(WORKLOAD);
+    let mut rows = Vec::new();
+    for (company, name) in [
+        (Company::Visitor, "after a client has attached, taken a snapshot, detached"),
+        (Company::Reader, "while a client reads its views every 5 ms"),
+    ] {
+        let fewest = compare(&bench, company, (20, 100), MOST);
+        let [value, alone, bound] = [fewest.company, fewest.best(), fewest.best() + fewest.noise()];
+        let [value, alone, bound] = [value, alone, bound].map(|ticks| bench.millis(ticks));
+        rows.push(Row { reference: Some(alone), bound: Some(bound), ..Row::new(name, value) });
+    }
+    let snapshots = (0..RUNS).map(|_| bench.snapshot()).collect();
+    rows.push(Row::new("a snapshot of 128 MiB holds the guest for (median)", median(snapshots)));
+    bench.stop();
+    let title = format!("A workload in the guest ({WORKLOAD}), fewest of 20 runs or more");
+    Ok(Table { title, unit: "ms", reference: "alone", rows })
 }
 
 /// From exec to a guest that is ready.

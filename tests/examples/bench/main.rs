@@ -1,21 +1,23 @@
-//! Figures of Pagevisor: instructions per operation beside Linux's, the cost of booting, the VMM's memory, and the
-//! wall time until the guest is ready beside QEMU's. Run by scripts/bench.
+//! Figures of Pagevisor: instructions per operation beside Linux's, what instrumentation costs, the cost of booting, the
+//! VMM's memory, the wall time until the guest is ready beside QEMU's, and what clients cost a guest. Run by
+//! scripts/bench.
 
 mod icount;
 mod kvm;
 mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use pagevisor_tests::command::kernel_elf;
 use table::{Row, Table};
 
 const USAGE: &str = "\
-Usage: scripts/bench [--json FILE] [--only instructions|boot|memory|time]... [--linux FILE]
+Usage: scripts/bench [--json FILE] [--only PART]... [--linux FILE]
 
   --json FILE   write the figures there too
-  --only PART   measure only this part (may be given again)
+  --only PART   measure only this part (may be given again): instructions, instrumentation, boot, memory, time,
+                or clients
   --linux FILE  Linux's figures [scripts/linux-6.1-icount.tsv]
 
 Exit status: 0, 1 when a figure misses its bound, 2 for bad usage.";
@@ -36,7 +38,7 @@ fn args() -> Result<Args, String> {
             "--linux" => args.linux = value()?.into(),
             "--only" => {
                 let part = value()?;
-                if !["instructions", "boot", "memory", "time"].contains(&part.as_str()) {
+                if !["instructions", "instrumentation", "boot", "memory", "time", "clients"].contains(&part.as_str()) {
                     return Err(format!("no part '{part}'"));
                 }
                 args.only.push(part);
@@ -76,10 +78,15 @@ fn measure(args: &Args) -> Result<bool, String> {
         let linux = icount::reference(&args.linux)?;
         show(&mut tables, icount::operations(&elf, &linux)?);
     }
+    if wanted("instrumentation") {
+        let bare =
+            std::env::var_os("PAGEVISOR_BARE_KERNEL").ok_or("no kernel without instrumentation to compare with")?;
+        show(&mut tables, icount::instrumentation(&elf, Path::new(&bare))?);
+    }
     if wanted("boot") {
         show(&mut tables, icount::boots(&elf)?);
     }
-    if wanted("memory") || wanted("time") {
+    if ["memory", "time", "clients"].into_iter().any(wanted) {
         if kvm::usable() {
             if wanted("memory") {
                 show(&mut tables, kvm::memory()?);
@@ -87,8 +94,11 @@ fn measure(args: &Args) -> Result<bool, String> {
             if wanted("time") {
                 show(&mut tables, kvm::time(&elf)?);
             }
+            if wanted("clients") {
+                show(&mut tables, kvm::clients()?);
+            }
         } else {
-            println!("No usable /dev/kvm on this machine: no figures of memory and wall time.\n");
+            println!("No usable /dev/kvm on this machine: no figures of memory, wall time and clients.\n");
         }
     }
     if let Some(path) = &args.json {

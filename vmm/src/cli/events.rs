@@ -39,6 +39,14 @@ impl<W: Write> Sink<'_, W> {
             }
         }
     }
+
+    /// Nothing more comes.
+    fn finish(&mut self) -> Result<(), Failure> {
+        match self {
+            Self::Text { .. } => Ok(()),
+            Self::Perfetto { file, trace } => file.write_all(&trace.finish()).map_err(cannot_write),
+        }
+    }
 }
 
 fn cannot_write(error: std::io::Error) -> Failure {
@@ -78,6 +86,7 @@ pub(super) fn events(args: &EventsArgs, out: &mut impl Write) -> Result<u8, Fail
         if waits { follow(args, &connection, &signals, || sink.drain(&view, &mut reader, &renderer))? } else { 0 };
     // The mapping outlives the guest: these are its last events.
     sink.drain(&view, &mut reader, &renderer)?;
+    sink.finish()?;
     Ok(status)
 }
 

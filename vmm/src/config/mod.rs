@@ -113,4 +113,12 @@ impl Topology {
     pub fn from_toml(text: &str, file_name: &str) -> Result<Self, ConfigError> {
         file::parse(text, file_name)?.topology()
     }
+
+    /// The machine that a file describes, such as `vmm/topologies/two-socket.toml`.
+    ///
+    /// # Errors
+    /// In one line, with the file, and the line in it if one is wrong.
+    pub fn from_toml_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        read(path.as_ref())?.topology()
+    }
 }

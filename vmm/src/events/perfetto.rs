@@ -1,5 +1,8 @@
-//! Events as a Perfetto trace (`perfetto.protos.Trace`): a track per CPU with an instant for each event, and a counter
-//! track per zone with its free pages.
+//! Events as a Perfetto trace (`perfetto.protos.Trace`): a track per CPU with a slice for each part of a workload and an
+//! instant for each other event, and a counter track per zone with its free pages.
+//!
+//! The slices of a track are nested and each one ends, whatever a guest's marks say and however many of them were lost:
+//! see [`Slices`].
 //!
 //! A trace is a sequence of packets, each a length-delimited field 1, so that one can be appended as it comes. Only
 //! what is used of `TracePacket`, `TrackDescriptor` and `TrackEvent` is encoded; the numbers are those of Perfetto's
@@ -7,10 +10,14 @@
 
 use std::collections::BTreeMap;
 
+use pagevisor_shared::command::workload::{Kind, Mark, Phase};
 use pagevisor_shared::region::RegionRef;
+use pagevisor_shared::region::event::EventKind;
+use pagevisor_shared::units::CpuId;
 use pagevisor_shared::vmstat::ZoneStat;
 use pagevisor_shared::zone::{MAX_NR_ZONES, ZoneType};
 
+use super::text::workload;
 use super::{Item, Renderer};
 
 /// `Trace.packet`.
@@ -34,6 +41,8 @@ const COUNTER_VALUE: u32 = 30;
 const STRING_VALUE: u32 = 6;
 const ANNOTATION_NAME: u32 = 10;
 /// `TrackEvent.Type`.
+const TYPE_SLICE_BEGIN: u64 = 1;
+const TYPE_SLICE_END: u64 = 2;
 const TYPE_INSTANT: u64 = 3;
 const TYPE_COUNTER: u64 = 4;
 /// The packets' one writer.
@@ -74,11 +83,46 @@ impl Message {
     }
 }
 
+/// What has begun on a CPU's track and not ended: at most a workload and a phase of it.
+#[derive(Debug, Default)]
+struct Slices {
+    open: Vec<(Kind, Phase)>,
+    /// The time of the last begin or end. A guest's clock may go back, its track must not.
+    time: u64,
+}
+
+impl Slices {
+    /// A part begins. Gives how many end first, because their own ends did not come.
+    fn begin(&mut self, mark: &Mark) -> usize {
+        let around = |open: &(Kind, Phase)| mark.phase != Phase::Whole && *open == (mark.kind, Phase::Whole);
+        let stays = self.open.iter().take_while(|open| around(open)).count();
+        let ended = self.open.len() - stays;
+        self.open.truncate(stays);
+        self.open.push((mark.kind, mark.phase));
+        ended
+    }
+
+    /// A part ends. Gives how many do with it; none when its begin was not seen.
+    fn end(&mut self, mark: &Mark) -> usize {
+        let at = self.open.iter().rposition(|open| *open == (mark.kind, mark.phase));
+        let ended = at.map_or(0, |at| self.open.len() - at);
+        self.open.truncate(self.open.len() - ended);
+        ended
+    }
+
+    fn advance(&mut self, time: u64) -> u64 {
+        self.time = self.time.max(time);
+        self.time
+    }
+}
+
 /// Makes a trace, piece by piece.
 #[derive(Debug, Default)]
 pub struct Perfetto {
     /// The free pages that were told last, by zone.
     free: BTreeMap<usize, u64>,
+    /// The slices of each CPU that has had any.
+    slices: BTreeMap<CpuId, Slices>,
     /// The time of the last event.
     now: u64,
 }
@@ -106,43 +150,82 @@ impl Perfetto {
 
     /// The next piece: `items`, and the zones' free pages where they have changed since the last one.
     pub fn append(&mut self, region: &RegionRef<'_>, renderer: &Renderer, items: &[Item]) -> Vec<u8> {
-        let mut out = Message::default();
-        for item in items {
-            let (cpu, name, notes) = match item {
-                Item::Event(cpu, event) => {
-                    self.now = self.now.max(renderer.nanos(event.tsc));
-                    let notes =
-                        [Some(("fields", renderer.fields(event))), renderer.caller(event).map(|c| ("caller", c))];
-                    (*cpu, event.kind.name().to_owned(), notes)
-                }
-                Item::Lost(cpu, count) => (*cpu, format!("LOST {count} EVENTS"), [None, None]),
-            };
-            let time = match item {
-                Item::Event(_, event) => renderer.nanos(event.tsc),
-                Item::Lost(..) => self.now,
-            };
-            let mut event = Message::default()
-                .number(TYPE, TYPE_INSTANT)
-                .number(TRACK_UUID, CPU_TRACKS + cpu.index() as u64)
-                .bytes(EVENT_NAME, name.as_bytes());
-            for (name, value) in notes.into_iter().flatten() {
-                let note =
-                    Message::default().bytes(ANNOTATION_NAME, name.as_bytes()).bytes(STRING_VALUE, value.as_bytes());
-                event = event.message(ANNOTATIONS, &note);
-            }
-            out = packet(out, Message::default().number(TIMESTAMP, time).message(TRACK_EVENT, &event));
-        }
+        let mut out = items.iter().fold(Message::default(), |out, item| self.item(out, renderer, item));
         for (zone, free) in zones(region) {
             if self.free.insert(zone, free) != Some(free) {
                 let event = Message::default()
                     .number(TYPE, TYPE_COUNTER)
                     .number(TRACK_UUID, ZONE_TRACKS + zone as u64)
                     .number(COUNTER_VALUE, free);
-                out = packet(out, Message::default().number(TIMESTAMP, self.now).message(TRACK_EVENT, &event));
+                out = track_event(out, self.now, &event);
             }
         }
         out.0
     }
+
+    /// The end of a trace: what has not ended does at the last event.
+    pub fn finish(&mut self) -> Vec<u8> {
+        let slices = std::mem::take(&mut self.slices);
+        let out = slices.into_iter().fold(Message::default(), |out, (cpu, mut slices)| {
+            let time = slices.advance(self.now);
+            ends(out, cpu, time, slices.open.len())
+        });
+        out.0
+    }
+
+    fn item(&mut self, out: Message, renderer: &Renderer, item: &Item) -> Message {
+        let (cpu, event) = match item {
+            Item::Event(cpu, event) => (*cpu, event),
+            Item::Lost(cpu, count) => {
+                let event = on_cpu(*cpu, TYPE_INSTANT);
+                return track_event(out, self.now, &named(event, &format!("LOST {count} EVENTS"), &[]));
+            }
+        };
+        let time = renderer.nanos(event.tsc);
+        self.now = self.now.max(time);
+        if event.kind == EventKind::WorkloadMark
+            && let Some(mark) = Mark::decode(event)
+        {
+            let slices = self.slices.entry(cpu).or_default();
+            let time = slices.advance(time);
+            if !mark.end {
+                let out = ends(out, cpu, time, slices.begin(&mark));
+                let name = if mark.phase == Phase::Whole { mark.kind.name() } else { mark.phase.name() };
+                let begin = on_cpu(cpu, TYPE_SLICE_BEGIN);
+                return track_event(out, time, &named(begin, name, &[("fields", workload(&mark))]));
+            }
+            let ended = slices.end(&mark);
+            if ended != 0 {
+                return ends(out, cpu, time, ended);
+            }
+        }
+        let mut notes = vec![("fields", renderer.fields(event))];
+        notes.extend(renderer.caller(event).map(|caller| ("caller", caller)));
+        track_event(out, time, &named(on_cpu(cpu, TYPE_INSTANT), event.kind.name(), &notes))
+    }
+}
+
+/// An event on a CPU's track.
+fn on_cpu(cpu: CpuId, kind: u64) -> Message {
+    Message::default().number(TYPE, kind).number(TRACK_UUID, CPU_TRACKS + cpu.index() as u64)
+}
+
+/// Gives an event its name, and notes, which have names too.
+fn named(event: Message, name: &str, notes: &[(&str, String)]) -> Message {
+    notes.iter().fold(event.bytes(EVENT_NAME, name.as_bytes()), |event, (name, value)| {
+        let note = Message::default().bytes(ANNOTATION_NAME, name.as_bytes()).bytes(STRING_VALUE, value.as_bytes());
+        event.message(ANNOTATIONS, &note)
+    })
+}
+
+/// Ends the innermost `count` slices of a CPU.
+fn ends(trace: Message, cpu: CpuId, time: u64, count: usize) -> Message {
+    (0..count).fold(trace, |trace, _| track_event(trace, time, &on_cpu(cpu, TYPE_SLICE_END)))
+}
+
+/// Appends an event.
+fn track_event(trace: Message, time: u64, event: &Message) -> Message {
+    packet(trace, Message::default().number(TIMESTAMP, time).message(TRACK_EVENT, event))
 }
 
 /// Appends a packet of the trace's one writer.

@@ -3,6 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering::Relaxed;
 
+use pagevisor_shared::command::workload::{Kind, Mark, Params, Phase};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::region::Table;
 use pagevisor_shared::region::event::{EVENT_WORDS, EventRing};
@@ -49,7 +50,8 @@ fn lines_are_those_of_trace_pipe() {
     );
     let failed = Event { pfn: 0, ..event(EventKind::MmPageAlloc) };
     assert!(line(failed).contains(": page=0000000000000000 pfn=0x0 order=2"), "{}", line(failed));
-    let with = |kind, args| line(Event { args, ..event(kind) });
+    let with_args = |kind, args| Event { args, ..event(kind) };
+    let with = |kind, args| line(with_args(kind, args));
     for (text, expected) in [
         (line(event(EventKind::MmPageFree)), format!("mm_page_free: {page} order=2")),
         (line(event(EventKind::MmPageFreeBatched)), format!("mm_page_free_batched: {page} order=0")),
@@ -73,6 +75,15 @@ fn lines_are_those_of_trace_pipe() {
             with(EventKind::TestPagesIsolated, [512, 1024, 1023]),
             "test_pages_isolated: start_pfn=0x200 end_pfn=0x400 fin_pfn=0x3ff ret=fail".to_owned(),
         ),
+        (
+            line(Event {
+                gfp: Gfp::KERNEL,
+                ..with_args(EventKind::WorkloadMark, [1 << 24 | 1 << 16 | 3 << 8 | 3, 8, 5])
+            }),
+            "workload_mark: mark=end workload=fragment phase=probe lane=1 ops=8 order=2 seed=5 gfp_flags=GFP_KERNEL"
+                .to_owned(),
+        ),
+        (with(EventKind::WorkloadMark, [u64::MAX, 8, 5]), "workload_mark: 0xffffffffffffffff 0x8 0x5".to_owned()),
         (line(event(EventKind::FailPageAlloc)), "fail_page_alloc: order=2 gfp_flags=none".to_owned()),
     ] {
         assert_eq!(text, format!("{head}{expected}\n"));
@@ -192,7 +203,104 @@ fn a_perfetto_trace_has_a_track_per_cpu_and_counters_per_zone() {
     assert_eq!(perfetto.append(&region, &renderer, &[]), b"");
 }
 
+/// The slices of a CPU's track, as they begin, with their names, and end, with the time of each.
+fn slices(trace: &[u8], track: u64) -> Vec<(u64, Option<String>)> {
+    let packets = decode(trace);
+    let events = packets.iter().map(|(_, _, packet)| decode(packet));
+    let slices = events.filter_map(|packet| {
+        let event = decode(&field(&packet, 11)?.2);
+        let (kind, time) = (field(&event, 9)?.1, field(&packet, 8)?.1);
+        let name = || String::from_utf8(field(&event, 23).unwrap().2.clone()).unwrap();
+        (field(&event, 11)?.1 == track && kind < 3).then(|| (time, (kind == 1).then(name)))
+    });
+    slices.collect()
+}
+
+/// A mark of a workload of `kind`.
+fn mark(kind: Kind, phase: Phase, end: bool, time: u64) -> Event {
+    Event { tsc: at(time), ..Mark::new(&Params::new(kind), phase, end, 0).encode() }
+}
+
+#[test]
+fn workloads_are_slices_with_their_phases_inside() {
+    let guest = guest();
+    let region = guest.region();
+    let renderer = Renderer::new(&region, None);
+    let mut perfetto = Perfetto::default();
+    let fragment = |phase, end, time| Item::Event(cpu(1), mark(Kind::Fragment, phase, end, time));
+    let mut trace = perfetto.append(
+        &region,
+        &renderer,
+        &[fragment(Phase::Whole, false, 10), fragment(Phase::Fill, false, 11), fragment(Phase::Fill, true, 20)],
+    );
+    // Parts that were open are so still when the next piece comes.
+    trace.extend(perfetto.append(
+        &region,
+        &renderer,
+        &[
+            fragment(Phase::Probe, false, 21),
+            Item::Lost(cpu(1), 3),
+            // The end of the phase was lost.
+            fragment(Phase::Whole, true, 40),
+            // Its begin was.
+            fragment(Phase::Release, true, 41),
+            Item::Event(cpu(1), mark(Kind::Random, Phase::Whole, false, 50)),
+            Item::Event(cpu(0), mark(Kind::Access, Phase::Whole, false, 60)),
+        ],
+    ));
+    trace.extend(perfetto.finish());
+    let name = |name: &str| Some(name.to_owned());
+    let expected = [
+        (10, name("fragment")),
+        (11, name("fill")),
+        (20, None),
+        (21, name("probe")),
+        (40, None),
+        (40, None),
+        (50, name("random")),
+        (60, None),
+    ];
+    assert_eq!(slices(&trace, 0x1001), expected);
+    assert_eq!(slices(&trace, 0x1000), [(60, name("access")), (60, None)]);
+    // An end without a begin is an instant.
+    let instants = decode(&trace).into_iter().filter(|(_, _, packet)| {
+        let packet = decode(packet);
+        field(&packet, 11).is_some_and(|event| {
+            let event = decode(&event.2);
+            field(&event, 9).unwrap().1 == 3 && field(&event, 23).unwrap().2 == b"workload_mark"
+        })
+    });
+    assert_eq!(instants.count(), 1);
+    assert_eq!(perfetto.finish(), b"");
+}
+
 proptest! {
+    #[test]
+    fn slices_are_pairs_in_order_of_time_whatever_the_marks(
+        marks in proptest::collection::vec((0..3usize, 0..6usize, any::<bool>(), 0..100u64), 0..60), cut in 0..60usize,
+    ) {
+        let guest = guest();
+        let region = guest.region();
+        let renderer = Renderer::new(&region, None);
+        let items: Vec<_> = marks
+            .iter()
+            .map(|&(kind, phase, end, time)| Item::Event(cpu(0), mark(Kind::ALL[kind], Phase::ALL[phase], end, time)))
+            .collect();
+        let (first, second) = items.split_at(cut.min(items.len()));
+        let mut perfetto = Perfetto::default();
+        let mut trace = perfetto.append(&region, &renderer, first);
+        trace.extend(perfetto.append(&region, &renderer, second));
+        trace.extend(perfetto.finish());
+        let (mut open, mut last) = (0, 0);
+        for (time, begins) in slices(&trace, 0x1000) {
+            prop_assert!(time >= last);
+            last = time;
+            open += if begins.is_some() { 1 } else { -1 };
+            prop_assert!((0..=2).contains(&open));
+        }
+        prop_assert_eq!(open, 0);
+    }
+
     #[test]
     fn any_rings_are_read_in_bounded_time(
         head in prop_oneof![any::<u64>(), 0..5000u64],

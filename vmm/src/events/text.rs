@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering::Relaxed;
 
+use pagevisor_shared::command::workload::Mark;
 use pagevisor_shared::page::PAGE_STRUCT_SIZE;
 use pagevisor_shared::region::RegionRef;
 use pagevisor_shared::region::event::{Event, EventKind};
@@ -20,6 +21,13 @@ pub struct Renderer {
     vmemmap: u64,
     areas: Vec<String>,
     symbols: Option<Symbols>,
+}
+
+/// What a mark says of its workload.
+pub(super) fn workload(mark: &Mark) -> String {
+    let Mark { kind, phase, end: _, lane, gfp, order, ops, seed } = mark;
+    let (kind, phase, order) = (kind.name(), phase.name(), order.raw());
+    format!("workload={kind} phase={phase} lane={lane} ops={ops} order={order} seed={seed} gfp_flags={gfp}")
 }
 
 impl Renderer {
@@ -101,7 +109,10 @@ impl Renderer {
                 format!("name={} pfn={pfn:#x} {page} count={first}", self.area(third))
             }
             EventKind::FailPageAlloc => format!("order={order} gfp_flags={gfp}"),
-            EventKind::WorkloadMark => format!("{first:#x} {second:#x} {third:#x}"),
+            EventKind::WorkloadMark => match Mark::decode(event) {
+                Some(mark) => format!("mark={} {}", if mark.end { "end" } else { "begin" }, workload(&mark)),
+                None => format!("{first:#x} {second:#x} {third:#x}"),
+            },
         }
     }
 
@@ -145,7 +156,7 @@ impl Renderer {
         });
         let Value::Object(map) = &mut value else { return value };
         for field in self.fields(event).split(' ') {
-            // A workload's mark has no names for its words; they go by their places.
+            // What a damaged mark says has no names; its words go by their places.
             let (name, text) = match field.split_once('=') {
                 Some((name, text)) => (name.to_owned(), text),
                 None => (format!("arg{}", map.len().saturating_sub(4)), field),

@@ -23,7 +23,6 @@ use toml::Spanned;
 
 use super::error::ExperimentError;
 use super::matrix::{self, Run, Setting};
-use crate::config::{self, TopologyArgs};
 use crate::topology::Topology;
 use crate::workload::Value;
 
@@ -187,8 +186,7 @@ fn topologies(
             let reason = format!("topologies: there is another one called {name:?}");
             return Err(source.error(Some(path.span()), reason));
         }
-        let topology = config::resolve(&TopologyArgs { file: Some(file), ..TopologyArgs::default() })?;
-        found.push((name, topology));
+        found.push((name, Topology::from_toml_file(file)?));
     }
     Ok(found)
 }

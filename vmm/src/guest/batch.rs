@@ -1,5 +1,7 @@
 //! Many operations in few messages.
 
+use std::ops::Range;
+
 use pagevisor_shared::command::{
     BUFFER_BYTES, CommandHeader, MAX_OPS, Op, OpError, OpResult, RawOp, ReplyHeader, STOP_ON_ERROR, Status,
 };
@@ -8,6 +10,7 @@ use pagevisor_shared::units::{Order, Pfn};
 
 use super::cpu::CpuHandle;
 use super::error::{Error, ErrorKind};
+use super::estate::Claim;
 use super::pages::{Held, Pages};
 use super::session::Call;
 
@@ -131,16 +134,21 @@ impl<'g> Batch<'g> {
         let mut outcome =
             Outcome { results: Vec::with_capacity(self.steps.len()), ticks: 0, messages: 0, blocks: Vec::new() };
         let mut next = 0;
-        let mut error = None;
+        let (mut error, mut unknown) = (None, 0..0);
         while next < self.steps.len() && error.is_none() {
             let end = self.message_end(next);
-            match self.send(next..end.max(next + 1), &mut outcome) {
-                Ok(true) => next = end.max(next + 1),
+            let steps = next..end.max(next + 1);
+            match self.send(steps.clone(), &mut outcome) {
+                Ok(true) => next = steps.end,
                 Ok(false) => break,
-                Err(failed) => error = Some(failed),
+                Err(failed) => {
+                    // Nobody knows what the guest has of these; if it was given up on, somebody else looks after them.
+                    error = Some(failed);
+                    unknown = steps;
+                }
             }
         }
-        self.settle(&mut outcome, error.is_some());
+        self.settle(&mut outcome, &unknown);
         error.map_or(Ok(outcome), Err)
     }
 
@@ -161,10 +169,10 @@ impl<'g> Batch<'g> {
     }
 
     /// Sends a message; whether to go on.
-    fn send(&self, steps: std::ops::Range<usize>, outcome: &mut Outcome<'g>) -> Result<bool, Error> {
+    fn send(&self, steps: Range<usize>, outcome: &mut Outcome<'g>) -> Result<bool, Error> {
         let guest = self.cpu.guest();
         let (mut ops, mut payload) = (Vec::new(), Vec::new());
-        for step in self.steps.iter().take(steps.end).skip(steps.start) {
+        for step in self.steps.get(steps.clone()).unwrap_or(&[]) {
             ops.push(match step.op {
                 Op::WritePage { handle, offset, len, .. } => {
                     Op::WritePage { handle, offset, len, payload: payload.len() as u32 }
@@ -174,9 +182,10 @@ impl<'g> Batch<'g> {
             payload.extend_from_slice(&step.data);
         }
         let flags = if self.stop { STOP_ON_ERROR } else { 0 };
-        let timeout = guest.command_timeout();
-        let reply =
-            guest.call(&Call { cpu: self.cpu.raw(), flags, ops: &ops, payload: &payload, timeout, stop: None })?;
+        let timeout = self.cpu.timeout();
+        let claims = self.claims(&steps);
+        let call = Call { flags, payload: &payload, timeout, claims: &claims, ..Call::new(self.cpu.raw(), &ops) };
+        let reply = guest.call(&call)?;
         outcome.messages += 1;
         outcome.ticks += reply.header.tsc_end.saturating_sub(reply.header.tsc_start);
         for (result, op) in reply.results.iter().zip(&ops) {
@@ -193,16 +202,28 @@ impl<'g> Batch<'g> {
         Ok(reply.header.status == Status::Done)
     }
 
-    /// Finds out which blocks there are now, and gives back the handles of the others. After an error it is not known
-    /// what the guest has of the operations without a result.
-    fn settle(&mut self, outcome: &mut Outcome<'g>, unknown: bool) {
+    /// What operations of a message do to handles.
+    fn claims(&self, steps: &Range<usize>) -> Vec<Claim> {
+        let within = |at: usize| steps.contains(&at).then(|| at - steps.start);
+        let claim = |block: &Block| {
+            let (given, taken) = (within(block.at), block.freed.and_then(within));
+            (given.is_some() || taken.is_some()).then_some(Claim { handle: block.handle, count: 1, given, taken })
+        };
+        self.blocks.iter().filter_map(claim).collect()
+    }
+
+    /// Finds out which blocks there are now, and gives back the handles of the others, but for those that operations
+    /// whose results are not known allocate or free.
+    fn settle(&mut self, outcome: &mut Outcome<'g>, unknown: &Range<usize>) {
         let ok = |at: usize| outcome.results.get(at).map(|result| result.result.error.is_none());
         let mut found = Vec::new();
         for (index, block) in self.blocks.drain(..).enumerate() {
+            if unknown.contains(&block.at) || block.freed.is_some_and(|at| unknown.contains(&at)) {
+                continue;
+            }
             match (ok(block.at), block.freed.and_then(ok)) {
                 // Allocated, and not freed.
                 (Some(true), None | Some(false)) => found.push((index, block)),
-                (None, _) if unknown => {}
                 _ => self.cpu.guest().give_handles(block.handle, 1),
             }
         }

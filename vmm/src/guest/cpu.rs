@@ -1,5 +1,7 @@
 //! A CPU of a guest, and what it can be told.
 
+use std::time::Duration;
+
 use pagevisor_shared::command::{ANY_CPU, Isolate, Op, OpError, OpResult, Placement};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MigrateType;
@@ -7,6 +9,7 @@ use pagevisor_shared::units::{NodeId, NodeMask, Order, Pfn};
 
 use super::batch::Batch;
 use super::error::{Error, ErrorKind};
+use super::estate::Claim;
 use super::pages::{Blocks, Frames, Held, Pages};
 use super::session::{Call, Executed, Guest, single, single_error};
 
@@ -19,11 +22,12 @@ pub struct CpuHandle<'g> {
     guest: &'g Guest,
     cpu: u32,
     placement: Placement,
+    timeout: Duration,
 }
 
 impl<'g> CpuHandle<'g> {
     pub(super) fn new(guest: &'g Guest, cpu: u32) -> Self {
-        Self { guest, cpu, placement: Placement::Local }
+        Self { guest, cpu, placement: Placement::Local, timeout: guest.command_timeout() }
     }
 
     /// The guest.
@@ -44,6 +48,16 @@ impl<'g> CpuHandle<'g> {
     #[must_use]
     pub fn with(self, placement: Placement) -> Self {
         Self { placement, ..self }
+    }
+
+    /// The CPU, given another time to answer than the guest's builder says. What is allocated is also freed in that time.
+    #[must_use]
+    pub fn within(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// Allocating from these nodes only (`MPOL_BIND`).
@@ -81,15 +95,21 @@ impl<'g> CpuHandle<'g> {
     /// # Errors
     /// As [`Self::execute`].
     pub fn execute_with(&self, op: Op, payload: &[u8]) -> Result<Executed, Error> {
-        let (result, done) = self.outcome(op, payload)?;
+        self.execute_claiming(op, payload, &[])
+    }
+
+    /// As [`Self::execute_with`], of an operation that does so to handles. They are the caller's again unless nobody
+    /// waits for the reply in the end.
+    pub(super) fn execute_claiming(&self, op: Op, payload: &[u8], claims: &[Claim]) -> Result<Executed, Error> {
+        let (result, done) = self.outcome(op, payload, claims)?;
         single_error(&op, &result, done.cpu).map_err(|kind| self.guest.error(kind))?;
         Ok(done)
     }
 
     /// What an operation gave, failed or not.
-    fn outcome(&self, op: Op, payload: &[u8]) -> Result<(OpResult, Executed), Error> {
-        let timeout = self.guest.command_timeout();
-        let reply = self.guest.call(&Call { cpu: self.cpu, flags: 0, ops: &[op], payload, timeout, stop: None })?;
+    fn outcome(&self, op: Op, payload: &[u8], claims: &[Claim]) -> Result<(OpResult, Executed), Error> {
+        let timeout = self.timeout;
+        let reply = self.guest.call(&Call { payload, timeout, claims, ..Call::new(self.cpu, &[op]) })?;
         let result = single(&reply).map_err(|kind| self.guest.error(kind))?;
         let done = Executed {
             value: result.value,
@@ -116,7 +136,7 @@ impl<'g> CpuHandle<'g> {
     pub fn alloc_pages(&self, gfp: Gfp, order: Order) -> Result<Pages<'g>, Error> {
         let handle = self.guest.take_handles(1)?;
         let op = Op::AllocPages { gfp, order, placement: self.placement, handle, count: 1 };
-        match self.execute(op) {
+        match self.execute_claiming(op, &[], &[Claim::given(handle, 1)]) {
             Ok(done) => Ok(Pages::new(Held::new(*self, handle, 1), Pfn::new(done.value), order)),
             Err(error) => Err(self.not_taken(handle, 1, error)),
         }
@@ -152,7 +172,7 @@ impl<'g> CpuHandle<'g> {
     fn alloc_some(&self, gfp: Gfp, order: Order, count: u32, blocks: &mut Blocks<'g>) -> Result<u32, Error> {
         let handle = self.guest.take_handles(count)?;
         let op = Op::AllocPages { gfp, order, placement: self.placement, handle, count };
-        let (result, done) = self.outcome(op, &[])?;
+        let (result, done) = self.outcome(op, &[], &[Claim::given(handle, count)])?;
         // Memory that runs out leaves what there was until then.
         let got = match result.error {
             None | Some(OpError::NoMemory) => frames(&result, &done.payload, count),
@@ -170,7 +190,8 @@ impl<'g> CpuHandle<'g> {
         Ok(got)
     }
 
-    /// Gives back handles for which the guest has nothing; those of a command without a reply it may have.
+    /// Gives back handles for which the guest has nothing; those of a command without a reply it may have, or somebody
+    /// else looks after them.
     fn not_taken(&self, handle: u32, count: u32, error: Error) -> Error {
         if let ErrorKind::Op { .. } | ErrorKind::Refused { .. } = error.kind() {
             self.guest.give_handles(handle, count);
@@ -224,7 +245,8 @@ impl<'g> CpuHandle<'g> {
     ) -> Result<Frames<'g>, Error> {
         let pages = end.raw().saturating_sub(start.raw());
         let handle = self.guest.take_handles(1)?;
-        match self.execute(Op::AllocContigRange { start, end, migratetype, gfp, handle }) {
+        let op = Op::AllocContigRange { start, end, migratetype, gfp, handle };
+        match self.execute_claiming(op, &[], &[Claim::given(handle, 1)]) {
             Ok(_) => Ok(Frames::new(Held::new(*self, handle, 1), start, pages)),
             Err(error) => Err(self.not_taken(handle, 1, error)),
         }
@@ -236,7 +258,8 @@ impl<'g> CpuHandle<'g> {
     /// [`pagevisor_shared::command::OpError::NoMemory`], and as [`Self::execute`].
     pub fn cma_alloc(&self, area: u8, pages: u32, align: Order) -> Result<Frames<'g>, Error> {
         let handle = self.guest.take_handles(1)?;
-        match self.execute(Op::CmaAlloc { area, pages, align, handle }) {
+        let op = Op::CmaAlloc { area, pages, align, handle };
+        match self.execute_claiming(op, &[], &[Claim::given(handle, 1)]) {
             Ok(done) => Ok(Frames::new(Held::new(*self, handle, 1), Pfn::new(done.value), pages.into())),
             Err(error) => Err(self.not_taken(handle, 1, error)),
         }

@@ -25,6 +25,16 @@ impl Guest {
         self.set_events(before | kinds.0)?;
         Ok(Events { guest: self, reader, before })
     }
+
+    /// The newest `count` events that the guest has recorded and not yet overwritten, in the text of `trace_pipe`. It
+    /// records nothing unless it was told to: by [`Self::events`], by [`Self::set_events`], or by `trace_event=` on its
+    /// command line.
+    pub fn last_events(&self, count: usize) -> String {
+        let region = self.view().region();
+        let items = EventReader::from_oldest(&region, Kinds::ALL).read(&region);
+        let last = &items[items.len().saturating_sub(count)..];
+        Renderer::new(&region, None).lines(last, false)
+    }
 }
 
 impl Events<'_> {

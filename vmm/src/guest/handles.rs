@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pagevisor_shared::command::MAX_HANDLE;
 
-/// Free handles: ranges by their start, none next to another.
+/// A set of handles, such as the free ones: ranges by their start, none next to another.
 #[derive(Debug)]
 pub(super) struct Handles(BTreeMap<u32, u32>);
 
@@ -16,6 +16,21 @@ impl Default for Handles {
 }
 
 impl Handles {
+    /// No handle at all.
+    pub(super) fn none() -> Self {
+        Self(BTreeMap::new())
+    }
+
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Takes the lowest ranges, at most `most` of them: start and length of each.
+    pub(super) fn take_ranges(&mut self, most: usize) -> Vec<(u32, u32)> {
+        std::iter::from_fn(|| self.0.pop_first()).take(most).collect()
+    }
+
     /// The lowest range of `count` free handles, which are in use now.
     pub(super) fn take(&mut self, count: u32) -> Option<u32> {
         let (&start, &free) = self.0.iter().find(|(_, free)| **free >= count.max(1))?;

@@ -31,15 +31,20 @@
 //! [`Guest`] ends the machine and leaves no thread, file or memory behind. CPUs may be driven from different threads:
 //! commands to one CPU are executed in the order in which they were sent, those to different CPUs side by side.
 //!
+//! A command that is not answered in time is an error, and what it allocates when the guest executes it after all is freed
+//! as soon as the late reply comes. Until then what is dropped is freed later, too, and dropping it waits for nothing.
+//!
 //! What can go wrong is one type, [`Error`]: it says what happened ([`ErrorKind`]) and what the guest said last.
 
 mod batch;
 mod builder;
 mod cpu;
 mod error;
+mod estate;
 mod events;
 mod handles;
 mod pages;
+mod prepared;
 mod session;
 mod snapshot;
 mod state;
@@ -57,6 +62,7 @@ pub use cpu::CpuHandle;
 pub use error::{Error, ErrorKind};
 pub use events::Events;
 pub use pages::{Blocks, Frames, Pages};
-pub use session::{Executed, Guest, PreparedWorkload};
+pub use prepared::PreparedWorkload;
+pub use session::{Executed, Guest};
 pub use snapshot::Snapshot;
 pub use state::{NodeCounters, PcpCounters, State, ZoneCounters};

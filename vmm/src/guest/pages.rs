@@ -6,6 +6,7 @@ use pagevisor_shared::zone::ZoneType;
 
 use super::cpu::CpuHandle;
 use super::error::{Error, ErrorKind};
+use super::estate::Claim;
 
 /// Most bytes that are read or written by one message.
 const CHUNK: u32 = 32 << 10;
@@ -33,14 +34,22 @@ impl<'g> Held<'g> {
         if count == 0 {
             return Ok(());
         }
-        cpu.execute(Op::FreePages { handle: self.handle, count })?;
+        let claims = [Claim::taken(self.handle, count)];
+        cpu.execute_claiming(Op::FreePages { handle: self.handle, count }, &[], &claims)?;
         cpu.guest().give_handles(self.handle, count);
         Ok(())
     }
 
     /// Forgets the handles, which stand for nothing any more.
-    fn forget(mut self) {
-        self.cpu.guest().give_handles(self.handle, std::mem::take(&mut self.count));
+    fn forget(self) {
+        let cpu = self.cpu;
+        let (handle, count) = self.into_parts();
+        cpu.guest().give_handles(handle, count);
+    }
+
+    /// Hands the handles over.
+    fn into_parts(mut self) -> (u32, u32) {
+        (self.handle, std::mem::take(&mut self.count))
     }
 
     fn read(&self, mut offset: u64, buf: &mut [u8]) -> Result<(), Error> {
@@ -76,8 +85,8 @@ impl<'g> Held<'g> {
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         let cpu = self.cpu;
-        // A guest that has ended, or does not answer, has nothing to be freed.
-        if self.count != 0 && cpu.guest().answers() {
+        // A guest that has ended has nothing to be freed; one that does not answer is not waited for.
+        if self.count != 0 && !cpu.guest().takes_over(self.handle, self.count) {
             let _ = self.release(&cpu);
         }
     }
@@ -192,9 +201,14 @@ impl<'g> Pages<'g> {
         let cpu = self.held.cpu;
         let count = self.order.pages() as u32;
         let into = cpu.guest().take_handles(count)?;
-        if let Err(error) = cpu.execute(Op::SplitPage { handle: self.held.handle, into }) {
-            if let ErrorKind::Op { .. } = error.kind() {
-                cpu.guest().give_handles(into, count);
+        let handle = self.held.handle;
+        let claims = [Claim::taken(handle, 1), Claim::given(into, count)];
+        if let Err(error) = cpu.execute_claiming(Op::SplitPage { handle, into }, &[], &claims) {
+            match error.kind() {
+                ErrorKind::Op { .. } => cpu.guest().give_handles(into, count),
+                // Somebody else looks after the block now, or its pages.
+                ErrorKind::TimedOut { .. } => drop(self.held.into_parts()),
+                _ => {}
             }
             return Err(error);
         }

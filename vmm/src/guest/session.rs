@@ -1,7 +1,6 @@
 //! A guest that runs, and the way of a command to it and back.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pagevisor_shared::command::{ANY_CPU, CommandHeader, Fault, Op, OpResult, RawOp, STOP_ON_ERROR, Setting, Status};
@@ -10,7 +9,8 @@ use pagevisor_shared::zone::{MAX_NR_ZONES, ZoneType};
 
 use super::cpu::CpuHandle;
 use super::error::{Error, ErrorKind, op_name};
-use super::handles::Handles;
+use super::estate::{Book, Claim};
+use super::prepared::PreparedWorkload;
 use super::snapshot::Snapshot;
 use super::state::State;
 use super::text::{self, Tail, last_words};
@@ -27,8 +27,8 @@ use crate::workload::{Workload, WorkloadReport};
 const LOOK: Duration = Duration::from_millis(1);
 /// How often who waits looks whether it is to stop.
 const LISTEN: Duration = Duration::from_millis(20);
-/// As good as no limit.
-const FOREVER: Duration = Duration::from_secs(1 << 32);
+/// Most events that [`Guest::describe`] tells.
+const DESCRIBED_EVENTS: usize = 40;
 
 /// A guest of this process that is ready for commands. Dropping it ends it.
 #[derive(Debug)]
@@ -37,11 +37,9 @@ pub struct Guest {
     topology: Topology,
     view: StateView,
     console: Tail,
-    handles: Mutex<Handles>,
+    book: Arc<Book>,
     command_timeout: Duration,
     run_timeout: Duration,
-    /// A command was not answered: what is freed on dropping is not waited for any more.
-    silent: AtomicBool,
 }
 
 /// What a command of one operation gave.
@@ -68,6 +66,15 @@ pub(super) struct Call<'c> {
     pub timeout: Duration,
     /// Whether to wait no longer.
     pub stop: Option<&'c dyn Fn() -> bool>,
+    /// What it does to handles. If nobody waits for the reply in the end, they are not the caller's any more.
+    pub claims: &'c [Claim],
+}
+
+impl<'c> Call<'c> {
+    /// Operations for a CPU.
+    pub(super) fn new(cpu: u32, ops: &'c [Op]) -> Self {
+        Self { cpu, flags: 0, ops, payload: &[], timeout: Duration::ZERO, stop: None, claims: &[] }
+    }
 }
 
 impl Guest {
@@ -80,16 +87,7 @@ impl Guest {
     ) -> Result<Self, Error> {
         let view =
             StateView::of_machine(&machine).map_err(|error| Error::new(error, last_words(Some(&machine), &console)))?;
-        Ok(Self {
-            machine,
-            topology,
-            view,
-            console,
-            handles: Mutex::default(),
-            command_timeout,
-            run_timeout,
-            silent: AtomicBool::new(false),
-        })
+        Ok(Self { machine, topology, view, console, book: Arc::default(), command_timeout, run_timeout })
     }
 
     /// CPU `number`.
@@ -289,14 +287,7 @@ impl Guest {
     /// As every command; [`ErrorKind::TimedOut`] if it does not.
     pub fn shutdown(self, code: u16) -> Result<End, Error> {
         let ops = [Op::Shutdown { code }];
-        match self.call(&Call {
-            cpu: ANY_CPU,
-            flags: 0,
-            ops: &ops,
-            payload: &[],
-            timeout: self.command_timeout,
-            stop: None,
-        }) {
+        match self.call(&Call { timeout: self.command_timeout, ..Call::new(ANY_CPU, &ops) }) {
             // A guest that powers off does not say so first.
             Err(error) if !matches!(error.kind(), ErrorKind::Ended(_)) => return Err(error),
             _ => {}
@@ -309,16 +300,18 @@ impl Guest {
         }
     }
 
-    /// The topology, the views that tell most about memory, and the guest's log: for who wonders what happened.
+    /// The topology, the views that tell most about memory, the last events and the guest's log: for who wonders what
+    /// happened.
     pub fn describe(&self) -> String {
-        let mut text = format!("Topology:\n{}", self.topology.to_toml());
+        let mut text = format!("Topology:\n{}\nState:\n", self.topology.to_toml());
         let files = proc_tree(&self.view).unwrap_or_default();
         for (path, content) in
             files.iter().filter(|(path, _)| path.ends_with("buddyinfo") || path.ends_with("numastat"))
         {
-            text += &format!("\n{path}:\n{content}");
+            text += &format!("{path}:\n{content}\n");
         }
-        text += &format!("\n{}\nLog:\n", self.state());
+        let events = self.last_events(DESCRIBED_EVENTS);
+        text += &format!("{}\nLast events:\n{events}\nLog:\n", self.state());
         self.log().iter().for_each(|line| text += &format!("{line}\n"));
         text
     }
@@ -333,20 +326,17 @@ impl Guest {
     }
 
     pub(super) fn take_handles(&self, count: u32) -> Result<u32, Error> {
-        self.handles().take(count).ok_or_else(|| self.error(ErrorKind::NoHandles(count)))
+        self.book.take(count).ok_or_else(|| self.error(ErrorKind::NoHandles(count)))
     }
 
     pub(super) fn give_handles(&self, start: u32, count: u32) {
-        self.handles().give(start, count);
+        self.book.give(start, count);
     }
 
-    fn handles(&self) -> MutexGuard<'_, Handles> {
-        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether a command may still be answered.
-    pub(super) fn answers(&self) -> bool {
-        !self.silent.load(Ordering::Relaxed) && self.machine.end().is_none()
+    /// Whether handles that are dropped need not be freed by a command that is waited for: the guest has ended, or it
+    /// owes an answer, and they are freed when it has given one.
+    pub(super) fn takes_over(&self, start: u32, count: u32) -> bool {
+        self.machine.end().is_some() || self.book.owe_if_silent(start, count)
     }
 
     /// The node and the type of the zone that frame `pfn` is in.
@@ -360,48 +350,47 @@ impl Guest {
     /// Sends a command and waits for its reply, which has a result for each operation, or up to the first that failed
     /// if it was to stop then.
     pub(super) fn call(&self, call: &Call<'_>) -> Result<Reply, Error> {
-        let reply = exchange(&self.machine, call);
-        if let Err(ErrorKind::TimedOut { .. }) = reply {
-            self.silent.store(true, Ordering::Relaxed);
+        let reply = exchange(&self.machine, call, Some(&self.book)).map_err(|kind| self.error(kind))?;
+        if let Some(bequest) = self.book.settle(reply.header.cpu) {
+            self.machine.bequeath(bequest);
         }
-        reply.map_err(|kind| self.error(kind))
+        Ok(reply)
     }
 }
 
-/// Waits for a reply, which a guest that hangs does not give.
-fn wait(
-    waiting: &Waiting,
-    timeout: Duration,
-    stop: Option<&dyn Fn() -> bool>,
-) -> Result<Result<Reply, NoReply>, ErrorKind> {
+/// Waits for a reply, which a guest that hangs does not give; the error is why no longer.
+fn wait(waiting: &Waiting, call: &Call<'_>) -> Result<Result<Reply, NoReply>, ErrorKind> {
     let begin = Instant::now();
     loop {
-        let left = timeout.saturating_sub(begin.elapsed());
-        let slice = stop.map_or(left, |_| left.min(LISTEN));
+        let left = call.timeout.saturating_sub(begin.elapsed());
+        let slice = call.stop.map_or(left, |_| left.min(LISTEN));
         if let Some(answer) = waiting.poll(slice) {
             return Ok(answer);
         }
-        if stop.is_some_and(|stop| stop()) {
+        if call.stop.is_some_and(|stop| stop()) {
             return Err(ErrorKind::Stopped);
         }
         if left <= slice {
-            return Ok(Err(NoReply::TimedOut));
+            return Err(ErrorKind::TimedOut { cpu: call.cpu, after: call.timeout });
         }
     }
 }
 
-/// [`Guest::call`] for a machine.
-fn exchange(machine: &Machine, call: &Call<'_>) -> Result<Reply, ErrorKind> {
+/// [`Guest::call`] for a machine. Who gives up leaves what the call claims to `book`.
+pub(super) fn exchange(machine: &Machine, call: &Call<'_>, book: Option<&Arc<Book>>) -> Result<Reply, ErrorKind> {
     let cpu = call.cpu;
     let no_reply = |why| match (why, machine.end()) {
         (NoReply::Ended, Some(end)) => ErrorKind::Ended(Box::new(end)),
-        (NoReply::TimedOut, _) => ErrorKind::TimedOut { cpu, after: call.timeout },
         (why, _) => ErrorKind::NoReply { cpu, why },
     };
     let ops: Vec<RawOp> = call.ops.iter().map(Op::encode).collect();
     let header = CommandHeader { cpu, flags: call.flags, ..CommandHeader::default() };
     let waiting = machine.submit(header, &ops, call.payload).map_err(no_reply)?;
-    let reply = wait(&waiting, call.timeout, call.stop)?.map_err(no_reply)?;
+    let answer = wait(&waiting, call).or_else(|kind| {
+        // The reply may come at this very moment.
+        book.and_then(|book| waiting.leave(book.heir(cpu, call.claims))).ok_or(kind)
+    });
+    let reply = answer?.map_err(no_reply)?;
     let results = reply.results.len();
     let complete = match reply.header.status {
         Status::Done => results == ops.len(),
@@ -422,56 +411,5 @@ pub(super) fn single_error(op: &Op, result: &OpResult, cpu: u32) -> Result<(), E
     match result.error {
         None => Ok(()),
         Some(error) => Err(ErrorKind::Op { op: op_name(op), cpu, error, value: result.value }),
-    }
-}
-
-/// A workload as a guest is told it; the files that it names have been read.
-#[derive(Clone, Debug)]
-pub struct PreparedWorkload {
-    name: String,
-    payload: Vec<u8>,
-}
-
-impl PreparedWorkload {
-    /// Prepares a workload.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Workload`] for one that is none, or is nothing but booting.
-    pub fn new(workload: &Workload) -> Result<Self, ErrorKind> {
-        let name = workload.to_string();
-        let bad = |reason| ErrorKind::Workload { workload: name.clone(), reason };
-        workload.check().map_err(bad)?;
-        if workload.is_boot() {
-            return Err(bad("it is done when the guest is ready".to_owned()));
-        }
-        let payload = workload.encode().map_err(bad)?.iter().flat_map(|word| word.to_le_bytes()).collect();
-        Ok(Self { name, payload })
-    }
-
-    /// As users write it.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Has the guest of `machine` do it, until it is done, the deadline is over, or `stop` says so.
-    ///
-    /// # Errors
-    /// As [`Guest::run`], and [`ErrorKind::Stopped`].
-    pub fn run(
-        &self,
-        machine: &Machine,
-        deadline: Deadline,
-        stop: Option<&dyn Fn() -> bool>,
-    ) -> Result<WorkloadReport, ErrorKind> {
-        let op = Op::Run { payload: 0, len: self.payload.len() as u32 };
-        let timeout = deadline.left().unwrap_or(FOREVER);
-        let reply =
-            exchange(machine, &Call { cpu: ANY_CPU, flags: 0, ops: &[op], payload: &self.payload, timeout, stop })?;
-        let result = single(&reply)?;
-        single_error(&op, &result, reply.header.cpu)?;
-        let report = reply.payload.get(result.aux as usize..).unwrap_or(&[]);
-        let words: Vec<u64> = report.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
-        let nodes = machine.memory().state().open().map_or(0, |region| region.nr_nodes());
-        Ok(WorkloadReport::from_words(&words, nodes)?)
     }
 }

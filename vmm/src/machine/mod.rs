@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::devices::monitor::{Monitor, MonitorWorker, NoReply, Notice, Traffic, Waiting};
+use crate::devices::monitor::{Bequest, Monitor, MonitorWorker, NoReply, Notice, Signals, Traffic, Waiting};
 use crate::devices::{Console, PowerRequest};
 use crate::error::StartError;
 use crate::kvm::{Cause, KVM_DEVICE};
@@ -225,6 +225,11 @@ impl Machine {
         self.monitor.submit(header, ops, payload)
     }
 
+    /// Sends a command whose reply nobody waits for.
+    pub fn bequeath(&self, bequest: Bequest) {
+        self.monitor.bequeath(bequest);
+    }
+
     /// Sends commands to this machine, from wherever it is taken to.
     pub fn commander(&self) -> Commander {
         Commander(self.monitor.clone())
@@ -233,6 +238,11 @@ impl Machine {
     /// How many messages came and went.
     pub fn traffic(&self) -> Traffic {
         self.monitor.mailbox().traffic()
+    }
+
+    /// How often the guest's driver and the monitor device disturbed each other.
+    pub fn signals(&self) -> Signals {
+        self.monitor.signals()
     }
 
     /// How the machine ended, if it has.

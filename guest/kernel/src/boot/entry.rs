@@ -67,6 +67,33 @@ early_gdt_ptr:
     options(att_syntax)
 );
 
+/// Assembly that takes a CPU from 32-bit code without paging, at its physical address, to 64-bit code in the kernel's
+/// half, with the early page tables. `$low` and `$high` are labels of its own: where 64-bit code begins, still down
+/// there, and where it is up. It wants the operands `kmap`, `cr4`, `efer` and `cr0`, and changes EAX, ECX and EDX.
+macro_rules! long_mode {
+    ($low:literal, $high:literal) => {
+        concat!(
+            "movl ${cr4}, %eax\n",
+            "movl %eax, %cr4\n",
+            "movl $early_pml4 - {kmap}, %eax\n",
+            "movl %eax, %cr3\n",
+            "movl $0xc0000080, %ecx\n",
+            "rdmsr\n",
+            "orl ${efer}, %eax\n",
+            "wrmsr\n",
+            "movl ${cr0}, %eax\n",
+            "movl %eax, %cr0\n",
+            concat!("ljmpl $0x08, $", $low, " - {kmap}\n"),
+            ".code64\n",
+            concat!(".type ", $low, ", @function\n", $low, ":\n"),
+            concat!("movabsq $", $high, ", %rax\n"),
+            "jmpq *%rax\n",
+            concat!($high, ":\n"),
+        )
+    };
+}
+pub(crate) use long_mode;
+
 // ESI and EDI keep the time stamp of the first instruction, EBX the start info; RDMSR and WRMSR use the others.
 global_asm!(
     r#"
@@ -80,24 +107,9 @@ pvh_start32:
     movl %eax, %esi
     movl %edx, %edi
     lgdtl early_gdt_ptr - {kmap}
-    movl ${cr4}, %eax
-    movl %eax, %cr4
-    movl $early_pml4 - {kmap}, %eax
-    movl %eax, %cr3
-    movl $0xc0000080, %ecx
-    rdmsr
-    orl ${efer}, %eax
-    wrmsr
-    movl ${cr0}, %eax
-    movl %eax, %cr0
-    ljmpl $0x08, $start64_low - {kmap}
-
-    .code64
-    .type start64_low, @function
-start64_low:
-    movabsq $start64_high, %rax
-    jmpq *%rax
-start64_high:
+    "#,
+    long_mode!("start64_low", "start64_high"),
+    r#"
     movl $0x10, %eax
     movl %eax, %ds
     movl %eax, %es

@@ -3,6 +3,9 @@
 //! The device interrupts CPU 0, which looks at each message's head and puts it into the queue of a CPU. A CPU that
 //! has nothing to do halts; woken, it works its queue off, with interrupts on, from its idle loop. The commands
 //! themselves are executed by [`pagevisor_mm::command`].
+//!
+//! The device is told of replies when a CPU has nothing more to do at once: not between short commands that follow each
+//! other, at most [`BURST`] of them, but always before the CPU waits, stops, or begins something long ([`tell`]).
 
 mod parts;
 mod queue;
@@ -11,7 +14,7 @@ use core::hint::spin_loop;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use pagevisor_mm::Mm;
-use pagevisor_mm::command::{Commands, Services, execute, refuse};
+use pagevisor_mm::command::{Commands, Services, execute, is_short, refuse};
 use pagevisor_shared::NR_CPUS;
 use pagevisor_shared::command::{ANY_CPU, BUFFER_BYTES, CommandHeader, NR_BUFFERS, Status};
 use pagevisor_shared::device::monitor::{QUEUE_COMMAND, QUEUE_REPLY};
@@ -31,6 +34,9 @@ pub const BUFFERS_BYTES: u64 = 2 * (NR_BUFFERS * BUFFER_BYTES) as u64;
 /// Rounds of waiting before a CPU halts in between, and ticks of its timer that it halts for.
 const SPINS: u32 = 50;
 const DOZE: u32 = 1 << 17;
+
+/// Most replies that the device is told of at once: as long as the host works on these, there are buffers left.
+const BURST: u32 = NR_BUFFERS as u32 / 2;
 
 static TRANSPORT: Once<Transport> = Once::new();
 static COMMANDS: Commands = Commands::new();
@@ -62,6 +68,8 @@ struct Jobs {
     barrier: AtomicU64,
     /// Rounds that it has waited for others since it last did something.
     rounds: AtomicU32,
+    /// Replies that the device was not told of yet. Only the CPU itself uses this.
+    untold: AtomicU32,
 }
 
 /// Messages in order of arrival. There are no more than buffers.
@@ -75,8 +83,8 @@ struct Fifo {
 impl Jobs {
     const fn new() -> Self {
         let fifo = Fifo { jobs: [Job { buffer: 0, len: 0 }; NR_BUFFERS], first: 0, len: 0 };
-        let (count, rounds) = (AtomicU32::new(0), AtomicU32::new(0));
-        Self { waiting: IrqSpinLock::new(fifo), count, barrier: AtomicU64::new(0), rounds }
+        let [count, rounds, untold] = [const { AtomicU32::new(0) }; 3];
+        Self { waiting: IrqSpinLock::new(fifo), count, barrier: AtomicU64::new(0), rounds, untold }
     }
 
     fn push(&self, job: Job) {
@@ -93,6 +101,12 @@ impl Jobs {
         let job = fifo.jobs[fifo.first % NR_BUFFERS];
         fifo.first = (fifo.first + 1) % NR_BUFFERS;
         Some(job)
+    }
+
+    /// The next message, which stays.
+    fn next(&self) -> Option<Job> {
+        let fifo = self.waiting.lock();
+        (fifo.len != 0).then(|| fifo.jobs[fifo.first % NR_BUFFERS])
     }
 
     fn is_empty(&self) -> bool {
@@ -120,17 +134,26 @@ pub fn open() {
 pub fn receive() {
     let Some(transport) = TRANSPORT.get() else { return };
     let here = percpu::cpu_number() as usize;
-    while let Some((buffer, len)) = transport.commands.returned() {
-        let target = match header(transport, buffer, len) {
-            Some(header) if header.cpu == ANY_CPU => least_busy(here),
-            Some(header) if is_online(header.cpu) => header.cpu as usize,
-            // Somebody must say that it cannot be executed.
-            _ => here,
-        };
-        JOBS[target % NR_CPUS].push(Job { buffer: buffer as u8, len: len as u32 });
-        if let Some(cpu) = CpuId::new(target).filter(|_| target != here) {
-            smp::reschedule(cpu);
+    loop {
+        match transport.commands.returned() {
+            Some((buffer, len)) => hand_out(transport, here, buffer, len),
+            None if transport.commands.rest() => return,
+            None => {}
         }
+    }
+}
+
+/// Puts a message into the queue of the CPU it is for.
+fn hand_out(transport: &Transport, here: usize, buffer: usize, len: usize) {
+    let target = match header(transport, buffer, len) {
+        Some(header) if header.cpu == ANY_CPU => least_busy(here),
+        Some(header) if is_online(header.cpu) => header.cpu as usize,
+        // Somebody must say that it cannot be executed.
+        _ => here,
+    };
+    JOBS[target % NR_CPUS].push(Job { buffer: buffer as u8, len: len as u32 });
+    if let Some(cpu) = CpuId::new(target).filter(|_| target != here) {
+        smp::reschedule(cpu);
     }
 }
 
@@ -175,8 +198,32 @@ pub fn work() {
     while let Some(job) = my_jobs().pop() {
         answer(mm, job);
         my_jobs().count.fetch_sub(1, Ordering::Relaxed);
+        if !more_at_once() {
+            tell();
+        }
         Worker.safe_point();
         parts::serve();
+    }
+    // Nothing is left untold: the last job had no next one.
+}
+
+/// Whether the CPU's next reply will be there at once, so that the device can be told of it together with the last ones.
+fn more_at_once() -> bool {
+    let Some(transport) = TRANSPORT.get() else { return false };
+    let short = |job: Job| {
+        // SAFETY: the device has given the buffer back; it is this CPU that will give it to the device again, later.
+        is_short(unsafe { transport.commands.bytes(job.buffer.into(), job.len as usize) })
+    };
+    my_jobs().untold.load(Ordering::Relaxed) < BURST && my_jobs().next().is_some_and(short)
+}
+
+/// Tells the device of this CPU's replies, if there are any that it was not told of.
+fn tell() {
+    if let Some(transport) = TRANSPORT.get()
+        && my_jobs().untold.swap(0, Ordering::Relaxed) != 0
+    {
+        transport.replies.tell();
+        transport.commands.tell();
     }
 }
 
@@ -206,8 +253,10 @@ fn answer(mm: &'static Mm<Kernel>, job: Job) {
         // Only this CPU writes its count.
         state.commands.store(state.commands.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
-    transport.replies.post(reply, bytes);
+    // In this order: the device that hears of the reply finds the buffer for the next command, too.
     transport.commands.post(buffer, BUFFER_BYTES);
+    transport.replies.post(reply, bytes);
+    my_jobs().untold.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Executes a command that came from nowhere, to see what that costs.
@@ -268,6 +317,7 @@ impl Worker {
     /// Stays until nobody asks for a safe point any more.
     #[cold]
     fn park(&self, asked: &AtomicU32) {
+        tell();
         while asked.load(Ordering::Acquire) != 0 {
             set_activity(Activity::Parked);
             while asked.load(Ordering::Acquire) != 0 {
@@ -290,6 +340,7 @@ impl Services for Worker {
     }
 
     fn relax(&self) {
+        tell();
         self.pass();
         parts::serve();
         let rounds = my_jobs().rounds.fetch_add(1, Ordering::Relaxed);

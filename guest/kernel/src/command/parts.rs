@@ -47,6 +47,8 @@ pub fn serve() {
         return;
     }
     ASKED.fetch_and(!my_bit(), Ordering::Relaxed);
+    // It may take long.
+    super::tell();
     let part: *const Part<'static> = core::ptr::with_exposed_provenance(PART.load(Ordering::Relaxed));
     // SAFETY: `run_on` stored the address of one of these on its stack before it set this CPU's bit, and stays until
     // this CPU's bit in `BUSY` is cleared.

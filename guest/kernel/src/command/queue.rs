@@ -1,10 +1,15 @@
 //! A split virtqueue of the monitor device (virtio 1.2, section 2.7), as its driver sees it: a buffer per descriptor.
+//!
+//! The sides spare each other notifications as [`virtq`] says. Buffers are posted without a word; whoever has posted
+//! some calls [`Queue::tell`] before he waits for anything or does something long. Who takes buffers back on an interrupt
+//! goes on until [`Queue::rest`] lets him end.
 
 use core::ptr::with_exposed_provenance;
-use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use pagevisor_shared::command::{BUFFER_BYTES, NR_BUFFERS};
 use pagevisor_shared::layout::PAGE_OFFSET;
+use pagevisor_shared::virtq;
 
 use crate::monitor::{self, DEVICE_OFFSET, DRIVER_OFFSET, Monitor};
 use crate::sync::IrqSpinLock;
@@ -13,10 +18,6 @@ use crate::sync::IrqSpinLock;
 const DESCRIPTOR: u64 = 16;
 /// Flag of a descriptor: the device writes.
 const WRITE: u16 = 2;
-/// Flag of what the device used: it need not be notified.
-const NO_NOTIFY: u16 = 1;
-/// Flag of what the driver offers: it need not be interrupted.
-const NO_INTERRUPT: u16 = 1;
 /// The buffers of a queue, a bit each.
 const ALL: u32 = ((1u64 << NR_BUFFERS) - 1) as u32;
 
@@ -40,6 +41,8 @@ pub struct Queue {
 struct State {
     /// Buffers offered so far, modulo 2^16.
     offered: u16,
+    /// Those that the device need not be told of any more.
+    told: u16,
     /// Buffers that came back so far.
     returned: u16,
     /// Buffers that are not with the device, a bit each.
@@ -49,7 +52,7 @@ struct State {
 impl Queue {
     /// Queue `number` of `device`, of `size` entries, at physical address `parts`; its buffers are at `buffers`.
     pub fn new(device: &'static Monitor, number: u32, size: u16, parts: u64, buffers: u64, writable: bool) -> Self {
-        let state = IrqSpinLock::new(State { offered: 0, returned: 0, free: ALL });
+        let state = IrqSpinLock::new(State { offered: 0, told: 0, returned: 0, free: ALL });
         Self { device, number, size, parts: PAGE_OFFSET + parts, buffers, writable, state }
     }
 
@@ -64,31 +67,58 @@ impl Queue {
         unsafe { &*with_exposed_provenance((self.parts + offset) as usize) }
     }
 
-    /// Tells the device not to interrupt for this queue.
-    pub fn no_interrupts(&self) {
-        self.half_word(DRIVER_OFFSET).store(NO_INTERRUPT, Ordering::Relaxed);
+    /// Where the driver says of which buffer that the device used it wants to hear (`used_event`).
+    fn used_event(&self) -> &AtomicU16 {
+        self.half_word(DRIVER_OFFSET + 4 + 2 * u64::from(self.size))
     }
 
-    /// Gives a buffer to the device, the first `len` bytes of it, and says so unless the device looks by itself.
+    /// Where the device says of which buffer that the driver offers it wants to hear (`avail_event`).
+    fn avail_event(&self) -> &AtomicU16 {
+        self.half_word(DEVICE_OFFSET + 4 + 8 * u64::from(self.size))
+    }
+
+    /// How many buffers the device has used.
+    fn used_index(&self) -> &AtomicU16 {
+        self.half_word(DEVICE_OFFSET + 2)
+    }
+
+    /// Asks the device not to interrupt for this queue; to be repeated before 2^16 buffers have come back.
+    pub fn no_interrupts(&self) {
+        virtq::ignore(self.used_event(), self.state.lock().returned);
+    }
+
+    /// Whether nothing has come back that [`Self::returned`] has not given: the device interrupts for what comes next.
+    pub fn rest(&self) -> bool {
+        let state = self.state.lock();
+        virtq::sleep(self.used_event(), self.used_index(), state.returned)
+    }
+
+    /// Gives a buffer to the device, the first `len` bytes of it, without telling it.
     pub fn post(&self, buffer: usize, len: usize) {
-        {
+        let mut state = self.state.lock();
+        let at = DESCRIPTOR * buffer as u64;
+        let address = self.buffers + (buffer * BUFFER_BYTES) as u64;
+        self.word(at).store(address as u32, Ordering::Relaxed);
+        self.word(at + 4).store((address >> 32) as u32, Ordering::Relaxed);
+        self.word(at + 8).store(len as u32, Ordering::Relaxed);
+        self.half_word(at + 12).store(if self.writable { WRITE } else { 0 }, Ordering::Relaxed);
+        let slot = u64::from(state.offered & (self.size - 1));
+        self.half_word(DRIVER_OFFSET + 4 + 2 * slot).store(buffer as u16, Ordering::Relaxed);
+        state.offered = state.offered.wrapping_add(1);
+        state.free &= !(1 << buffer);
+        // Release: the device that sees the count sees the buffer.
+        self.half_word(DRIVER_OFFSET + 2).store(state.offered, Ordering::Release);
+    }
+
+    /// Tells the device of all buffers that were posted, by whichever CPU, if it wants to hear of one of them.
+    pub fn tell(&self) {
+        let (old, new) = {
             let mut state = self.state.lock();
-            let at = DESCRIPTOR * buffer as u64;
-            let address = self.buffers + (buffer * BUFFER_BYTES) as u64;
-            self.word(at).store(address as u32, Ordering::Relaxed);
-            self.word(at + 4).store((address >> 32) as u32, Ordering::Relaxed);
-            self.word(at + 8).store(len as u32, Ordering::Relaxed);
-            self.half_word(at + 12).store(if self.writable { WRITE } else { 0 }, Ordering::Relaxed);
-            let slot = u64::from(state.offered & (self.size - 1));
-            self.half_word(DRIVER_OFFSET + 4 + 2 * slot).store(buffer as u16, Ordering::Relaxed);
-            state.offered = state.offered.wrapping_add(1);
-            state.free &= !(1 << buffer);
-            // Release: the device that sees the count sees the buffer.
-            self.half_word(DRIVER_OFFSET + 2).store(state.offered, Ordering::Release);
-        }
-        // Either the device sees the buffer before it waits, or this sees that it wants to be told.
-        fence(Ordering::SeqCst);
-        if self.half_word(DEVICE_OFFSET).load(Ordering::Relaxed) & NO_NOTIFY == 0 {
+            let (old, new) = (state.told, state.offered);
+            state.told = new;
+            (old, new)
+        };
+        if virtq::must_tell(self.avail_event(), new, old) {
             self.device.notify(self.number);
         }
     }
@@ -98,6 +128,7 @@ impl Queue {
         for buffer in 0..NR_BUFFERS {
             self.post(buffer, BUFFER_BYTES);
         }
+        self.tell();
     }
 
     /// Takes the next buffer back that the device has done with: its number and how many bytes the device wrote. What
@@ -110,7 +141,7 @@ impl Queue {
     fn next_returned(&self, state: &mut State) -> Option<(usize, usize)> {
         loop {
             // Acquire pairs with the device's release: the entry, and what is in the buffer.
-            if self.half_word(DEVICE_OFFSET + 2).load(Ordering::Acquire) == state.returned {
+            if self.used_index().load(Ordering::Acquire) == state.returned {
                 return None;
             }
             let slot = u64::from(state.returned & (self.size - 1));
@@ -124,10 +155,11 @@ impl Queue {
         }
     }
 
-    /// Takes a buffer that is not with the device, to write into.
+    /// Takes a buffer that is not with the device, to write into. The queue is one that does not interrupt.
     pub fn take(&self) -> Option<usize> {
         let mut state = self.state.lock();
         while self.next_returned(&mut state).is_some() {}
+        virtq::ignore(self.used_event(), state.returned);
         let buffer = state.free.trailing_zeros() as usize;
         if buffer >= NR_BUFFERS {
             return None;

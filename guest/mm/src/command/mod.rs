@@ -12,7 +12,7 @@ mod reply;
 
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
-use pagevisor_shared::command::{CommandHeader, OpError, OpResult, RawOp, ReplyHeader, STOP_ON_ERROR, Status};
+use pagevisor_shared::command::{CommandHeader, Op, OpError, OpResult, RawOp, ReplyHeader, STOP_ON_ERROR, Status};
 use pagevisor_shared::units::CpuMask;
 
 use crate::Mm;
@@ -111,6 +111,14 @@ pub fn refuse(header: Option<&CommandHeader>, status: Status, cpu: u32, now: u64
     let tag = header.map_or(0, |header| header.tag);
     let head = ReplyHeader { tag, status, cpu, nr_results: 0, payload_len: 0, tsc_start: now, tsc_end: now };
     Reply::new(reply, 0).map_or(0, |out| out.finish(head))
+}
+
+/// Whether a message is one operation that takes no longer than a notification of the host does.
+pub fn is_short(message: &[u8]) -> bool {
+    let header = message.first_chunk().and_then(|first| CommandHeader::from_bytes(first, message.len()));
+    let ops = header.filter(|header| header.nr_ops == 1).and_then(|header| parts(&header, message));
+    let op = ops.and_then(|(ops, _)| Op::decode(&RawOp::from_bytes(ops.first()?)).ok());
+    matches!(op, Some(Op::Nop | Op::AllocPages { count: 1, .. } | Op::FreePages { count: 1, .. }))
 }
 
 /// The operations and the payload of a message.

@@ -104,6 +104,9 @@ impl<P: Platform> Mm<P> {
     /// What looks at allocations and frees now: [`hot`] bits, 0 for nothing.
     #[inline(always)]
     pub fn instrumented(&self) -> u32 {
+        if cfg!(feature = "bare") {
+            return 0;
+        }
         self.instrument.active.load(Relaxed)
     }
 

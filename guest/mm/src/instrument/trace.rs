@@ -49,7 +49,7 @@ impl<P: Platform> Mm<P> {
     /// Whether events of `kind` are recorded.
     #[inline(always)]
     pub(crate) fn traces(&self, kind: EventKind) -> bool {
-        self.region.header().event_mask.load(Relaxed) & kind.bit() != 0
+        !cfg!(feature = "bare") && self.region.header().event_mask.load(Relaxed) & kind.bit() != 0
     }
 
     /// Records an event if its kind is on. Time, CPU and caller are filled in.
@@ -112,6 +112,12 @@ impl<P: Platform> Mm<P> {
             let event = self.of_frame(EventKind::MmPageFree, Pfn::new(pfn as u64));
             self.write_event(Event { order: order as u8, ..event });
         }
+    }
+
+    /// `free_unref_page_list`, which has looked whether this is recorded.
+    #[cold]
+    pub(crate) fn trace_free_batched(&self, pfn: Pfn) {
+        self.write_event(self.of_frame(EventKind::MmPageFreeBatched, pfn));
     }
 
     /// `wakeup_kswapd`.

@@ -61,25 +61,42 @@ impl<P: Platform> Mm<P> {
     /// `__free_pages`, with nothing taken for granted.
     #[inline(never)]
     pub(super) fn free_pages_slow(&self, pfn: Pfn, order: Order) {
-        let Some(index) = self.page_zone(pfn) else { return self.report_no_page(pfn, "no such page") };
+        match self.drop_checked(pfn, order) {
+            Some((index, _, 1)) => {
+                self.settle(index, pfn.raw() as u32);
+                self.free_the_page(index, pfn.raw() as u32, order.raw());
+            }
+            Some((index, flags, _)) if flags & PageFlag::Head.mask() == 0 => {
+                self.free_all_but_first(index, pfn.raw() as u32, order)
+            }
+            _ => {}
+        }
+    }
+
+    /// Drops a reference to a block, if that is one in use and of this order; gives its zone, and its flags and how many
+    /// references there were before.
+    #[inline(always)]
+    pub(super) fn drop_checked(&self, pfn: Pfn, order: Order) -> Option<(ZoneIndex, u32, u32)> {
+        let Some(index) = self.page_zone(pfn) else {
+            self.report_no_page(pfn, "no such page");
+            return None;
+        };
         let page = self.memmap().page(pfn.raw() as u32);
         let flags = page.flags.get();
         if page._refcount.load(Acquire) == 0 {
             let reason = if self.is_reserved(pfn) { "freeing a reserved page" } else { "freeing a page not in use" };
-            return self.bad_page(pfn, reason);
+            self.bad_page(pfn, reason);
+            return None;
         }
         if allocated_order(flags) != order.raw() || !pfn.is_aligned(order) {
-            return self.bad_page(pfn, "freed with another order than allocated");
+            self.bad_page(pfn, "freed with another order than allocated");
+            return None;
         }
-        match self.drop_reference(page) {
-            None => self.bad_page(pfn, "freeing a page not in use"),
-            Some(1) => {
-                self.settle(index, pfn.raw() as u32);
-                self.free_the_page(index, pfn.raw() as u32, order.raw());
-            }
-            Some(_) if flags & PageFlag::Head.mask() == 0 => self.free_all_but_first(index, pfn.raw() as u32, order),
-            Some(_) => {}
+        let references = self.drop_reference(page);
+        if references.is_none() {
+            self.bad_page(pfn, "freeing a page not in use");
         }
+        references.map(|references| (index, flags, references))
     }
 
     /// Drops a reference if there is one; gives how many there were.
@@ -130,7 +147,7 @@ impl<P: Platform> Mm<P> {
 
     /// Checks and cleans the head of a block that nobody uses any more (`free_pages_prepare`). False if the block must
     /// stay off the lists.
-    fn free_pages_prepare(&self, pfn: u32, order: u32) -> bool {
+    pub(super) fn free_pages_prepare(&self, pfn: u32, order: u32) -> bool {
         let page = self.memmap().page(pfn);
         let flags = page.flags.get();
         if let Some(reason) = bad_reason(page) {
@@ -169,7 +186,7 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Lets later frees of pages in this page block take the short way.
-    fn settle(&self, index: ZoneIndex, pfn: u32) {
+    pub(super) fn settle(&self, index: ZoneIndex, pfn: u32) {
         if self.frames.home(pfn as u64).is_some_and(|home| home.zone() >= self.zones.len()) {
             let _zone = self.lock_zone(index);
             self.frames.settle(pfn as u64);

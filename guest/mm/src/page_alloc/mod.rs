@@ -18,6 +18,7 @@ mod free;
 mod freelist;
 mod node_reclaim;
 mod prep;
+mod release;
 mod slow;
 mod warn;
 mod watermark;
@@ -30,6 +31,7 @@ use crate::platform::Platform;
 
 pub(crate) use context::AllocContext;
 pub(crate) use free::allocated_order;
+pub(crate) use release::PageVec;
 pub(crate) use warn::Reports;
 
 /// Above this order an allocation is costly: it may fail rather than retry (`PAGE_ALLOC_COSTLY_ORDER`).

@@ -6,7 +6,7 @@ use pagevisor_shared::units::{Order, Pfn};
 
 use crate::Mm;
 use crate::command::Services;
-use crate::page_alloc::allocated_order;
+use crate::page_alloc::{PageVec, allocated_order};
 use crate::platform::Platform;
 use crate::sync::{self, Plain};
 
@@ -84,12 +84,13 @@ impl Kept {
         let mut chain = Chain::from_parts(self.first.get(), u64::MAX);
         self.first.set(0);
         sync::unlock(&self.lock);
-        let mut count = 0;
+        let (mut pages, mut count) = (PageVec::new(), 0);
         while let Some((pfn, order)) = chain.pop(mm) {
             services.safe_point();
-            mm.free_pages(pfn, order);
+            pages.add(mm, pfn, order);
             count += 1;
         }
+        pages.release(mm);
         count
     }
 }

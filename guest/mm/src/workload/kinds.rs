@@ -1,8 +1,10 @@
 //! What each workload does.
+//!
+//! As the operations of commands, the functions here are what call traces and events name as callers.
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use pagevisor_shared::command::workload::{Count, Kind, TraceRecord};
+use pagevisor_shared::command::workload::{Count, Kind, Phase, TraceRecord};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::units::{Order, Pfn};
 
@@ -65,22 +67,26 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
         if self.run.params.hold == 0 { otherwise } else { self.run.params.hold.into() }
     }
 
+    #[inline(never)]
     fn sequential(&mut self) {
         let (hold, mut chain) = (self.hold(u64::MAX), Chain::default());
-        for _ in 0..self.steps() {
-            if chain.len >= hold
-                && let Some((pfn, order)) = chain.pop(self.run.mm)
-            {
-                self.free(pfn, order);
+        self.phase(Phase::Fill, |lane| {
+            for _ in 0..lane.steps() {
+                if chain.len >= hold
+                    && let Some((pfn, order)) = chain.pop(lane.run.mm)
+                {
+                    lane.free(pfn, order);
+                }
+                let order = lane.next_order();
+                if let Some(pfn) = lane.alloc(lane.run.params.gfp, order) {
+                    chain.push(lane.run.mm, pfn);
+                }
             }
-            let order = self.next_order();
-            if let Some(pfn) = self.alloc(self.run.params.gfp, order) {
-                chain.push(self.run.mm, pfn);
-            }
-        }
+        });
         self.finish(chain);
     }
 
+    #[inline(never)]
     fn random_steps(&mut self) {
         let hold = self.hold(HOLD).min(MAX_TABLE);
         let Ok(table) = SharedPages::of_words(self.run.mm, hold) else { return self.run.add(Count::Failed, 1) };
@@ -104,7 +110,7 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
     }
 
     /// The end of the blocks that the first `held` words of a table stand for.
-    fn finish_table(&self, table: &SharedPages<'_, P>, held: u64) {
+    fn finish_table(&mut self, table: &SharedPages<'_, P>, held: u64) {
         let mut chain = Chain::default();
         for at in 0..held {
             let word = table.word(at).get();
@@ -127,6 +133,7 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
     }
 
     /// One CPU is both by turns.
+    #[inline(never)]
     fn alone(&mut self) {
         let (mut left, batch) = (self.run.params.ops, self.hold(RING));
         while left != 0 {
@@ -143,6 +150,7 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
     }
 
     /// Allocates and hands over. What it allocates it writes; reading is the consumer's.
+    #[inline(never)]
     fn produce(&mut self, ring: usize, producers: u64) {
         let params = self.run.params;
         let words = self.run.shared.page(ring as u64);
@@ -168,6 +176,7 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
     }
 
     /// Takes over and frees.
+    #[inline(never)]
     fn consume(&mut self, number: usize, consumers: usize, producers: usize) {
         let touch = self.run.params.touch;
         loop {
@@ -198,34 +207,41 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
         }
     }
 
+    #[inline(never)]
     fn fragment(&mut self) {
         let params = self.run.params;
         let (mut all, nth) = (Chain::default(), u64::from(params.nth.max(1)));
         let most = if params.hold == 0 { u64::MAX } else { params.hold.into() };
         let pages = self.run.share(self.fill().min(most), self.number);
-        for _ in 0..pages {
-            match self.alloc(params.gfp, Order::ZERO) {
-                Some(pfn) => all.push(self.run.mm, pfn),
-                None => break,
+        self.phase(Phase::Fill, |lane| {
+            for _ in 0..pages {
+                match lane.alloc(params.gfp, Order::ZERO) {
+                    Some(pfn) => all.push(lane.run.mm, pfn),
+                    None => break,
+                }
             }
-        }
+        });
         let mut rest = Chain::default();
-        let mut number = 0;
-        while let Some((pfn, order)) = all.pop(self.run.mm) {
-            if number % nth == 0 {
-                rest.push(self.run.mm, pfn);
-            } else {
-                self.free(pfn, order);
+        self.phase(Phase::Thin, |lane| {
+            let mut number = 0;
+            while let Some((pfn, order)) = all.pop(lane.run.mm) {
+                if number % nth == 0 {
+                    rest.push(lane.run.mm, pfn);
+                } else {
+                    lane.free(pfn, order);
+                }
+                number += 1;
             }
-            number += 1;
-        }
-        for _ in 0..self.steps() {
-            self.run.add(Count::Tries, 1);
-            if let Some(pfn) = self.alloc(params.gfp, params.order) {
-                self.run.add(Count::Hits, 1);
-                rest.push(self.run.mm, pfn);
+        });
+        self.phase(Phase::Probe, |lane| {
+            for _ in 0..lane.steps() {
+                lane.run.add(Count::Tries, 1);
+                if let Some(pfn) = lane.alloc(params.gfp, params.order) {
+                    lane.run.add(Count::Hits, 1);
+                    rest.push(lane.run.mm, pfn);
+                }
             }
-        }
+        });
         self.finish(rest);
     }
 
@@ -235,6 +251,7 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
     }
 
     /// Allocates until that fails, or so many pages have come from another node than the one asked for.
+    #[inline(never)]
     fn exhaust(&mut self, gfp: Gfp, enough: u64) {
         let mut chain = Chain::default();
         while self.run.report[Count::NodeFallback as usize].get() < enough {
@@ -248,6 +265,7 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
     }
 
     /// At its turn, a lane frees what the one before left to it and leaves to the next what it allocates.
+    #[inline(never)]
     fn ping_pong(&mut self) {
         let words = self.run.shared.page(0);
         let (params, lanes, batch) = (self.run.params, self.run.lanes as u64, self.hold(BATCH));
@@ -275,6 +293,7 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
         }
     }
 
+    #[inline(never)]
     fn replay(&mut self) {
         // A trace has one order; lanes beyond the first would only repeat it.
         if self.number != 0 {
@@ -311,26 +330,31 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
         self.finish_table(&table, ids);
     }
 
+    #[inline(never)]
     fn accesses(&mut self) {
         let params = self.run.params;
         let order = params.order;
         let wanted = (self.run.share(self.fill(), self.number) >> order.raw()).clamp(1, MAX_TABLE);
         let Ok(table) = SharedPages::of_words(self.run.mm, wanted) else { return self.run.add(Count::Failed, 1) };
         let mut held = 0;
-        while held < wanted
-            && let Some(pfn) = self.take(params.gfp, order)
-        {
-            table.word(held).set(word(pfn, order));
-            held += 1;
-        }
-        if held != 0 {
-            for _ in 0..self.steps() {
-                self.run.services.safe_point();
-                let (pfn, _) = block(table.word(self.random.below(held)).get());
-                let at = self.random.next();
-                let page = pfn.add(at >> 16 & (order.pages() - 1));
-                self.access(page, (at & 511) as usize, at >> 63 != 0);
+        self.phase(Phase::Fill, |lane| {
+            while held < wanted
+                && let Some(pfn) = lane.take(params.gfp, order)
+            {
+                table.word(held).set(word(pfn, order));
+                held += 1;
             }
+        });
+        if held != 0 {
+            self.phase(Phase::Access, |lane| {
+                for _ in 0..lane.steps() {
+                    lane.run.services.safe_point();
+                    let (pfn, _) = block(table.word(lane.random.below(held)).get());
+                    let at = lane.random.next();
+                    let page = pfn.add(at >> 16 & (order.pages() - 1));
+                    lane.access(page, (at & 511) as usize, at >> 63 != 0);
+                }
+            });
         }
         self.finish_table(&table, held);
     }

@@ -5,7 +5,7 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::command::OpError;
-use pagevisor_shared::command::workload::{Count, Report};
+use pagevisor_shared::command::workload::{Count, Mark, Phase, Report};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::random::SplitMix64;
 use pagevisor_shared::units::{MAX_ORDER, NodeId, Order, Pfn};
@@ -14,6 +14,7 @@ use pagevisor_shared::zone::{MAX_NR_ZONES, ZoneIndex};
 use super::chain::Chain;
 use super::{Run, shared};
 use crate::command::{Placer, Services};
+use crate::page_alloc::PageVec;
 use crate::platform::Platform;
 use crate::sync::Plain;
 
@@ -91,6 +92,19 @@ impl<'r, 'a, P: Platform, S: Services> Lane<'r, 'a, P, S> {
 
     pub(super) fn random_order(&mut self) -> Order {
         self.mix.random(&mut self.random)
+    }
+
+    /// Does a part of the workload, between two marks.
+    pub(super) fn phase<R>(&mut self, phase: Phase, work: impl FnOnce(&mut Self) -> R) -> R {
+        self.mark(phase, false);
+        let result = work(self);
+        self.mark(phase, true);
+        result
+    }
+
+    fn mark(&self, phase: Phase, end: bool) {
+        // There are at most 64 lanes.
+        self.run.mm.trace(Mark::new(self.run.params, phase, end, self.number as u8).encode());
     }
 
     fn cell(&self, at: usize) -> &'a AtomicU64 {
@@ -180,18 +194,22 @@ impl<'r, 'a, P: Platform, S: Services> Lane<'r, 'a, P, S> {
 
     /// Frees all of a chain, first first.
     pub(super) fn free_chain(&self, mut chain: Chain) {
+        let mut pages = PageVec::new();
         while let Some((pfn, order)) = chain.pop(self.run.mm) {
-            self.free(pfn, order);
+            self.run.services.safe_point();
+            pages.add(self.run.mm, pfn, order);
+            self.run.add(Count::Freed, 1);
         }
+        pages.release(self.run.mm);
     }
 
     /// The end of what a lane holds: kept or freed, as the parameters say.
-    pub(super) fn finish(&self, chain: Chain) {
+    pub(super) fn finish(&mut self, chain: Chain) {
         if self.run.params.keep {
             self.run.add(Count::Kept, chain.len);
             self.run.kept.keep(self.run.mm, chain);
         } else {
-            self.free_chain(chain);
+            self.phase(Phase::Release, |lane| lane.free_chain(chain));
         }
     }
 }

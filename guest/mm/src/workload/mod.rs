@@ -14,7 +14,7 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::command::OpError;
-use pagevisor_shared::command::workload::{Count, Kind, Params, Report, TraceRecord};
+use pagevisor_shared::command::workload::{Count, Kind, Params, Phase, Report, TraceRecord};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::units::{CpuId, CpuMask};
 
@@ -108,7 +108,7 @@ pub(crate) fn run<P: Platform, S: Services>(
         let start = services.ticks();
         // The placement was tried above.
         if let Ok(mut lane) = Lane::new(&run, number) {
-            lane.run();
+            lane.phase(Phase::Whole, Lane::run);
         }
         report[Count::Ticks as usize].fetch_max(services.ticks().wrapping_sub(start), Relaxed);
     };

@@ -13,6 +13,7 @@ mod model;
 mod movable;
 mod node_reclaim;
 mod reference;
+mod release;
 mod serving;
 mod short;
 mod watched;

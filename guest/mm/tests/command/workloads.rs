@@ -1,10 +1,11 @@
 //! Workloads: what they report, that they can be repeated, that they leave nothing behind.
 
 use pagevisor_mm::check::free_list;
-use pagevisor_shared::command::workload::{Count, Kind, Params, Report, TraceRecord};
+use pagevisor_shared::command::workload::{Count, Kind, Mark, Params, Phase, Report, TraceRecord};
 use pagevisor_shared::command::{Op, Placement};
 use pagevisor_shared::gfp::Gfp;
-use pagevisor_shared::units::{NodeId, NodeMask, Order};
+use pagevisor_shared::region::event::{EventKind, EventRead};
+use pagevisor_shared::units::{CpuId, NodeId, NodeMask, Order};
 use pagevisor_shared::vmstat::ZoneStat;
 use pagevisor_shared::zone::MAX_NR_ZONES;
 
@@ -133,4 +134,76 @@ fn fragmented_memory_has_no_large_blocks() {
     let together = guest.run(&params(1 << 20), &[]);
     assert_eq!((count(&apart, Count::Tries), count(&together, Count::Tries)), (8, 8));
     assert!(count(&apart, Count::Hits) < count(&together, Count::Hits), "{:?}\n{:?}", &apart[..10], &together[..10]);
+}
+
+/// The marks in a CPU's ring, and the other events between them, which go by `None`.
+fn marks(guest: &Guest, cpu: usize) -> Vec<Option<Mark>> {
+    let ring = guest.machine.mm().region().events(CpuId::new(cpu).expect("a CPU")).expect("a ring");
+    let mut marks = Vec::new();
+    for at in 0..ring.head() {
+        let EventRead::Event(event) = ring.read(at) else { panic!("the ring has room for all") };
+        assert_eq!(usize::from(event.cpu), cpu);
+        marks.push((event.kind == EventKind::WorkloadMark).then(|| Mark::decode(&event).expect("a mark")));
+    }
+    marks
+}
+
+/// Parts as they begin (`true`) and end.
+fn parts(marks: &[Option<Mark>]) -> Vec<(Phase, bool)> {
+    marks.iter().flatten().map(|mark| (mark.phase, !mark.end)).collect()
+}
+
+#[test]
+fn marks_tell_what_runs_where() {
+    let guest = two_nodes();
+    guest.machine.mm().set_events(EventKind::WorkloadMark.bit());
+    let params = Params { ops: 4, seed: 9, order: order(9), fill: 1, cpus: cpus(&[1, 3]), ..of(Kind::Fragment) };
+    guest.run(&params, &[]);
+    let one_after_another = |phases: &[Phase]| {
+        let inner = phases.iter().flat_map(|&phase| [(phase, true), (phase, false)]);
+        let whole = [(Phase::Whole, true), (Phase::Whole, false)];
+        [whole[0]].into_iter().chain(inner).chain([whole[1]]).collect::<Vec<_>>()
+    };
+    for (lane, cpu) in [(0, 1), (1, 3)] {
+        let marks = marks(&guest, cpu);
+        assert_eq!(parts(&marks), one_after_another(&[Phase::Fill, Phase::Thin, Phase::Probe, Phase::Release]));
+        for mark in marks.into_iter().flatten() {
+            assert_eq!(mark, Mark::new(&params, mark.phase, mark.end, lane));
+        }
+    }
+    assert_eq!((marks(&guest, 0), marks(&guest, 2)), (vec![], vec![]));
+    // What is kept is not released.
+    let guest = small();
+    guest.machine.mm().set_events(EventKind::WorkloadMark.bit());
+    guest.run(&Params { keep: true, ops: 8, ..of(Kind::Random) }, &[]);
+    assert_eq!(parts(&marks(&guest, 0)), one_after_another(&[]));
+}
+
+#[test]
+fn the_marks_of_every_kind_are_pairs_around_what_it_does() {
+    for kind in Kind::ALL {
+        let guest = small();
+        guest.machine.mm().set_events(EventKind::WorkloadMark.bit() | EventKind::MmPageAlloc.bit());
+        let records = [TraceRecord::Alloc { id: 3, order: order(0), gfp: Gfp::KERNEL }.encode()];
+        let limited = kind != Kind::DmaExhaust && kind != Kind::NodeExhaust;
+        let params =
+            Params { ops: 20, hold: 20, fill: 1, records: 1, order: order(if limited { 0 } else { 9 }), ..of(kind) };
+        guest.run(&params, &records);
+        let marks = marks(&guest, 0);
+        let mut open = Vec::new();
+        let (mut inside, mut phases) = (0, 0);
+        for mark in &marks {
+            match mark {
+                None => inside += usize::from(!open.is_empty()),
+                Some(mark) if mark.end => assert_eq!(open.pop(), Some(mark.phase), "{kind:?}"),
+                Some(mark) => {
+                    assert_eq!(open.is_empty(), mark.phase == Phase::Whole, "{kind:?}");
+                    assert!(open.len() < 2 && mark.kind == kind);
+                    open.push(mark.phase);
+                    phases += 1;
+                }
+            }
+        }
+        assert!(open.is_empty() && inside > 0 && phases > 0, "{kind:?}: {marks:?}");
+    }
 }

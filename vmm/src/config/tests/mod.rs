@@ -14,8 +14,7 @@ pub(crate) fn shipped() -> Vec<(String, Topology)> {
         .map(|entry| {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            let text = std::fs::read_to_string(&path).unwrap();
-            let topology = Topology::from_toml(&text, &name).unwrap_or_else(|error| panic!("{error}"));
+            let topology = Topology::from_toml_file(&path).unwrap_or_else(|error| panic!("{error}"));
             (name, topology)
         })
         .collect();

@@ -318,3 +318,15 @@ fn costs() {
         "--bandwidth 0:1=fast: \"0:1=fast\" is not a bandwidth: FROM:TO=MB/S, such as 0:1=40000"
     );
 }
+
+#[test]
+fn a_file_that_is_read_is_named_with_the_line_that_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.toml");
+    let error = || Topology::from_toml_file(&path).unwrap_err().to_string();
+    assert!(error().starts_with(&format!("{}: cannot be read: No such file", path.display())), "{}", error());
+    std::fs::write(&path, "[[node]]\nmem = \"64M\"\ncpus = \"x\"\n").unwrap();
+    assert!(error().starts_with(&format!("{}:3: node 0, cpus: ", path.display())), "{}", error());
+    std::fs::write(&path, "[[node]]\nmem = \"64M\"\n").unwrap();
+    assert_eq!(Topology::from_toml_file(&path), Topology::from_toml("[[node]]\nmem = \"64M\"\n", "m.toml"));
+}

@@ -7,6 +7,10 @@
 //! ```
 //!
 //! The host chooses the tags and uses none twice. A reply that nobody asked for is counted, and wakes nobody.
+//!
+//! Who stops waiting may leave an [`Heir`]: the guest may execute the command yet, and what it did then must be undone
+//! by somebody. The heir is told the reply when it comes, however late, and may send a command in turn. There are at most
+//! [`MAX_HEIRS`]; of a guest that takes commands and never replies, the oldest are forgotten.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -15,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pagevisor_shared::command::{CommandHeader, OpResult, RawOp, ReplyHeader};
+use pagevisor_shared::device::monitor;
 
 /// Why a command has no reply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -87,10 +92,76 @@ pub(super) struct Letter {
     pub message: Vec<u8>,
 }
 
+/// Most commands that nobody waits for, and that have an heir: no queue has more buffers.
+pub const MAX_HEIRS: usize = monitor::QUEUE_MAX as usize;
+
+/// What became of a command that nobody waits for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// The guest was never given it, and will not be.
+    Unsent,
+    /// Its reply came.
+    Answered(Reply),
+    /// There will be no reply. Whether the guest executes it is not known.
+    Unknown(NoReply),
+}
+
+impl From<Answer> for Fate {
+    fn from(answer: Answer) -> Self {
+        answer.map_or_else(Self::Unknown, Self::Answered)
+    }
+}
+
+/// Who is told what becomes of a command that nobody waits for.
+pub trait Heir: Send {
+    /// Is told, by the device's thread or by who gave up. What it gives is sent to the guest, except when there will be
+    /// no more replies.
+    fn learn(self: Box<Self>, fate: Fate) -> Option<Bequest>;
+}
+
+/// A command that nobody waits for, from the start.
+pub struct Bequest {
+    /// The command, as from [`encode`].
+    pub message: Vec<u8>,
+    /// Who is told its fate.
+    pub heir: Box<dyn Heir>,
+}
+
+impl fmt::Debug for Bequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bequest").field("bytes", &self.message.len()).finish_non_exhaustive()
+    }
+}
+
+enum Who {
+    Waits(SyncSender<Answer>),
+    Left(Box<dyn Heir>),
+}
+
 struct Asker {
-    answer: SyncSender<Answer>,
-    /// The guest has the command.
+    who: Who,
+    /// The guest has the command, or is being given it.
     sent: bool,
+    /// Somebody has waited for it, and has given up.
+    given_up: bool,
+}
+
+impl Asker {
+    fn is_heir(&self) -> bool {
+        matches!(self.who, Who::Left(_))
+    }
+
+    /// Tells who asked. Nothing may be locked.
+    fn tell(self, answer: Answer) -> Option<Bequest> {
+        match self.who {
+            Who::Waits(sender) => {
+                // The channel is empty: a tag has one answer. Who asked may be gone.
+                let _ = sender.try_send(answer);
+                None
+            }
+            Who::Left(heir) => heir.learn(answer.into()),
+        }
+    }
 }
 
 /// How many messages came and went.
@@ -141,30 +212,35 @@ impl Mailbox {
         let mut state = self.lock();
         state.closed = true;
         state.pending.clear();
-        answer_all(state.askers.drain().map(|(_, asker)| asker), NoReply::Ended);
+        let askers: Vec<Asker> = state.askers.drain().map(|(_, asker)| asker).collect();
+        drop(state);
+        answer_all(askers, NoReply::Ended);
     }
 
     /// The driver has forgotten what it was given.
     pub(super) fn forget_sent(&self) {
         let mut state = self.lock();
         let sent: Vec<u64> = state.askers.iter().filter(|(_, asker)| asker.sent).map(|(&tag, _)| tag).collect();
-        let askers: Vec<Asker> = sent.iter().filter_map(|tag| state.askers.remove(tag)).collect();
-        answer_all(askers.into_iter(), NoReply::Reset);
+        let askers = sent.iter().filter_map(|tag| state.askers.remove(tag)).collect();
+        drop(state);
+        answer_all(askers, NoReply::Reset);
     }
 
     /// Queues a message behind those that are there. The tag is written into it.
-    pub(super) fn post(self: &Arc<Self>, mut message: Vec<u8>) -> Result<Waiting, NoReply> {
-        let mut state = self.lock();
-        if state.closed {
-            return Err(NoReply::Ended);
-        }
-        state.last_tag += 1;
-        let tag = state.last_tag;
-        message.get_mut(8..16).ok_or(NoReply::Malformed)?.copy_from_slice(&tag.to_le_bytes());
+    pub(super) fn post(self: &Arc<Self>, message: Vec<u8>) -> Result<Waiting, NoReply> {
         let (sender, receiver) = sync_channel(1);
-        state.askers.insert(tag, Asker { answer: sender, sent: false });
-        state.pending.push_back(Letter { tag, message });
+        let tag = self.lock().post(message, Who::Waits(sender))?;
         Ok(Waiting { mailbox: self.clone(), tag, receiver })
+    }
+
+    /// As [`Self::post`], with an heir instead of somebody who waits.
+    pub(super) fn bequeath(&self, bequest: Bequest) {
+        let mut state = self.lock();
+        // A message without a head, or of a machine that has ended, has nobody left to tell.
+        let posted = state.post(bequest.message, Who::Left(bequest.heir));
+        let forgotten = posted.ok().and_then(|_| state.forget_oldest());
+        drop(state);
+        drop(forgotten.and_then(|asker| asker.tell(Err(NoReply::TimedOut))));
     }
 
     pub(super) fn has_pending(&self) -> bool {
@@ -173,24 +249,27 @@ impl Mailbox {
 
     /// The next message to send.
     pub(super) fn take(&self) -> Option<Letter> {
-        self.lock().pending.pop_front()
+        let mut state = self.lock();
+        let letter = state.pending.pop_front()?;
+        // From here on it cannot be withdrawn.
+        if let Some(asker) = state.askers.get_mut(&letter.tag) {
+            asker.sent = true;
+        }
+        Some(letter)
     }
 
     /// There was no buffer for it, after all.
     pub(super) fn put_back(&self, letter: Letter) {
         let mut state = self.lock();
-        if !state.closed {
+        if let Some(asker) = state.askers.get_mut(&letter.tag) {
+            asker.sent = false;
             state.pending.push_front(letter);
         }
     }
 
-    /// The guest has it.
-    pub(super) fn sent(&self, letter: &Letter) {
-        let mut state = self.lock();
-        state.traffic.commands += 1;
-        if let Some(asker) = state.askers.get_mut(&letter.tag) {
-            asker.sent = true;
-        }
+    /// The guest has a command more.
+    pub(super) fn sent(&self) {
+        self.lock().traffic.commands += 1;
     }
 
     /// Hands a reply to who waits for it. Whether it answers a command.
@@ -201,9 +280,14 @@ impl Mailbox {
         let mut state = self.lock();
         let asked = state.askers.get(&tag).is_some_and(|asker| asker.sent);
         if asked && let Some(asker) = state.askers.remove(&tag) {
-            state.traffic.replies += 1;
-            // The channel is empty: a tag has one answer. Who asked may be gone.
-            let _ = asker.answer.try_send(reply.ok_or(NoReply::Malformed));
+            match asker.given_up {
+                true => state.traffic.late += 1,
+                false => state.traffic.replies += 1,
+            }
+            drop(state);
+            if let Some(bequest) = asker.tell(reply.ok_or(NoReply::Malformed)) {
+                self.bequeath(bequest);
+            }
         } else if tag != 0 && tag <= state.last_tag && reply.is_some() && !state.askers.contains_key(&tag) {
             state.traffic.late += 1;
         } else {
@@ -214,9 +298,39 @@ impl Mailbox {
     }
 }
 
-fn answer_all(askers: impl Iterator<Item = Asker>, why: NoReply) {
+impl State {
+    fn post(&mut self, mut message: Vec<u8>, who: Who) -> Result<u64, NoReply> {
+        if self.closed {
+            return Err(NoReply::Ended);
+        }
+        let tag = self.last_tag + 1;
+        message.get_mut(8..16).ok_or(NoReply::Malformed)?.copy_from_slice(&tag.to_le_bytes());
+        self.last_tag = tag;
+        self.askers.insert(tag, Asker { who, sent: false, given_up: false });
+        self.pending.push_back(Letter { tag, message });
+        Ok(tag)
+    }
+
+    /// Nobody wants a reply with this tag.
+    fn withdraw(&mut self, tag: u64) {
+        if self.askers.remove(&tag).is_some_and(|asker| !asker.sent) {
+            self.pending.retain(|letter| letter.tag != tag);
+        }
+    }
+
+    /// Takes out the oldest heir, if there are too many.
+    fn forget_oldest(&mut self) -> Option<Asker> {
+        let heirs = || self.askers.iter().filter(|(_, asker)| asker.is_heir()).map(|(&tag, _)| tag);
+        let oldest = if heirs().count() > MAX_HEIRS { heirs().min() } else { None }?;
+        self.pending.retain(|letter| letter.tag != oldest);
+        self.askers.remove(&oldest)
+    }
+}
+
+/// There will be no replies: nothing is sent in turn.
+fn answer_all(askers: Vec<Asker>, why: NoReply) {
     for asker in askers {
-        let _ = asker.answer.try_send(Err(why));
+        drop(asker.tell(Err(why)));
     }
 }
 
@@ -245,15 +359,39 @@ impl Waiting {
     pub fn wait(self, timeout: Duration) -> Result<Reply, NoReply> {
         self.poll(timeout).unwrap_or(Err(NoReply::TimedOut))
     }
+
+    /// Stops waiting, unless the reply has just come: then it is given here, and the heir is not needed. A command that
+    /// the guest does not have yet is not sent.
+    pub fn leave(mut self, heir: Box<dyn Heir>) -> Option<Result<Reply, NoReply>> {
+        let mut state = self.mailbox.lock();
+        let tag = std::mem::take(&mut self.tag);
+        let forgotten = match state.askers.get_mut(&tag) {
+            None => {
+                drop(state);
+                return self.poll(Duration::ZERO).or(Some(Err(NoReply::Ended)));
+            }
+            Some(asker) if asker.sent => {
+                (asker.who, asker.given_up) = (Who::Left(heir), true);
+                state.forget_oldest()
+            }
+            Some(_) => {
+                state.withdraw(tag);
+                drop(state);
+                if let Some(bequest) = heir.learn(Fate::Unsent) {
+                    self.mailbox.bequeath(bequest);
+                }
+                return None;
+            }
+        };
+        drop(state);
+        drop(forgotten.and_then(|asker| asker.tell(Err(NoReply::TimedOut))));
+        None
+    }
 }
 
 /// Nobody waits any more. A command that the guest does not have yet is not sent.
 impl Drop for Waiting {
     fn drop(&mut self) {
-        let mut state = self.mailbox.lock();
-        if state.askers.remove(&self.tag).is_some_and(|asker| !asker.sent) {
-            let tag = self.tag;
-            state.pending.retain(|letter| letter.tag != tag);
-        }
+        self.mailbox.lock().withdraw(self.tag);
     }
 }

@@ -31,7 +31,7 @@ use crate::memory::GuestMemory;
 use crate::topology::AddrRange;
 
 pub use interrupt::{Interrupt, MsiRoute};
-pub use mailbox::{Mailbox, NoReply, Reply, Traffic, Waiting, encode};
+pub use mailbox::{Bequest, Fate, Heir, MAX_HEIRS, Mailbox, NoReply, Reply, Traffic, Waiting, encode};
 pub use queue::QueueSetupError;
 pub use registers::{Effect, QUEUES, Registers, Violation};
 pub use worker::MonitorWorker;
@@ -65,6 +65,23 @@ pub struct Monitor {
 struct Inner {
     registers: Registers,
     notices: u32,
+    signals: Signals,
+}
+
+/// How often driver and device disturbed each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Signals {
+    /// Notifications by the driver, each of which takes a vCPU out of the guest, by queue.
+    pub kicks: [u64; QUEUES],
+    /// Interrupts by the device.
+    pub interrupts: u64,
+}
+
+impl Signals {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.kicks.iter().sum::<u64>() + self.interrupts
+    }
 }
 
 impl Monitor {
@@ -76,7 +93,7 @@ impl Monitor {
         let shm = AddrRange { start: memory.state().start(), size: memory.state().size() };
         let doorbell = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
         Ok(Self {
-            inner: Mutex::new(Inner { registers: Registers::new(shm), notices: 0 }),
+            inner: Mutex::new(Inner { registers: Registers::new(shm), notices: 0, signals: Signals::default() }),
             memory,
             interrupt: Interrupt::new(route)?,
             doorbells: [doorbell()?, doorbell()?],
@@ -145,9 +162,15 @@ impl Monitor {
         }
     }
 
-    /// A doorbell has rung.
-    fn rung(&self, queue: usize) {
+    /// How often driver and device disturbed each other so far.
+    pub fn signals(&self) -> Signals {
+        self.lock().signals
+    }
+
+    /// A doorbell has rung, so often.
+    fn rung(&self, queue: usize, times: u64) {
         let mut inner = self.lock();
+        inner.kicked(queue, times);
         if inner.registers.needs_reset() {
             return;
         }
@@ -169,7 +192,8 @@ impl Monitor {
         self.used(inner, monitor::QUEUE_COMMAND, sent);
     }
 
-    /// Takes the replies that are there and gives their buffers back.
+    /// Takes the replies that are there and gives their buffers back. The driver that tells of a reply has put a buffer
+    /// back, too, so commands that wait are sent then.
     fn receive(&self, inner: &mut Inner) {
         let ram = self.memory.ram();
         let mut strays = 0;
@@ -179,7 +203,14 @@ impl Monitor {
         for _ in 0..strays {
             self.notice(inner, "monitor device: a reply to no command, or one that makes no sense");
         }
-        self.used(inner, monitor::QUEUE_REPLY, received);
+        if let Some(Ok(transfer::Received { more: true, .. })) = received {
+            // They are looked at after what else the device has to do.
+            let _ = self.doorbells[monitor::QUEUE_REPLY as usize].write(1);
+        }
+        self.used(inner, monitor::QUEUE_REPLY, received.map(|received| received.map(|received| received.interrupt)));
+        if self.mailbox.has_pending() {
+            self.send(inner);
+        }
     }
 
     /// Tells the driver of buffers that were used, or what is wrong with them.
@@ -188,6 +219,7 @@ impl Monitor {
             None | Some(Ok(false)) => {}
             Some(Ok(true)) => {
                 inner.registers.buffers_used();
+                inner.signals.interrupts += 1;
                 self.interrupt.raise();
             }
             Some(Err(_)) => self.broken(inner, Violation::Buffer(index as usize)),
@@ -208,6 +240,14 @@ impl Monitor {
         Ok(waiting)
     }
 
+    /// Sends a command whose reply nobody waits for, as soon as the guest has a buffer for it.
+    pub fn bequeath(&self, bequest: Bequest) {
+        if bequest.message.len() <= BUFFER_BYTES {
+            self.mailbox.bequeath(bequest);
+            self.send(&mut self.lock());
+        }
+    }
+
     /// Commands and replies.
     pub fn mailbox(&self) -> &Arc<Mailbox> {
         &self.mailbox
@@ -221,6 +261,13 @@ impl fmt::Debug for Monitor {
 }
 
 impl Inner {
+    /// The driver has notified a queue, which may be none.
+    fn kicked(&mut self, queue: usize, times: u64) {
+        if let Some(kicks) = self.signals.kicks.get_mut(queue) {
+            *kicks = kicks.wrapping_add(times);
+        }
+    }
+
     /// The queue, if the driver has set it up and is alive.
     fn live_queue(&mut self, index: u32) -> Option<&mut virtio_queue::Queue> {
         if self.registers.is_live() { self.registers.queue(index as usize) } else { None }
@@ -241,7 +288,12 @@ impl Device for Monitor {
     fn write(&self, offset: u64, data: &[u8]) {
         let mut inner = self.lock();
         match inner.registers.write(offset, data, self.memory.ram()) {
-            Ok(effect) => self.apply(&mut inner, effect),
+            Ok(effect) => {
+                if let Effect::Notify(queue) = effect {
+                    inner.kicked(queue, 1);
+                }
+                self.apply(&mut inner, effect);
+            }
             Err(_) if inner.registers.needs_reset() => {}
             Err(violation) => self.broken(&mut inner, violation),
         }

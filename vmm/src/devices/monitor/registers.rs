@@ -10,7 +10,8 @@ use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_FEATURES_OK as FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET as NEEDS_RESET, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_mmio as reg;
-use virtio_queue::Queue;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::config::ConfigSpace;
@@ -25,8 +26,11 @@ const VERSION: u32 = 2;
 const CONFIG: u64 = reg::VIRTIO_MMIO_CONFIG as u64;
 /// Number of queues.
 pub const QUEUES: usize = 2;
+/// What the driver must take, by bit.
+const REQUIRED: u64 = 1 << VIRTIO_F_VERSION_1;
 /// What the device can do, by bit.
-const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1;
+const FEATURES: u64 = REQUIRED | EVENT_IDX;
+const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 /// Bits of the interrupt status that exist.
 const INTERRUPTS: u32 = reg::VIRTIO_MMIO_INT_VRING | reg::VIRTIO_MMIO_INT_CONFIG;
 /// Length of a shared-memory region that does not exist.
@@ -278,7 +282,7 @@ impl Registers {
             if unoffered != 0 {
                 return Err(Violation::FeaturesUnoffered(unoffered));
             }
-            if self.driver_features & FEATURES != FEATURES {
+            if self.driver_features & REQUIRED != REQUIRED {
                 self.status = to & !FEATURES_OK;
                 return Ok(Effect::FeaturesRefused(self.driver_features));
             }
@@ -323,7 +327,8 @@ impl Registers {
             return Ok(if queue.take().is_some() { Effect::QueueChanged(index) } else { Effect::None });
         }
         let index = self.selected_index()?;
-        let queue = self.selected()?.build(ram).map_err(|error| Violation::Queue(index, error))?;
+        let mut queue = self.selected()?.build(ram).map_err(|error| Violation::Queue(index, error))?;
+        queue.set_event_idx(self.driver_features & EVENT_IDX != 0);
         self.queues[index] = Some(queue);
         Ok(Effect::QueueChanged(index))
     }

@@ -1,5 +1,10 @@
 //! Moving messages between the host and the buffers of the guest's queues. What the guest says of its buffers may be
 //! anything: each descriptor is checked, and loops are bounded by the queue's size.
+//!
+//! Both sides spare each other notifications (`VIRTIO_F_EVENT_IDX`; why no wake-up is lost, [`pagevisor_shared::virtq`]
+//! says). The device wants to be told of replies whenever it has taken all that were there, and of buffers for commands
+//! only as long as a command waits for one: both by `enable_notification`, which looks again after its fence. A driver
+//! without the feature tells of everything, and is interrupted for everything unless its flag says no.
 
 use std::sync::atomic::Ordering;
 
@@ -12,16 +17,26 @@ use super::mailbox::Mailbox;
 
 type Chain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
 
-/// Copies commands that wait into buffers, as long as there are both. Whether to interrupt.
+/// Copies commands that wait into buffers, as long as there are both; if only buffers are missing, the driver is asked to
+/// tell of the next one. Whether to interrupt.
 pub(super) fn send(queue: &mut Queue, ram: &GuestMemoryMmap, mailbox: &Mailbox) -> Result<bool, Error> {
     let mut used = false;
+    // A driver that takes back what it has offered cannot keep the device here.
+    let mut again = queue.size();
     loop {
         // `iter` refuses an index that is more than a queue's length ahead, also when there is nothing to send.
         let mut chains = queue.iter(ram)?;
         if !mailbox.has_pending() {
             break;
         }
-        let Some(chain) = chains.next() else { break };
+        let Some(chain) = chains.next() else {
+            // One that came in before the driver was asked is there now.
+            if again != 0 && queue.enable_notification(ram)? {
+                again -= 1;
+                continue;
+            }
+            break;
+        };
         let head = chain.head_index();
         let Some(letter) = mailbox.take() else {
             // Its requester has given up since.
@@ -33,7 +48,7 @@ pub(super) fn send(queue: &mut Queue, ram: &GuestMemoryMmap, mailbox: &Mailbox) 
             return Err(error);
         }
         // Before the guest can reply to it.
-        mailbox.sent(&letter);
+        mailbox.sent();
         queue.add_used(ram, head, letter.message.len() as u32)?;
         used = true;
     }
@@ -44,6 +59,9 @@ pub(super) fn send(queue: &mut Queue, ram: &GuestMemoryMmap, mailbox: &Mailbox) 
 fn wants_interrupt(queue: &mut Queue, ram: &GuestMemoryMmap) -> Result<bool, Error> {
     // Its fence keeps the flag from being read before the used index is written.
     let needed = queue.needs_notification(ram)?;
+    if queue.event_idx_enabled() {
+        return Ok(needed);
+    }
     let flags: u16 = ram.load(GuestAddress(queue.avail_ring()), Ordering::Relaxed).map_err(Error::GuestMemory)?;
     Ok(needed && u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
 }
@@ -59,11 +77,24 @@ fn write(chain: Chain<'_>, ram: &GuestMemoryMmap, message: &[u8]) -> Result<(), 
     if rest.is_empty() { Ok(()) } else { Err(Error::InvalidChain) }
 }
 
-/// Reads the replies that are there and gives their buffers back. Whether to interrupt.
-pub(super) fn receive(queue: &mut Queue, ram: &GuestMemoryMmap, deliver: &mut dyn FnMut(&[u8])) -> Result<bool, Error> {
+/// What came of looking for replies.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Received {
+    /// Whether to interrupt.
+    pub interrupt: bool,
+    /// There are more: the driver will not tell of them.
+    pub more: bool,
+}
+
+/// Reads the replies that are there and gives their buffers back, then asks the driver to tell of the next one.
+pub(super) fn receive(
+    queue: &mut Queue,
+    ram: &GuestMemoryMmap,
+    deliver: &mut dyn FnMut(&[u8]),
+) -> Result<Received, Error> {
     let mut used = false;
     let mut bytes = Vec::new();
-    // At most a queue's length: what the driver adds meanwhile rings the bell again.
+    // At most a queue's length.
     let chains: Vec<Chain<'_>> = queue.iter(ram)?.collect();
     for chain in chains {
         let head = chain.head_index();
@@ -72,7 +103,8 @@ pub(super) fn receive(queue: &mut Queue, ram: &GuestMemoryMmap, deliver: &mut dy
         queue.add_used(ram, head, 0)?;
         used = true;
     }
-    Ok(used && wants_interrupt(queue, ram)?)
+    let more = queue.enable_notification(ram)?;
+    Ok(Received { interrupt: used && wants_interrupt(queue, ram)?, more })
 }
 
 /// Reads the buffer, but no more of it than a message may have.

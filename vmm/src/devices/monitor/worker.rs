@@ -66,8 +66,8 @@ fn serve(monitor: &Monitor, quit: &EventFd) {
         }
         for (queue, doorbell) in monitor.doorbells.iter().enumerate() {
             // The read empties the counter, so that the next poll sleeps again.
-            if doorbell.read().is_ok() {
-                monitor.rung(queue);
+            if let Ok(times) = doorbell.read() {
+                monitor.rung(queue, times);
             }
         }
     }

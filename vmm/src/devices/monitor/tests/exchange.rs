@@ -131,6 +131,46 @@ fn a_driver_that_wants_no_interrupt_gets_none() {
 }
 
 #[test]
+fn a_driver_is_disturbed_and_asked_only_when_that_helps() {
+    const EVENT_IDX: u32 = 1 << 29;
+    let rig = rig();
+    rig.set_up_with(EVENT_IDX);
+    let mut driver = Driver { rig, offered: [0; 2] };
+    let word = |queue: u64, offset: u64| GuestAddress(QUEUE_AT + queue * 0x1000 + offset);
+    let event = |driver: &Driver, queue| -> u16 {
+        let at = word(queue, USED + 4 + 8 * u64::from(QUEUE_SIZE));
+        driver.rig.monitor.memory.ram().read_obj(at).unwrap()
+    };
+    let wants = |driver: &Driver, queue, index: u16| {
+        let at = word(queue, AVAILABLE + 4 + 2 * u64::from(QUEUE_SIZE));
+        driver.rig.monitor.memory.ram().write_obj(index, at).unwrap();
+    };
+    (0..4).for_each(|index| driver.post(index));
+    assert_eq!(event(&driver, 0), 0, "nothing waits for a buffer");
+    // Interrupted for the first; until the driver has looked, not for more.
+    let mut waiting: Vec<Waiting> = (0..3).map(|_| driver.submit()).collect();
+    assert!(driver.rig.interrupted());
+    assert_eq!((driver.used(0), driver.rig.monitor.signals().interrupts), (3, 1));
+    wants(&driver, 0, 3);
+    waiting.push(driver.submit());
+    assert_eq!(driver.rig.monitor.signals().interrupts, 2);
+    // One waits for a buffer now: it is the fifth that the device asks for.
+    waiting.push(driver.submit());
+    assert_eq!((driver.used(0), event(&driver, 0)), (4, 4));
+    driver.post(4);
+    assert_eq!(driver.used(0), 5);
+    // Replies are wanted one by one, and cause no interrupts if the driver names one that has passed.
+    wants(&driver, 1, u16::MAX);
+    for index in 0..5 {
+        assert_eq!(event(&driver, 1), index);
+        driver.reply(index, &reply(driver.tag(index), &[]));
+    }
+    assert_eq!((driver.used(1), driver.rig.monitor.signals().interrupts), (5, 2));
+    assert!(waiting.into_iter().all(|waiting| waiting.wait(PATIENCE).is_ok()));
+    assert_eq!(driver.rig.monitor.signals().kicks, [5, 5]);
+}
+
+#[test]
 fn commands_wait_for_buffers_and_replies_come_in_any_order() {
     let mut driver = Driver::new();
     let waiting: Vec<Waiting> = (0..4).map(|_| driver.submit()).collect();
@@ -196,6 +236,62 @@ fn a_reply_that_comes_late_is_no_stray() {
     drop(driver.submit());
     driver.post(1);
     assert_eq!(driver.used(0), 1);
+}
+
+/// Tells the test what it learns, and sends a command in turn if it has one.
+struct Told(Sender<Fate>, Option<Bequest>);
+
+impl Heir for Told {
+    fn learn(self: Box<Self>, fate: Fate) -> Option<Bequest> {
+        self.0.send(fate).unwrap();
+        self.1
+    }
+}
+
+#[test]
+fn an_heir_learns_the_late_reply_and_sends_a_command_in_turn() {
+    let mut driver = Driver::new();
+    let (told, fates) = channel();
+    driver.post(0);
+    let waiting = driver.submit();
+    let message = encode(CommandHeader { cpu: 5, ..CommandHeader::default() }, &[Op::Barrier.encode()], &[]);
+    let bequest = Bequest { message, heir: Box::new(Told(told.clone(), None)) };
+    assert_eq!(waiting.leave(Box::new(Told(told.clone(), Some(bequest)))), None);
+    assert!(fates.try_recv().is_err());
+    driver.post(1);
+    driver.reply(0, &reply(1, &[7]));
+    let Ok(Fate::Answered(found)) = fates.try_recv() else { panic!("no reply") };
+    assert_eq!(found.results, [OpResult::ok(7)]);
+    let header = CommandHeader::from_bytes(driver.command(1).first_chunk().unwrap(), 256).unwrap();
+    assert_eq!((header.tag, header.cpu), (2, 5), "it was sent at once");
+    driver.reply(1, &reply(2, &[]));
+    assert!(matches!(fates.try_recv(), Ok(Fate::Answered(_))));
+    let traffic = driver.rig.monitor.mailbox().traffic();
+    assert_eq!(traffic, Traffic { commands: 2, replies: 1, late: 1, strays: 0 });
+    // What the guest never saw is not sent, and the heir knows at once.
+    assert_eq!(driver.submit().leave(Box::new(Told(told.clone(), None))), None);
+    assert_eq!(fates.try_recv(), Ok(Fate::Unsent));
+    driver.post(2);
+    assert_eq!(driver.used(0), 2);
+    // A reply that came before needs no heir.
+    let waiting = driver.submit();
+    let tag = driver.tag(2);
+    driver.reply(2, &reply(tag, &[8]));
+    assert_eq!(waiting.leave(Box::new(Told(told, None))).unwrap().unwrap().results, [OpResult::ok(8)]);
+    assert!(fates.try_recv().is_err(), "the heirs are gone");
+}
+
+#[test]
+fn a_guest_that_never_replies_has_no_end_of_buffers_but_an_end_of_heirs() {
+    let mut driver = Driver::new();
+    let (told, fates) = channel();
+    for number in 0..MAX_HEIRS + 10 {
+        driver.post(number as u16 % QUEUE_SIZE as u16);
+        assert_eq!(driver.submit().leave(Box::new(Told(told.clone(), None))), None);
+    }
+    assert_eq!(fates.try_iter().collect::<Vec<_>>(), vec![Fate::Unknown(NoReply::TimedOut); 10]);
+    driver.rig.set(reg::VIRTIO_MMIO_STATUS, 0);
+    assert_eq!(fates.try_iter().collect::<Vec<_>>(), vec![Fate::Unknown(NoReply::Reset); MAX_HEIRS]);
 }
 
 #[test]
