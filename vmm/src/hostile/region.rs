@@ -12,7 +12,7 @@ use crate::state::fake::FakeGuest;
 use crate::verify::verify;
 
 /// Every view that has no argument, and some that have.
-const VIEWS: [&str; 26] = [
+const VIEWS: [&str; 38] = [
     "buddyinfo",
     "pagetypeinfo",
     "zoneinfo",
@@ -37,6 +37,18 @@ const VIEWS: [&str; 26] = [
     "sysctl",
     "fail_page_alloc",
     "cma",
+    "slabinfo",
+    "kmem -s",
+    "kmem -S",
+    "kmem -S kmalloc-64",
+    "kmem -s ffff888003102040",
+    "kmem -i",
+    "kmem 3102040",
+    "kmem ffff888003106800",
+    "kmem ffffea0000060020",
+    "vtop ffff888003102040",
+    "vtop ffffea0000062040",
+    "vtop ffffc90000000000",
     "page_owner",
     "page_owner sites",
 ];
@@ -98,7 +110,11 @@ fn read_events(view: &StateView) {
 /// Offset of a word to damage: the header, the log's head, a record, or the start of an event ring.
 fn place(random: &mut Random, layout: &RegionLayout) -> u64 {
     let within = |random: &mut Random, start: u64, bytes: u64| start + random.below(bytes / 8) * 8;
-    match random.below(8) {
+    match random.below(9) {
+        8 => {
+            let (offset, ..) = layout.tables[Table::Slab as usize];
+            within(random, offset, 64)
+        }
         0 | 1 => within(random, 0, 2048),
         2 => within(random, RegionLayout::LOG_OFFSET, 128),
         3 => {
@@ -115,7 +131,7 @@ fn place(random: &mut Random, layout: &RegionLayout) -> u64 {
 
 #[test]
 fn damaged_regions() {
-    let guest = FakeGuest::used();
+    let guest = FakeGuest::with_slabs();
     let layout = guest.region().layout().clone();
     cases("damaged regions", |random| {
         let damage: Vec<_> = (0..=random.below(4))

@@ -39,6 +39,33 @@ pub enum ReportError {
         /// The word that makes it be there.
         option: &'static str,
     },
+    /// The slabs in guest memory are not what the counters say, or are damaged. The view was written to its end.
+    #[error("slabs are not as they should be: {0}")]
+    Slabs(String),
+    /// There is no such slab cache.
+    #[error("there is no slab cache '{name}'")]
+    NoCache {
+        /// The name that was asked for.
+        name: String,
+    },
+    /// There is no slab at an address.
+    #[error("address is not allocated in slab subsystem: {address:x}")]
+    NoSlab {
+        /// The address that was asked for.
+        address: u64,
+    },
+    /// There is no memory at an address.
+    #[error("address not found in mem map: {address:x}")]
+    NoAddress {
+        /// The address that was asked for.
+        address: u64,
+    },
+    /// An address is none of the kernel's.
+    #[error("not a kernel virtual address: {address:x}")]
+    NotKernel {
+        /// The address that was asked for.
+        address: u64,
+    },
     /// The machine has no such page.
     #[error("there is no page with frame number {pfn:#x}")]
     NoPage {
@@ -52,13 +79,13 @@ impl ReportError {
     pub const fn is_corrupt(&self) -> bool {
         match self {
             Self::State(error) => error.is_corrupt(),
-            Self::Unverified { .. } => true,
-            Self::Write(_) | Self::NoNode { .. } | Self::NoPage { .. } | Self::Off { .. } => false,
+            Self::Unverified { .. } | Self::Slabs(_) => true,
+            _ => false,
         }
     }
 
     /// Whether what was asked for does not exist.
     pub const fn is_usage(&self) -> bool {
-        matches!(self, Self::NoNode { .. } | Self::NoPage { .. } | Self::Off { .. })
+        !matches!(self, Self::State(_) | Self::Write(_) | Self::Unverified { .. } | Self::Slabs(_))
     }
 }

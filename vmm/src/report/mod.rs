@@ -3,6 +3,7 @@
 //! - the files of Linux's `/proc` and sysfs, to the byte ([`pagevisor_shared::report`]);
 //! - crash's `kmem`, which looks into guest memory by itself ([`kmem`]);
 //! - `numa`, as `numactl --hardware`;
+//! - crash's `vtop`, which walks the guest's page tables;
 //! - the summary of a run, and a tree of files for tools that take another root.
 
 mod error;
@@ -10,12 +11,15 @@ mod json;
 pub mod kmem;
 mod page_owner;
 mod proc_tree;
+mod slabinfo;
 mod summary;
 #[cfg(test)]
 mod tests;
 mod view;
+mod vtop;
 
 pub use error::ReportError;
 pub use proc_tree::proc_tree;
+pub use slabinfo::slab_info;
 pub use summary::{summary, summary_json};
 pub use view::{BadView, NodeFile, PageSpec, View};

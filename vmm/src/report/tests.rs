@@ -1,3 +1,5 @@
+mod slabs;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -38,8 +40,8 @@ fn starts_with(text: &str, expected: &str) {
 fn views_have_names() {
     for name in View::KNOWN {
         let plain = name.split(" [").next().unwrap().replace("node/N/{meminfo", "node/3/meminfo");
-        let plain = plain.split(',').next().unwrap();
-        assert_eq!(view(plain).to_string(), plain);
+        let plain = plain.split(',').next().unwrap().replace("ADDRESS", "ffff888000001000");
+        assert_eq!(view(&plain).to_string(), plain);
     }
     assert_eq!(view("kmem-f"), View::KmemFree);
     assert_eq!(view(" kmem  -V "), View::KmemVmstat);
@@ -53,9 +55,22 @@ fn views_have_names() {
 
 #[test]
 fn an_unknown_view_is_answered_with_those_there_are() {
-    for name in
-        ["", "buddy", "kmem", "kmem -x", "kmem -f now", "node/64/meminfo", "node/+1/meminfo", "node/1", "kmem -p x"]
-    {
+    for name in [
+        "",
+        "buddy",
+        "kmem",
+        "kmem -x",
+        "kmem -f now",
+        "kmem x",
+        "vtop",
+        "vtop x",
+        "kmem -s a b",
+        "kmem -i 1",
+        "node/64/meminfo",
+        "node/+1/meminfo",
+        "node/1",
+        "kmem -p x",
+    ] {
         let error = name.parse::<View>().unwrap_err().to_string();
         assert!(error.contains("buddyinfo, pagetypeinfo") && error.contains("kmem -g [FLAGS]"), "{error}");
         assert!(error.contains(&format!("'{name}'")), "{error}");
@@ -362,7 +377,7 @@ fn the_tree_has_the_files_of_proc_and_sys() {
     assert_eq!((node("node1/cpulist"), node("node1/cpumap"), node("node1/distance")), ("1\n", "2\n", "20 10 40\n"));
     assert_eq!(node("node2/cpulist"), "\n");
     assert_eq!(node("node0/meminfo"), text(&state, "node/0/meminfo"));
-    assert_eq!(files.len(), 6 + 5 + 3 * 6);
+    assert_eq!(files.len(), 7 + 5 + 3 * 6);
 }
 
 #[test]

@@ -12,7 +12,8 @@ use pagevisor_shared::zone::ZoneIndex;
 use serde_json::Value;
 
 use super::error::ReportError;
-use super::{json, kmem, page_owner};
+use super::kmem::SlabSpec;
+use super::{json, kmem, page_owner, slabinfo, vtop};
 use crate::state::StateView;
 
 /// A file of a node's directory in sysfs.
@@ -72,6 +73,8 @@ pub enum View {
     Vmstat,
     /// `/proc/iomem`
     Iomem,
+    /// `/proc/slabinfo`
+    Slabinfo,
     /// `/sys/kernel/debug/extfrag/extfrag_index`
     ExtfragIndex,
     /// `/sys/kernel/debug/extfrag/unusable_index`
@@ -90,6 +93,16 @@ pub enum View {
     KmemVmstat,
     /// `kmem -z`: counters by zone
     KmemZones,
+    /// `kmem -s`: slab caches
+    KmemSlabs(SlabSpec),
+    /// `kmem -S`: slab caches with their slabs and objects
+    KmemSlabObjects(SlabSpec),
+    /// `kmem -i`: memory by what it is used for
+    KmemUsage,
+    /// `kmem ADDRESS`: what an address is
+    KmemAddress(u64),
+    /// `vtop ADDRESS`: a walk through the page tables
+    Vtop(u64),
     /// `kmem -g`: page flags
     KmemFlags(Option<u64>),
     /// `sysctl vm`
@@ -121,13 +134,14 @@ impl std::error::Error for BadView {}
 
 impl View {
     /// What views there are, as a user may write them.
-    pub const KNOWN: [&'static str; 20] = [
+    pub const KNOWN: [&'static str; 26] = [
         "buddyinfo",
         "pagetypeinfo",
         "zoneinfo",
         "meminfo",
         "vmstat",
         "iomem",
+        "slabinfo",
         "extfrag_index",
         "unusable_index",
         "node/N/{meminfo,numastat,vmstat,distance,cpulist,cpumap}",
@@ -138,6 +152,11 @@ impl View {
         "kmem -V",
         "kmem -z",
         "kmem -g [FLAGS]",
+        "kmem -i",
+        "kmem -s [CACHE|ADDRESS]",
+        "kmem -S [CACHE|ADDRESS]",
+        "kmem ADDRESS",
+        "vtop ADDRESS",
         "sysctl",
         "fail_page_alloc",
         "cma",
@@ -152,6 +171,11 @@ impl View {
         match self {
             Self::KmemFree => kmem::free(state, json, out),
             Self::KmemPages(page) => kmem::pages(state, *page, json, out),
+            Self::Slabinfo => slabinfo::slabinfo(state, json, out),
+            Self::KmemSlabs(spec) => kmem::slabs(state, *spec, false, json, out),
+            Self::KmemSlabObjects(spec) => kmem::slabs(state, *spec, true, json, out),
+            Self::KmemAddress(address) => kmem::address(state, *address, json, out),
+            Self::Vtop(address) => vtop::vtop(state, *address, json, out),
             Self::PageOwner => page_owner::blocks(state, json, out),
             Self::PageOwnerSites => page_owner::sites(state, json, out),
             _ if json => write_json(&self.json(state)?, out),
@@ -196,7 +220,17 @@ impl View {
             Self::KmemVmstat => kmem::vmstat(state, &mut text),
             Self::KmemZones => kmem::zones(state, &mut text),
             Self::KmemFlags(flags) => kmem::flags(*flags, &mut text),
-            Self::KmemFree | Self::KmemPages(_) | Self::PageOwner | Self::PageOwnerSites => Ok(()),
+            Self::KmemUsage => kmem::usage(state, &mut text),
+            // These are streamed.
+            Self::KmemFree
+            | Self::KmemPages(_)
+            | Self::KmemSlabs(_)
+            | Self::KmemSlabObjects(_)
+            | Self::KmemAddress(_)
+            | Self::Slabinfo
+            | Self::Vtop(_)
+            | Self::PageOwner
+            | Self::PageOwnerSites => Ok(()),
         };
         Ok(text)
     }
@@ -225,7 +259,16 @@ impl View {
             Self::KmemVmstat => kmem::vmstat_json(state),
             Self::KmemZones => kmem::zones_json(state),
             Self::KmemFlags(flags) => kmem::flags_json(*flags),
-            Self::KmemFree | Self::KmemPages(_) | Self::PageOwner | Self::PageOwnerSites => Value::Null,
+            Self::KmemUsage => kmem::usage_json(state),
+            Self::KmemFree
+            | Self::KmemPages(_)
+            | Self::KmemSlabs(_)
+            | Self::KmemSlabObjects(_)
+            | Self::KmemAddress(_)
+            | Self::Slabinfo
+            | Self::Vtop(_)
+            | Self::PageOwner
+            | Self::PageOwnerSites => Value::Null,
         })
     }
 }
@@ -264,7 +307,16 @@ fn page_spec(text: &str) -> Option<PageSpec> {
     Some(if number >= VMEMMAP_START { PageSpec::Page(number) } else { PageSpec::Pfn(number) })
 }
 
-/// Page flags are hexadecimal, as crash takes them.
+/// Nothing, or one cache.
+fn slab_spec(words: &[&str]) -> Option<SlabSpec> {
+    match words {
+        [] => Some(SlabSpec::All),
+        [word] => word.parse().ok(),
+        _ => None,
+    }
+}
+
+/// Page flags and addresses are hexadecimal, as crash takes them.
 fn flags(text: &str) -> Option<u64> {
     u64::from_str_radix(text.trim_start_matches("0x"), 16).ok()
 }
@@ -284,6 +336,7 @@ impl FromStr for View {
             ["meminfo"] => Ok(Self::Meminfo),
             ["vmstat"] => Ok(Self::Vmstat),
             ["iomem"] => Ok(Self::Iomem),
+            ["slabinfo"] => Ok(Self::Slabinfo),
             ["extfrag_index"] => Ok(Self::ExtfragIndex),
             ["unusable_index"] => Ok(Self::UnusableIndex),
             ["numa"] => Ok(Self::Numa),
@@ -300,6 +353,15 @@ impl FromStr for View {
             ["kmem", "-g", bits] => {
                 Ok(Self::KmemFlags(Some(flags(bits).ok_or_else(|| bad("not a hexadecimal number in"))?)))
             }
+            ["kmem", "-i"] => Ok(Self::KmemUsage),
+            ["kmem", option @ ("-s" | "-S"), ref spec @ ..] => {
+                let spec = slab_spec(spec).ok_or_else(|| bad("not a cache's name or an address in"))?;
+                Ok(if option == "-s" { Self::KmemSlabs(spec) } else { Self::KmemSlabObjects(spec) })
+            }
+            ["kmem", address] if !address.starts_with('-') => {
+                Ok(Self::KmemAddress(flags(address).ok_or_else(|| bad("not a hexadecimal number in"))?))
+            }
+            ["vtop", address] => Ok(Self::Vtop(flags(address).ok_or_else(|| bad("not a hexadecimal number in"))?)),
             ["sysctl"] => Ok(Self::Sysctl),
             ["fail_page_alloc"] => Ok(Self::FailPageAlloc),
             ["cma"] => Ok(Self::Cma),
@@ -329,6 +391,12 @@ impl fmt::Display for View {
             Self::Meminfo => f.write_str("meminfo"),
             Self::Vmstat => f.write_str("vmstat"),
             Self::Iomem => f.write_str("iomem"),
+            Self::Slabinfo => f.write_str("slabinfo"),
+            Self::KmemSlabs(spec) => write!(f, "kmem -s{spec}"),
+            Self::KmemSlabObjects(spec) => write!(f, "kmem -S{spec}"),
+            Self::KmemUsage => f.write_str("kmem -i"),
+            Self::KmemAddress(address) => write!(f, "kmem {address:x}"),
+            Self::Vtop(address) => write!(f, "vtop {address:x}"),
             Self::ExtfragIndex => f.write_str("extfrag_index"),
             Self::UnusableIndex => f.write_str("unusable_index"),
             Self::Node(node, file) => write!(f, "node/{}/{}", node.index(), file.name()),

@@ -7,9 +7,12 @@
 //! node 2   nothing, but online
 //! ```
 //!
-//! The memory map of node 0's only section is mapped by 4 KiB pages, that of node 1's pair by a 2 MiB page.
+//! The memory map of node 0's only section is mapped by 4 KiB pages, that of node 1's pair by a 2 MiB page. Node 0's
+//! memory is mapped directly, by 2 MiB pages.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+pub(crate) mod slabs;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -282,6 +285,12 @@ impl FakeGuest {
         self.memory.write_u64(pd + index(section32, 21), MEMMAP1 | 0x83);
         for page in 0..256 {
             self.memory.write_u64(table + page * 8, (MEMMAP0 + page * 4096) | 3);
+        }
+        let (pdpt, pd) = (TABLES + 0x4000, TABLES + 0x5000);
+        self.memory.write_u64(PGD + index(PAGE_OFFSET, 39), pdpt | 0x63);
+        self.memory.write_u64(pdpt + index(PAGE_OFFSET, 30), pd | 0x63);
+        for page in 0..64 {
+            self.memory.write_u64(pd + page * 8, (page * 2 * MIB) | 1 << 63 | 0x1e3);
         }
     }
 

@@ -12,8 +12,8 @@ use pagevisor_shared::zone::{ZoneIndex, ZoneType};
 
 use super::StateView;
 use super::error::StateError;
-use super::lists::{ListFault, ListRule, ends, walk_list};
-use super::memmap::Memmap;
+use super::lists::{ListFault, ListFaultKind, ListRule, ends, visit_list, walk_list};
+use super::memmap::{Memmap, PageMeta};
 
 /// How long to wait for a zone of a running guest to hold still.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -121,6 +121,26 @@ impl StateView {
         Ok(walk)
     }
 
+    /// Whether a free block of `order` that starts at frame `pfn` is on one of the zone's lists.
+    ///
+    /// # Errors
+    /// When a page table or the memory map lies outside memory.
+    pub fn is_on_free_list(&self, zone: ZoneIndex, order: Order, pfn: u64) -> Result<bool, StateError> {
+        let region = self.region();
+        let Some(area) = region.zones().get(zone.index()).and_then(|zone| zone.free_area.get(order.index())) else {
+            return Ok(false);
+        };
+        let mut budget = self.memory().size() >> PAGE_SHIFT;
+        let accept = &|page: &PageMeta| page.is_free_head(order);
+        let refused = ListFaultKind::NotFree;
+        let rule = ListRule { order, zone: self.zone_frames(zone), accept, refused, closed: true };
+        let (mut memmap, mut found) = (self.memmap(), false);
+        for list in &area.free_list {
+            visit_list(&mut memmap, ends(list), &rule, &mut budget, &mut |block, _| found |= u64::from(block) == pfn)?;
+        }
+        Ok(found)
+    }
+
     fn walk_zone_patiently(
         &self,
         memmap: &mut Memmap<'_>,
@@ -154,10 +174,11 @@ impl StateView {
         let mut faults = Vec::new();
         for ((row, area), order) in found.iter_mut().zip(&place.record.free_area).zip(0..) {
             let Ok(order) = Order::new(order) else { continue };
-            let rule = ListRule { order, zone: frames.clone(), accept: &|page| page.is_free_head(order), closed: true };
+            let accept = &|page: &PageMeta| page.is_free_head(order);
+            let refused = ListFaultKind::NotFree;
+            let rule = ListRule { order, zone: frames.clone(), accept, refused, closed: true };
             for ((count, list), kind) in row.iter_mut().zip(&area.free_list).zip(MigrateType::ALL) {
-                let (first, last) = ends(list);
-                let walk = walk_list(memmap, first, last, &rule, &mut budget)?;
+                let walk = walk_list(memmap, ends(list), &rule, &mut budget)?;
                 *count = walk.blocks;
                 faults.extend(walk.fault.map(|fault| FreeListFault { order, kind, fault }));
             }

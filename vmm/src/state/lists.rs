@@ -33,6 +33,8 @@ pub enum ListFaultKind {
     },
     /// The frame is not what belongs on the list.
     NotFree,
+    /// The frame is not the first of one of the cache's slabs on the list's node.
+    NotSlab,
     /// There are more pages on lists than the machine has, or than the pageset counts.
     TooLong,
     /// The list ends elsewhere than its head says.
@@ -65,6 +67,7 @@ impl fmt::Display for ListFault {
                 write!(f, "frame {pfn:#x} links back to {found:#x}, reached from {from:#x}")
             }
             ListFaultKind::NotFree => write!(f, "frame {pfn:#x} is not a free block of the list's order"),
+            ListFaultKind::NotSlab => write!(f, "frame {pfn:#x} is not the first of a slab of the cache and node"),
             ListFaultKind::TooLong => write!(f, "more pages than there can be, at frame {pfn:#x}"),
             ListFaultKind::End { expected } => write!(f, "the last frame is {pfn:#x}, by the head {expected:#x}"),
         }
@@ -88,6 +91,8 @@ pub(super) struct ListRule<'r> {
     pub zone: Range<u64>,
     /// Whether a page may be on the list.
     pub accept: &'r dyn Fn(&PageMeta) -> bool,
+    /// What is wrong if it may not.
+    pub refused: ListFaultKind,
     /// Whether the guest keeps the outer links of the ends: the backward link of the first page, and the last page of
     /// an empty list. On the lists of pagesets it does not.
     pub closed: bool,
@@ -97,10 +102,20 @@ pub(super) struct ListRule<'r> {
 /// together end however the links lie; a cycle ends sooner, by its backward links.
 pub(super) fn walk_list(
     memmap: &mut Memmap<'_>,
-    first: u32,
-    last: u32,
+    ends: (u32, u32),
     rule: &ListRule<'_>,
     budget: &mut u64,
+) -> Result<ListWalk, StateError> {
+    visit_list(memmap, ends, rule, budget, &mut |_, _| {})
+}
+
+/// As [`walk_list`], and calls `visit` with each page that belongs there.
+pub(super) fn visit_list(
+    memmap: &mut Memmap<'_>,
+    (first, last): (u32, u32),
+    rule: &ListRule<'_>,
+    budget: &mut u64,
+    visit: &mut dyn FnMut(u32, &PageMeta),
 ) -> Result<ListWalk, StateError> {
     let mut walk = ListWalk::default();
     let mut seen = Vec::new();
@@ -127,8 +142,9 @@ pub(super) fn walk_list(
             break ListFaultKind::BackLink { found: page.prev_of(pfn) };
         }
         if !(rule.accept)(&page) {
-            break ListFaultKind::NotFree;
+            break rule.refused;
         }
+        visit(pfn, &page);
         walk.blocks += 1;
         if seen.len() < SEEN_MAX {
             seen.push(pfn);
@@ -196,10 +212,10 @@ impl StateView {
                     order: list_order(number),
                     zone: frames.clone(),
                     accept: &|page| page.refcount == 0,
+                    refused: ListFaultKind::NotFree,
                     closed: false,
                 };
-                let (first, last) = ends(head);
-                *found = walk_list(&mut memmap, first, last, &rule, &mut budget)?;
+                *found = walk_list(&mut memmap, ends(head), &rule, &mut budget)?;
             }
             Ok(walk)
         };

@@ -8,6 +8,7 @@
 //!   sections()  which memory exists, and in which zone; page blocks        (sections.rs)
 //!   memmap()    page metadata by frame, through those page tables          (memmap.rs)
 //!   free lists and per-CPU lists, link by link                             (lists.rs, free.rs)
+//!   slab caches, their slabs and objects                                   (slab/)
 //! ```
 //!
 //! Whatever is read may be anything: the guest is hostile, or runs on while we look, or died in the middle of a
@@ -27,6 +28,7 @@ mod open;
 mod owners;
 mod region;
 mod sections;
+pub mod slab;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -44,7 +46,7 @@ pub use memory::{Backing, GuestMemory, MemfdMemory};
 pub use owners::Owned;
 pub use region::RegionMapping;
 pub use sections::{PageOwner, Sections};
-pub use walk::{PageSize, Translation};
+pub use walk::{PageSize, TableStep, Translation};
 
 /// A guest's state region and memory.
 #[derive(Debug)]

@@ -49,11 +49,30 @@ impl Translation {
     }
 }
 
+/// An entry that a walk has come by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TableStep {
+    /// Guest-physical address of the entry.
+    pub at: u64,
+    /// What it holds.
+    pub entry: u64,
+}
+
 /// Translates `address` by the four levels of tables under `pgd`; `None` when nothing is mapped there.
 ///
 /// # Errors
 /// [`Corrupt`] when an entry points outside memory.
 pub(super) fn walk(memory: &dyn GuestMemory, pgd: u64, address: u64) -> Result<Option<Translation>, StateError> {
+    trace(memory, pgd, address, &mut |_| {})
+}
+
+/// As [`walk`], and tells `step` every entry on the way, present or not.
+fn trace(
+    memory: &dyn GuestMemory,
+    pgd: u64,
+    address: u64,
+    step: &mut dyn FnMut(TableStep),
+) -> Result<Option<Translation>, StateError> {
     // Not canonical: the bits above 47 must all equal bit 47.
     if !matches!(address >> 47, 0 | 0x1_ffff) {
         return Ok(None);
@@ -67,6 +86,7 @@ pub(super) fn walk(memory: &dyn GuestMemory, pgd: u64, address: u64) -> Result<O
             StateError::Corrupt(_) => Corrupt { what: "page table", at, found: table }.into(),
             other => other,
         })?;
+        step(TableStep { at, entry });
         if entry & PRESENT == 0 {
             return Ok(None);
         }
@@ -89,6 +109,16 @@ impl super::StateView {
     /// [`Corrupt`] when a table lies outside memory.
     pub fn translate(&self, address: u64) -> Result<Option<Translation>, StateError> {
         walk(self.memory(), self.roots().pgd, address)
+    }
+
+    /// As [`Self::translate`], with the entries that it goes by: of the top table first.
+    ///
+    /// # Errors
+    /// [`Corrupt`] when a table lies outside memory.
+    pub fn trace(&self, address: u64) -> Result<(Vec<TableStep>, Option<Translation>), StateError> {
+        let mut steps = Vec::new();
+        let found = trace(self.memory(), self.roots().pgd, address, &mut |step| steps.push(step))?;
+        Ok((steps, found))
     }
 
     /// Copies the bytes at a guest-virtual address; `false` when some of them are not mapped.

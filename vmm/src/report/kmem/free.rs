@@ -5,7 +5,10 @@ use std::io::Write;
 use std::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::migrate::MigrateType;
-use pagevisor_shared::units::{Order, PAGE_SHIFT, PAGE_SIZE};
+use pagevisor_shared::report::counters;
+use pagevisor_shared::units::{NodeId, Order, PAGE_SHIFT, PAGE_SIZE};
+use pagevisor_shared::vmstat::ZoneStat;
+use pagevisor_shared::zone::{MAX_NR_ZONES, ZoneIndex, ZoneType};
 use serde_json::{Map, Value, json};
 
 use super::just::{self, Just, just};
@@ -26,10 +29,10 @@ struct Place {
 }
 
 impl Place {
-    fn of(state: &StateView, sections: &Sections, walk: &ZoneWalk) -> Self {
+    fn of(state: &StateView, sections: &Sections, zone: ZoneIndex, node: NodeId) -> Self {
         let region = state.region();
-        let record = region.zones().get(walk.zone.index());
-        let node = region.nodes().get(walk.node.index());
+        let record = region.zones().get(zone.index());
+        let node = region.nodes().get(node.index());
         let start = record.map_or(0, |zone| zone.zone_start_pfn.load(Relaxed));
         let spanned = record.map_or(0, |zone| zone.spanned_pages.load(Relaxed));
         let node_start = node.map_or(0, |node| node.node_start_pfn.load(Relaxed));
@@ -87,19 +90,31 @@ fn to_text(state: &StateView, sections: &Sections, walk: &FreeWalk, out: &mut St
     }
 }
 
-fn zone_text(state: &StateView, sections: &Sections, zone: &ZoneWalk, out: &mut String) -> fmt::Result {
-    let place = Place::of(state, sections, zone);
+/// The rows of a zone above its areas, with its node.
+pub(super) fn zone_heading(state: &StateView, sections: &Sections, zone: ZoneIndex, out: &mut String) -> fmt::Result {
+    let free_pages = counters::zone_page_state_snapshot(&state.region(), zone, ZoneStat::NrFreePages);
+    let node = NodeId::new(zone.index() / MAX_NR_ZONES).unwrap_or_default();
+    let Some(zone_type) = ZoneType::ALL.get(zone.index() % MAX_NR_ZONES) else { return Ok(()) };
+    writeln!(out, "NODE\n {:>2}", node.index())?;
+    zone_row(&Place::of(state, sections, zone, node), *zone_type, free_pages, out)
+}
+
+fn zone_row(place: &Place, zone_type: ZoneType, free_pages: u64, out: &mut String) -> fmt::Result {
     let mem_map = just("MEM_MAP", 16, Just::Center);
     writeln!(out, "ZONE  NAME        SIZE    FREE  {mem_map}  START_PADDR  START_MAPNR")?;
-    let (number, name) = (zone.zone_type.index(), zone.zone_type.name());
-    write!(out, "{number:>3}   {name:<9} {:>6}  {:>6}  ", place.spanned, zone.free_pages)?;
+    let (number, name) = (zone_type.index(), zone_type.name());
+    write!(out, "{number:>3}   {name:<9} {:>6}  {free_pages:>6}  ", place.spanned)?;
     writeln!(
         out,
         "{}  {}  {}",
         just::hex(place.mem_map, 16, Just::Center),
         just::hex(place.start_paddr, 11, Just::CenterRight),
         just::dec(place.start_mapnr, 11, Just::CenterRight)
-    )?;
+    )
+}
+
+fn zone_text(state: &StateView, sections: &Sections, zone: &ZoneWalk, out: &mut String) -> fmt::Result {
+    zone_row(&Place::of(state, sections, zone.zone, zone.node), zone.zone_type, zone.free_pages, out)?;
     if zone.free_pages == 0 && zone.found.pages() == 0 {
         return Ok(());
     }
@@ -144,7 +159,7 @@ fn details(walk: &FreeWalk) -> String {
 
 fn to_json(state: &StateView, sections: &Sections, walk: &FreeWalk) -> Value {
     let zones = walk.zones.iter().map(|zone| {
-        let place = Place::of(state, sections, zone);
+        let place = Place::of(state, sections, zone.zone, zone.node);
         json!({
             "node": zone.node.index(),
             "zone": zone.zone_type.index(),

@@ -2,7 +2,7 @@
 
 /// Where the text stands in its column.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Just {
+pub(in crate::report) enum Just {
     /// At the left.
     Left,
     /// At the right.
@@ -14,7 +14,7 @@ pub(super) enum Just {
 }
 
 /// `text` in a column of `size` places; longer text is left as it is.
-pub(super) fn just(text: &str, size: usize, just: Just) -> String {
+pub(in crate::report) fn just(text: &str, size: usize, just: Just) -> String {
     let extra = size.saturating_sub(text.len());
     let left = match just {
         Just::Left => 0,
@@ -26,11 +26,11 @@ pub(super) fn just(text: &str, size: usize, just: Just) -> String {
 }
 
 /// A hexadecimal number in a column.
-pub(super) fn hex(number: u64, size: usize, place: Just) -> String {
+pub(in crate::report) fn hex(number: u64, size: usize, place: Just) -> String {
     just(&format!("{number:x}"), size, place)
 }
 
 /// A decimal number in a column.
-pub(super) fn dec(number: u64, size: usize, place: Just) -> String {
+pub(in crate::report) fn dec(number: u64, size: usize, place: Just) -> String {
     just(&number.to_string(), size, place)
 }

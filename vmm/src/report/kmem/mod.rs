@@ -4,12 +4,15 @@
 //! state region, where the guest's allocator has them. In JSON they are strings of hexadecimal digits, since they
 //! do not fit the numbers of many JSON readers; sizes and counts are numbers.
 
+mod address;
 mod flags;
 mod free;
-mod just;
+pub(super) mod just;
 mod nodes;
 mod pages;
+mod slabs;
 mod stats;
+mod usage;
 
 use std::mem::offset_of;
 
@@ -19,14 +22,17 @@ use pagevisor_shared::zone::ZoneIndex;
 
 use crate::state::StateView;
 
+pub use address::address;
 pub use flags::{flags, flags_json};
 pub use free::free;
 pub use nodes::{nodes, nodes_json};
 pub use pages::pages;
+pub use slabs::{CacheName, SlabSpec, slabs};
 pub use stats::{vmstat, vmstat_json, zones, zones_json};
+pub use usage::{usage, usage_json};
 
 /// An address as JSON has it.
-fn hex(address: u64) -> String {
+pub(super) fn hex(address: u64) -> String {
     format!("{address:#x}")
 }
 

@@ -14,7 +14,7 @@ use crate::report::{View, proc_tree, summary, summary_json};
 /// Everything there is to look at, but `kmem -p` over all pages.
 fn look(view: &StateView) {
     let mut views: Vec<View> = Vec::new();
-    let names = "buddyinfo pagetypeinfo zoneinfo meminfo vmstat iomem numa kmem-f kmem-n kmem-V kmem-z kmem-g page_owner cma sysctl fail_page_alloc";
+    let names = "buddyinfo pagetypeinfo zoneinfo meminfo vmstat iomem numa kmem-f kmem-n kmem-V kmem-z kmem-g page_owner cma sysctl fail_page_alloc slabinfo kmem-i kmem-s kmem-S";
     views.extend(names.split(' ').map(|name| name.parse::<View>().unwrap()));
     views.push("page_owner sites".parse().unwrap());
     for node in [0, 1, 2, 63] {
@@ -24,6 +24,10 @@ fn look(view: &StateView) {
     }
     for pfn in ["0", "0x3001", "0x100005", "0xfffffffff", "0xffffea0000060020"] {
         views.push(format!("kmem -p {pfn}").parse().unwrap());
+    }
+    for address in ["ffff888003102040", "3102040", "ffffea0000060020", "ffffffffffffffff", "0"] {
+        views.push(format!("kmem {address}").parse().unwrap());
+        views.push(format!("vtop {address}").parse().unwrap());
     }
     for view_of in views {
         for json in [false, true] {
