@@ -15,7 +15,7 @@ mod table;
 mod window;
 mod words;
 
-pub(crate) use area::{AreaRef, AreaWord, VmRef};
+pub(crate) use area::{AREA_BYTES, AreaRef, AreaWord, VmRef};
 pub use frames::{FrameTables, Home};
 pub(crate) use locked::SpinLock;
 pub use memmap::Memmap;

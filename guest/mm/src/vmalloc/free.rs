@@ -134,7 +134,6 @@ impl<P: Platform> Mm<P> {
         } else {
             self.unmap_range(start, end, |_| 1, |_, _| {});
         }
-        self.free_vm(vm);
         self.free_vmap_area_lazy(area);
     }
 }
