@@ -153,6 +153,14 @@ impl<P: Platform> Mm<P> {
         true
     }
 
+    /// Maps one page at `virt`, whose owner has nothing else to map. False when there is no memory for tables.
+    #[inline]
+    pub(crate) fn map_single(&self, virt: u64, phys: PhysAddr, protection: Protection, gfp: Gfp) -> bool {
+        let Some(table) = self.reserve_pages(virt, 1, gfp) else { return false };
+        table.set_page(virt, phys, protection);
+        true
+    }
+
     /// Maps 2 MiB at `phys` at the next address of `at`, both multiples of that. False, with nothing changed, when
     /// there is no memory for tables or a page table in the way.
     pub(crate) fn map_large(&self, at: &mut Reservation, phys: PhysAddr, protection: Protection, gfp: Gfp) -> bool {

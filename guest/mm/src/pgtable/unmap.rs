@@ -52,6 +52,17 @@ impl<P: Platform> Mm<P> {
         }
     }
 
+    /// Unmaps the one page at `virt`, which the caller has mapped, if its table is the one that was last used; gives its
+    /// frame.
+    #[inline]
+    pub(crate) fn unmap_single(&self, virt: u64) -> Option<Pfn> {
+        let pt = self.last_table(virt)?;
+        let frame = Pfn::containing(pt.get(virt).address(0));
+        pt.unlink(virt);
+        self.unuse_entries(pt, 1);
+        Some(frame)
+    }
+
     /// The part of [`Self::unmap_range`] behind one page table; gives how many pages were mapped.
     #[inline]
     fn unmap_small(

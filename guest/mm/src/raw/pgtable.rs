@@ -122,7 +122,6 @@ impl Table {
             _ => (Entry::to_large_page(phys, protection).0, PAGE_SIZE << 9),
         };
         let Some(slots) = self.slots(virt, count) else { return };
-        // Eight at a time; a single page, the most frequent of all, goes straight to the rest.
         let (groups, rest) = slots.as_chunks::<8>();
         for group in groups {
             for slot in group {
@@ -133,6 +132,14 @@ impl Table {
         for slot in rest {
             slot.set(entry);
             entry += step;
+        }
+    }
+
+    /// As [`Self::fill`], a single page in a table of level 0.
+    #[inline]
+    pub(crate) fn set_page(self, virt: u64, phys: PhysAddr, protection: Protection) {
+        if self.level == 0 {
+            self.slot(virt).set(Entry::to_page(phys, protection).0);
         }
     }
 

@@ -116,11 +116,16 @@ impl<P: Platform> Mm<P> {
         let align = request.align.checked_next_power_of_two()?.max(if large { PMD_SIZE } else { PAGE_SIZE });
         let kept = VmFlags(VmFlags::USERMAP.0 | VmFlags::NO_GUARD.0 | VmFlags::ALLOW_HUGE_VMAP.0);
         let flags = VmFlags(request.flags.0 & kept.0).with(VmFlags::ALLOC).with(VmFlags::UNINITIALIZED);
-        let Some((area, vm)) = self.new_vm_area(size, align, flags, gfp) else {
+        let Some((area, vm)) = self.new_vm_area(size, align, flags, gfp, self.platform.caller()) else {
             self.warn_alloc_of(gfp, None, format_args!("vmalloc error: size {size}, vm_struct allocation failed"));
             return None;
         };
-        if let Err(why) = self.fill_area(area, vm, request, bytes, large) {
+        // One page is the most frequent of all sizes, and needs little of what others do.
+        let filled = match bytes {
+            PAGE_SIZE => self.fill_single(area, vm, request),
+            _ => self.fill_area(area, vm, request, bytes, large),
+        };
+        if let Err(why) = filled {
             // Before anything is logged: what is half there should go.
             self.release_vm_area(area, vm);
             match why {
@@ -138,9 +143,16 @@ impl<P: Platform> Mm<P> {
         Some(VirtAddr::new(area.start()))
     }
 
-    /// An area of `size` bytes and its guard page, in use and unmapped (`__get_vm_area_node`).
+    /// An area of `size` bytes and its guard page, in use and unmapped, for `caller` (`__get_vm_area_node`).
     #[inline]
-    pub(super) fn new_vm_area(&self, size: u64, align: u64, flags: VmFlags, gfp: Gfp) -> Option<(AreaRef, VmRef)> {
+    pub(super) fn new_vm_area(
+        &self,
+        size: u64,
+        align: u64,
+        flags: VmFlags,
+        gfp: Gfp,
+        caller: u64,
+    ) -> Option<(AreaRef, VmRef)> {
         let guard = if flags.contains(VmFlags::NO_GUARD) { 0 } else { PAGE_SIZE };
         let bytes = size.checked_next_multiple_of(PAGE_SIZE)?.checked_add(guard)?;
         let gfp = Gfp::from_bits(gfp.bits() & RECLAIM_MASK.bits()).unwrap_or(Gfp::KERNEL);
@@ -152,7 +164,7 @@ impl<P: Platform> Mm<P> {
         vm.flags.set(flags.0);
         vm.nr_pages.set(0);
         vm.phys_addr.set(0);
-        vm.caller.set(self.platform.caller());
+        vm.caller.set(caller);
         vm.requested_size.set(size);
         if !self.alloc_vmap_area(area, bytes, align, gfp) {
             self.free_area(area);
@@ -161,7 +173,21 @@ impl<P: Platform> Mm<P> {
         Some((area, vm))
     }
 
+    /// Gives the area its only page.
+    #[inline]
+    fn fill_single(&self, area: AreaRef, vm: VmRef, request: &VmallocRequest) -> Result<(), Unfilled> {
+        let page = self.alloc_vm_block(request, 0).ok_or(Unfilled::Pages)?;
+        if !self.map_single(area.start(), page.addr(), request.protection, request.gfp) {
+            self.free_page(page);
+            return Err(Unfilled::Tables);
+        }
+        vm.nr_pages.set(1);
+        self.region.header().nr_vmalloc_pages.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
     /// Gives the area its pages (`__vmalloc_area_node`). On failure it has some of them.
+    #[inline(never)]
     fn fill_area(
         &self,
         area: AreaRef,
