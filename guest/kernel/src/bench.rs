@@ -8,6 +8,7 @@
 //! Each result is a line `bench NAME VALUE` on the serial console, with two decimals.
 
 mod percpu;
+mod slab;
 mod vmalloc;
 
 use core::fmt::{self, Write as _};
@@ -20,6 +21,7 @@ use pagevisor_shared::units::Order;
 
 pub use percpu::PerCpuMemory;
 
+pub use self::slab::Objects;
 use crate::serial::Serial;
 use crate::{platform, smp};
 
@@ -69,7 +71,7 @@ pub trait Pages {
 
 /// Runs the benchmarks whose names begin with one of the comma-separated `names`; `all` stands for every one. The cost
 /// of booting is known already and always told.
-pub fn run<P: Pages + PerCpuMemory>(pages: &P, names: &str) {
+pub fn run<P: Pages + PerCpuMemory + Objects>(pages: &P, names: &str) {
     report_boot();
     let block = pages.alloc(Gfp::KERNEL, SLOTS_ORDER);
     if block == 0 {
@@ -88,6 +90,7 @@ pub fn run<P: Pages + PerCpuMemory>(pages: &P, names: &str) {
     bench.mixed("mixed_o0-9_uniform", |random| (random % 10) as u8);
     // Each order half as likely as the one below.
     bench.mixed("mixed_o0-9_geometric", |random| (random | 1 << 9).trailing_zeros() as u8);
+    bench.slab();
     bench.commands();
     bench.vmalloc();
     bench.percpu();

@@ -6,11 +6,13 @@ use core::sync::atomic::AtomicU64;
 
 use pagevisor_mm::Mm;
 use pagevisor_mm::percpu::PerCpuPtr;
+use pagevisor_mm::slab::Cache;
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::layout::PAGE_OFFSET;
+use pagevisor_shared::slab::SlabFlags;
 use pagevisor_shared::units::{Order, PAGE_SIZE, Pfn, VirtAddr};
 
-use crate::bench::{Pages, PerCpuMemory};
+use crate::bench::{Objects, Pages, PerCpuMemory};
 use crate::command;
 use crate::platform::Kernel;
 
@@ -105,5 +107,43 @@ impl PerCpuMemory for Target {
     #[inline(always)]
     fn free_percpu(&self, ptr: u64) {
         self.0.free_percpu(PerCpuPtr::new(ptr));
+    }
+}
+
+impl Objects for Target {
+    #[inline(always)]
+    fn kmalloc<const SIZE: usize>(&self, gfp: Gfp) -> u64 {
+        self.0.kmalloc(SIZE, gfp).map_or(0, VirtAddr::raw)
+    }
+
+    #[inline(always)]
+    fn kfree(&self, addr: u64) {
+        self.0.kfree(VirtAddr::new(addr));
+    }
+
+    fn create(&self, name: &str, size: usize, flags: SlabFlags) -> Option<Cache> {
+        self.0.kmem_cache_create(name, size, 0, flags, None).ok()
+    }
+
+    fn destroy(&self, cache: Cache) {
+        self.0.kmem_cache_destroy(cache);
+    }
+
+    #[inline(always)]
+    fn cache_alloc(&self, cache: Cache, gfp: Gfp) -> u64 {
+        self.0.kmem_cache_alloc(cache, gfp).map_or(0, VirtAddr::raw)
+    }
+
+    #[inline(always)]
+    fn cache_free(&self, cache: Cache, addr: u64) {
+        self.0.kmem_cache_free(cache, VirtAddr::new(addr));
+    }
+
+    fn cache_alloc_bulk(&self, cache: Cache, gfp: Gfp, objects: &mut [VirtAddr]) -> usize {
+        self.0.kmem_cache_alloc_bulk(cache, gfp, objects)
+    }
+
+    fn cache_free_bulk(&self, cache: Cache, objects: &[VirtAddr]) {
+        self.0.kmem_cache_free_bulk(cache, objects);
     }
 }

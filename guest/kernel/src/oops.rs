@@ -240,10 +240,23 @@ pub fn backtrace(trace: &mut [u64]) -> usize {
 /// The return address of the innermost call from outside `text`, on the way to the caller's call; 0 when there is none.
 #[inline(never)]
 pub fn caller_of(text: &Range<u64>) -> u64 {
-    let mut calls = Backtrace { rip: 0, rbp: cpu::frame_pointer() }.take(MAX_BACKTRACE);
-    // The innermost call is the platform's own, then come those inside the text.
-    calls.by_ref().find(|address| text.contains(address));
-    calls.find(|address| !text.contains(address)).unwrap_or(0)
+    // As `Backtrace` goes, which is too general for what every allocation of address space does.
+    let mut rbp = cpu::frame_pointer();
+    let mut inside = false;
+    for _ in 0..MAX_BACKTRACE {
+        let Some([caller, address]) = stacks::read_frame(rbp) else { break };
+        // The innermost call is the platform's own, then come those inside the text.
+        let here = address.wrapping_sub(text.start) < text.end - text.start;
+        if inside && !here {
+            return address;
+        }
+        inside |= here;
+        if caller <= rbp {
+            break;
+        }
+        rbp = caller;
+    }
+    0
 }
 
 fn print_trace(trace: Backtrace) {

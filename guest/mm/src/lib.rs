@@ -12,6 +12,7 @@
 //! | [`pcp`] | per-CPU page lists |
 //! | [`page_alloc`] | the page allocator: fast path, slow path, freeing, reports |
 //! | [`slab`] | caches of objects, `kmalloc` |
+//! | [`mempool`] | reserves of objects or pages |
 //! | [`pgtable`], [`vmalloc`] | the kernel's page tables; areas of its address space |
 //! | [`instrument`] | what can look at every allocation and free |
 //! | [`percpu`] | per-CPU memory |
@@ -47,6 +48,7 @@ pub mod hosted;
 pub mod instrument;
 pub mod list;
 pub mod memblock;
+pub mod mempool;
 mod mm;
 pub mod page;
 pub mod page_alloc;
@@ -67,4 +69,5 @@ pub use boot::{BootConfig, BootError};
 pub use cpu::{CpuLocal, Route};
 pub use hooks::{Hooks, NodeReclaim, ReclaimNode, ReclaimRequest};
 pub use mm::Mm;
+pub use raw::{KBox, KVec, NoMemory};
 pub use sparse::MemmapChunk;

@@ -29,10 +29,10 @@ impl SlabWord {
         self.0 & Self::SLAB != 0
     }
 
-    /// The bit that tells pages other than the first, if it is set.
+    /// What is the same for all pages of a slab: the word of its first.
     #[inline(always)]
-    pub const fn tail_bit(self) -> u32 {
-        self.0 & Self::TAIL
+    pub const fn of_any_page(self) -> u32 {
+        self.0 & !Self::TAIL
     }
 
     /// Whether it is another than the first.

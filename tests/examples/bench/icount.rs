@@ -20,6 +20,13 @@ const BOUNDS: &[(&str, f64)] = &[
     ("vmalloc_1_pages", 1000.0),
     ("vmalloc_16_pages", 2500.0),
     ("vmalloc_256_pages", 12000.0),
+    ("kmalloc_64_hot", 70.0),
+    ("kmalloc_64_burst1024", 100.0),
+    ("kmalloc_8192_hot", 250.0),
+    ("kmalloc_8192_burst1024", 350.0),
+    ("kmem_cache_256_hot", 60.0),
+    ("kmem_cache_256_burst1024", 110.0),
+    ("kmem_cache_256_bulk64", 15.0),
 ];
 
 /// Most instructions from entry to ready.

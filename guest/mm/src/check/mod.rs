@@ -9,6 +9,7 @@ mod lists;
 mod pages;
 mod pagesets;
 mod percpu;
+mod slab;
 
 #[cfg(feature = "hosted")]
 pub use lists::{chunk_violations, free_list, pageset_list, violations};
@@ -91,4 +92,5 @@ pub fn verify<P: Platform>(mm: &Mm<P>, sink: Sink<'_>) {
         checker.counters(mm, zone);
         checker.all_pages(mm, zone);
     }
+    slab::verify(mm, sink);
 }

@@ -71,12 +71,26 @@ impl<P: Platform> Mm<P> {
             };
         }
         self.use_entries(table, count);
+        self.note_table(virt, table);
         drop(held);
         Ok(table)
     }
 
-    /// Has `count` entries of the table of `level` for `virt` counted, which the caller is about to fill; `None` when there
-    /// is no memory for tables.
+    /// Has `count` entries of the page table for `virt` counted, which the caller is about to fill; `None` when there is no
+    /// memory for tables. Areas come one after the other, so mostly it is the table that was last used.
+    #[inline(always)]
+    fn reserve_pages(&self, virt: u64, count: u32, gfp: Gfp) -> Option<Table> {
+        let held = self.lock_tables();
+        if let Some(table) = self.last_table(virt) {
+            self.use_entries(table, count);
+            return Some(table);
+        }
+        drop(held);
+        self.reserve(virt, 0, count, gfp)
+    }
+
+    /// As [`Self::reserve_pages`], in the table of any level.
+    #[inline(never)]
     fn reserve(&self, virt: u64, level: u32, count: u32, gfp: Gfp) -> Option<Table> {
         let mut spare: Option<Table> = None;
         loop {
@@ -107,6 +121,7 @@ impl<P: Platform> Mm<P> {
 
     /// Maps `backing` at the next addresses of `at`, whose owner has those up to `end`, by small pages. False, with
     /// a part mapped, when there is no memory for tables.
+    #[inline]
     pub(crate) fn map_small(
         &self,
         at: &mut Reservation,
@@ -123,7 +138,7 @@ impl<P: Platform> Mm<P> {
                 _ => {
                     let stop = table_end(at.virt, end, 0);
                     let count = ((stop - at.virt) >> PAGE_SHIFT) as u32;
-                    let Some(table) = self.reserve(at.virt, 0, count, gfp) else { return false };
+                    let Some(table) = self.reserve_pages(at.virt, count, gfp) else { return false };
                     at.table = Some(table);
                     at.end = stop;
                     table
@@ -135,6 +150,14 @@ impl<P: Platform> Mm<P> {
             phys += now;
             bytes -= now;
         }
+        true
+    }
+
+    /// Maps one page at `virt`, whose owner has nothing else to map. False when there is no memory for tables.
+    #[inline]
+    pub(crate) fn map_single(&self, virt: u64, phys: PhysAddr, protection: Protection, gfp: Gfp) -> bool {
+        let Some(table) = self.reserve_pages(virt, 1, gfp) else { return false };
+        table.set_page(virt, phys, protection);
         true
     }
 

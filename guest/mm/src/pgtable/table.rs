@@ -1,12 +1,13 @@
 //! Tables: where they come from, what they count, where they go.
 #![allow(unsafe_code, reason = "makes pages of its own into tables")]
 
-use core::sync::atomic::{AtomicU32, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 
 use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::layout::VMALLOC_START;
 use pagevisor_shared::page::{PG_TABLE, decode_next, encode_next};
 use pagevisor_shared::page_flags::PG_OWNED;
-use pagevisor_shared::pgtable::{TOP_LEVEL, level_size, table_end};
+use pagevisor_shared::pgtable::{PMD_SHIFT, TOP_LEVEL, level_size, table_end};
 use pagevisor_shared::units::{Order, Pfn};
 use pagevisor_shared::vmstat::NodeStat;
 
@@ -17,12 +18,23 @@ use crate::sync::{self, Plain};
 
 /// Guards which tables there are.
 #[derive(Debug)]
-pub(crate) struct TableLock(AtomicU32);
+pub(crate) struct TableLock {
+    word: AtomicU32,
+    /// The page table that was last used: its frame, and above it the number of the 2 MiB that it is for, plus 1. Written
+    /// under the lock, and forgotten when the table is taken out.
+    last: AtomicU64,
+}
 
 impl TableLock {
     pub(crate) const fn new() -> Self {
-        Self(AtomicU32::new(0))
+        Self { word: AtomicU32::new(0), last: AtomicU64::new(0) }
     }
+}
+
+/// What is in [`TableLock::last`] above the frame for a table that `virt` goes through.
+#[inline(always)]
+const fn last_of(virt: u64) -> u64 {
+    (virt.wrapping_sub(VMALLOC_START) >> PMD_SHIFT).wrapping_add(1)
 }
 
 /// The lock is held and interrupts are off.
@@ -34,7 +46,7 @@ pub(super) struct Held<'a, P: Platform> {
 impl<P: Platform> Drop for Held<'_, P> {
     #[inline]
     fn drop(&mut self) {
-        sync::unlock(&self.mm.table_lock.0);
+        sync::unlock(&self.mm.table_lock.word);
         self.mm.platform.irq_restore(self.irq);
     }
 }
@@ -43,8 +55,29 @@ impl<P: Platform> Mm<P> {
     #[inline]
     pub(super) fn lock_tables(&self) -> Held<'_, P> {
         let irq = self.platform.irq_save();
-        sync::lock(&self.table_lock.0, || self.platform.relax());
+        sync::lock(&self.table_lock.word, || self.platform.relax());
         Held { mm: self, irq }
+    }
+
+    /// The page table for `virt`, if it is the one that was last used. For who holds the lock, or has entries for `virt`
+    /// counted.
+    #[inline(always)]
+    pub(super) fn last_table(&self, virt: u64) -> Option<Table> {
+        let last = self.table_lock.last.get();
+        if last >> 32 != last_of(virt) {
+            return None;
+        }
+        // SAFETY: it was in the tables for `virt` when it was noted, and is forgotten when it is taken out, which does not
+        // happen while the lock is held or entries in it are counted.
+        Some(unsafe { Table::adopt(self.direct_map(), Pfn::new(last & u64::from(u32::MAX)), 0) })
+    }
+
+    /// Notes the page table that `virt` goes through. Under the lock.
+    #[inline]
+    pub(super) fn note_table(&self, virt: u64, table: Table) {
+        if table.level() == 0 {
+            self.table_lock.last.set(last_of(virt) << 32 | table.pfn().raw());
+        }
     }
 
     /// A new table of `level` (`pte_alloc_one_kernel` and so on).
@@ -137,6 +170,9 @@ impl<P: Platform> Mm<P> {
             if let Some(pt) = pd.next(self.direct_map(), virt)
                 && self.is_empty(pt)
             {
+                if self.last_table(virt).is_some() {
+                    self.table_lock.last.set(0);
+                }
                 pd.unlink(virt);
                 self.unuse_entries(pd, 1);
                 self.chain_push(chain, pt);

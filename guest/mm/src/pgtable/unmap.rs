@@ -8,7 +8,8 @@ use crate::platform::Platform;
 use crate::raw::Table;
 
 impl<P: Platform> Mm<P> {
-    /// Unmaps what is mapped from `start` up to `end`, a range the caller has to itself. Processors may remember it.
+    /// Unmaps what is mapped from `start` up to `end`, a range the caller has to itself and has mapped something in each page
+    /// of. Processors may remember it.
     ///
     /// Before anything at a page that is mapped is unmapped, `block` is asked how many pages from there are one block,
     /// and once they are all unmapped `done` gets its first frame and their number.
@@ -20,6 +21,13 @@ impl<P: Platform> Mm<P> {
         // The block that is being unmapped, and its pages that still are mapped.
         let mut now = (Pfn::new(0), 0, 0);
         while virt < end {
+            if let Some(pt) = self.last_table(virt) {
+                let stop = table_end(virt, end, 0);
+                let cleared = self.unmap_small(pt, virt, stop, &mut now, &block, &mut done);
+                self.unuse_entries(pt, cleared);
+                virt = stop;
+                continue;
+            }
             let pd = root.next(map, virt).and_then(|pdpt| pdpt.next(map, virt));
             let Some(pd) = pd else {
                 virt = table_end(virt, end, 1);
@@ -42,6 +50,17 @@ impl<P: Platform> Mm<P> {
             }
             virt = stop;
         }
+    }
+
+    /// Unmaps the one page at `virt`, which the caller has mapped, if its table is the one that was last used; gives its
+    /// frame.
+    #[inline]
+    pub(crate) fn unmap_single(&self, virt: u64) -> Option<Pfn> {
+        let pt = self.last_table(virt)?;
+        let frame = Pfn::containing(pt.get(virt).address(0));
+        pt.unlink(virt);
+        self.unuse_entries(pt, 1);
+        Some(frame)
     }
 
     /// The part of [`Self::unmap_range`] behind one page table; gives how many pages were mapped.

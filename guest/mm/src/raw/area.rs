@@ -1,10 +1,11 @@
 //! Records of vmalloc areas, and the links between them.
 //!
-//! What it rests on: a record is made of memory that was allocated to be one ([`AreaRef::adopt`], [`VmRef::adopt`]) and
+//! What it rests on: a record is made of memory that was allocated to be one ([`AreaRef::adopt`]) and
 //! goes back only when nothing links to it any more; the words that link records are written here only, from references to
 //! such records. So following a link arrives at a record. References are used under the lock that guards the trees, or by
 //! whoever has taken the record out.
 
+use core::mem::{align_of, size_of};
 use core::ops::Deref;
 use core::ptr::{from_ref, with_exposed_provenance};
 use core::sync::atomic::AtomicU64;
@@ -13,6 +14,10 @@ use pagevisor_shared::units::VirtAddr;
 use pagevisor_shared::vmalloc::{RB_BLACK, VmStruct, VmallocState, VmapArea};
 
 use crate::sync::Plain;
+
+/// Bytes of an area's record, and of what it is used for behind it; multiples of it are their alignment.
+pub(crate) const AREA_BYTES: usize = size_of::<VmapArea>() + size_of::<VmStruct>();
+const _: () = assert!(align_of::<VmStruct>() <= size_of::<VmapArea>() && align_of::<VmapArea>() <= AREA_BYTES);
 
 /// A word that is 0 or the address of a record of areas: a root, the start of a list.
 #[derive(Clone, Copy, Debug)]
@@ -98,21 +103,26 @@ macro_rules! links {
 }
 
 impl AreaRef {
-    /// The record in memory at `addr`, all of whose links are cleared.
+    /// The record in memory at `addr`. Its links are not read before it is in a tree, and whoever puts it there writes
+    /// them all.
     ///
     /// # Safety
-    /// The memory is the caller's: it has the size and alignment of a record, is RAM in the direct map (or, hosted, of the
-    /// process), and is used as this record only until the caller, knowing that no link and no reference leads to it any
-    /// more, gives it back.
+    /// The memory is the caller's: it has the size and alignment of [`AREA_BYTES`], is RAM in the direct map (or, hosted,
+    /// of the process), and is used as this record only until the caller, knowing that no link and no reference leads to it
+    /// any more, gives it back.
     #[inline]
     pub(crate) unsafe fn adopt(addr: VirtAddr) -> Self {
         let area: *const VmapArea = with_exposed_provenance(addr.raw() as usize);
         // SAFETY: the caller's promise; atomics are valid with any content.
-        let area = unsafe { &*area };
-        for word in [&area.parent, &area.left, &area.right, &area.next, &area.prev, &area.max_or_vm] {
-            word.set(0);
-        }
-        Self(area)
+        Self(unsafe { &*area })
+    }
+
+    /// What the area is used for, if it is: every record has one of these behind it.
+    #[inline(always)]
+    pub(crate) fn own_vm(self) -> VmRef {
+        let vm: *const VmStruct = with_exposed_provenance(self.addr().raw() as usize + size_of::<VmapArea>());
+        // SAFETY: `adopt` was promised room for both; atomics are valid with any content.
+        VmRef(unsafe { &*vm })
     }
 
     /// Its address.
@@ -226,17 +236,6 @@ impl Deref for VmRef {
 }
 
 impl VmRef {
-    /// The record in memory at `addr`.
-    ///
-    /// # Safety
-    /// As for [`AreaRef::adopt`].
-    #[inline]
-    pub(crate) unsafe fn adopt(addr: VirtAddr) -> Self {
-        let vm: *const VmStruct = with_exposed_provenance(addr.raw() as usize);
-        // SAFETY: the caller's promise; atomics are valid with any content.
-        Self(unsafe { &*vm })
-    }
-
     /// Its address.
     #[inline(always)]
     pub(crate) fn addr(self) -> VirtAddr {

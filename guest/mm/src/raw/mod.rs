@@ -5,7 +5,9 @@
 
 mod area;
 mod frames;
+mod locked;
 mod memmap;
+mod owned;
 mod percpu;
 mod pgtable;
 mod slab;
@@ -13,9 +15,11 @@ mod table;
 mod window;
 mod words;
 
-pub(crate) use area::{AreaRef, AreaWord, VmRef};
+pub(crate) use area::{AREA_BYTES, AreaRef, AreaWord, VmRef};
 pub use frames::{FrameTables, Home};
+pub(crate) use locked::SpinLock;
 pub use memmap::Memmap;
+pub use owned::{KBox, KVec, NoMemory};
 pub(crate) use percpu::{Chunk, Maps, adopt_root, copy_direct, zero_direct};
 pub(crate) use pgtable::Table;
 pub use slab::Cache;

@@ -64,6 +64,12 @@ impl Table {
         Pfn::containing(self.phys)
     }
 
+    /// Whether the entry for `virt` is the memory stack's, and nobody else's. Below the top all are, since the tables are.
+    #[inline(always)]
+    const fn is_ours(self, virt: u64) -> bool {
+        self.level < TOP_LEVEL || VMALLOC_START <= virt && virt <= VMALLOC_END
+    }
+
     #[inline(always)]
     fn slot(self, virt: u64) -> &'static AtomicU64 {
         // Nine bits, so it is in range.
@@ -86,13 +92,13 @@ impl Table {
         }
         // SAFETY: only `link` writes such entries, and in the range of addresses whose tables are the memory stack's
         // (`is_ours`) nobody else writes any; it had a table of the level below.
-        is_ours(virt).then(|| unsafe { Self::at(map, entry.address(self.level), self.level - 1) })
+        self.is_ours(virt).then(|| unsafe { Self::at(map, entry.address(self.level), self.level - 1) })
     }
 
     /// Enters `table`, of the level below, for `virt`.
     #[inline]
     pub(crate) fn link(self, virt: u64, table: Self) {
-        if self.level == table.level + 1 && is_ours(virt) {
+        if self.level == table.level + 1 && self.is_ours(virt) {
             self.slot(virt).store(Entry::to_table(table.phys).0, Release);
         }
     }
@@ -100,7 +106,7 @@ impl Table {
     /// Takes out whatever the entry for `virt` leads to or maps.
     #[inline]
     pub(crate) fn unlink(self, virt: u64) {
-        if is_ours(virt) {
+        if self.is_ours(virt) {
             self.slot(virt).set(0);
         }
     }
@@ -108,7 +114,7 @@ impl Table {
     /// Maps the `count` pages (large ones in a table of level 1) from `phys` on at `virt`, all behind this table.
     #[inline]
     pub(crate) fn fill(self, virt: u64, count: usize, phys: PhysAddr, protection: Protection) {
-        if !is_ours(virt) || self.level > 1 {
+        if self.level > 1 {
             return;
         }
         let (mut entry, step) = match self.level {
@@ -129,10 +135,18 @@ impl Table {
         }
     }
 
+    /// As [`Self::fill`], a single page in a table of level 0.
+    #[inline]
+    pub(crate) fn set_page(self, virt: u64, phys: PhysAddr, protection: Protection) {
+        if self.level == 0 {
+            self.slot(virt).set(Entry::to_page(phys, protection).0);
+        }
+    }
+
     /// Unmaps `count` pages at `virt`, all behind this table, which leads nowhere.
     #[inline]
     pub(crate) fn clear(self, virt: u64, count: usize) {
-        if !is_ours(virt) || self.level > 1 {
+        if self.level > 1 {
             return;
         }
         let Some(slots) = self.slots(virt, count) else { return };
@@ -148,10 +162,4 @@ impl Table {
         let first = table_index(virt, self.level);
         self.entries.get(first..first + count)
     }
-}
-
-/// Whether the tables below the top that `virt` goes through are the memory stack's, and nobody else's.
-#[inline(always)]
-const fn is_ours(virt: u64) -> bool {
-    VMALLOC_START <= virt && virt <= VMALLOC_END
 }

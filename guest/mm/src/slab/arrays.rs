@@ -76,7 +76,7 @@ impl<P: Platform> Mm<P> {
 
     /// The arrays of other nodes' objects that a node has, by their nodes; none as long as there is no memory for them.
     /// The lock of the node's lists is held.
-    pub(super) fn alien_arrays(&self, state: &KmemCacheNode) -> &'static [ArrayCache] {
+    pub(crate) fn alien_arrays(&self, state: &KmemCacheNode) -> &'static [ArrayCache] {
         let base = state.alien.get();
         if base == 0 { &[] } else { self.slab_memory().arrays(base, self.slab.shape.nr_nodes) }
     }

@@ -18,9 +18,6 @@ pub(super) const fn object(raw: u64) -> Option<VirtAddr> {
     if raw == 0 { None } else { Some(VirtAddr::new(raw)) }
 }
 
-/// What is the same in the words of all pages of the slabs of a cache on a node.
-const NOT_TAIL: u32 = !SlabWord(u32::MAX).tail_bit();
-
 impl<P: Platform> Mm<P> {
     /// Allocates an object, from this CPU's node if possible (`kmem_cache_alloc`).
     #[inline(always)]
@@ -58,7 +55,8 @@ impl<P: Platform> Mm<P> {
         let array = cache.array(self.platform.this_cpu());
         let Some(pfn) = self.frame_of(addr) else { return self.slab_free_general(cache, addr) };
         // The cache and the node are right, or the page is in no slab at all.
-        if self.memmap().page(pfn).mapping.get() & NOT_TAIL != array.home.get() || !sync::try_lock(&array.lock) {
+        let word = SlabWord(self.memmap().page(pfn).mapping.get());
+        if word.of_any_page() != array.home.get() || !sync::try_lock(&array.lock) {
             return self.slab_free_general(cache, addr);
         }
         let avail = array.avail.get();

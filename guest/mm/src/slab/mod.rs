@@ -36,6 +36,7 @@
 mod alloc;
 mod arrays;
 mod boot;
+mod bulk;
 mod create;
 mod fast;
 mod free;
@@ -50,7 +51,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use pagevisor_shared::region::RegionRef;
 use pagevisor_shared::slab::{ArrayCache, KmemCache, KmemCacheNode, SlabFlags, SlabWord};
-use pagevisor_shared::units::{CpuId, NodeId, Pfn, VirtAddr};
+use pagevisor_shared::units::{CpuId, NodeId, PAGE_SHIFT, Pfn, PhysAddr, VirtAddr};
+use pagevisor_shared::vmstat::NodeStat;
 
 pub use crate::raw::Cache;
 
@@ -187,17 +189,28 @@ impl<P: Platform> Mm<P> {
         cache.node(self.slab.shape, number)
     }
 
+    /// What each descriptor has room for.
+    pub(crate) fn slab_shape(&self) -> Shape {
+        self.slab.shape
+    }
+
+    /// The objects in an array.
+    pub(crate) fn array_entries(&self, array: &ArrayCache) -> &'static [AtomicU64] {
+        let avail = array.avail.get();
+        if avail == 0 { &[] } else { self.slab_memory().words(array.entry.get(), avail as usize) }
+    }
+
     /// The frame that `addr` is in, if there is memory.
     #[inline(always)]
     fn frame_of(&self, addr: VirtAddr) -> Option<u32> {
-        let base = self.direct_map().at(pagevisor_shared::units::PhysAddr::new(0)).addr() as u64;
-        let pfn = addr.raw().wrapping_sub(base) >> pagevisor_shared::units::PAGE_SHIFT;
+        let base = self.direct_map().at(PhysAddr::new(0)).addr() as u64;
+        let pfn = addr.raw().wrapping_sub(base) >> PAGE_SHIFT;
         if self.frames.zone_of(pfn) == u16::MAX { None } else { Some(pfn as u32) }
     }
 
     /// The first frame of the slab that `addr` is in, and what its metadata says (`virt_to_slab`).
     #[inline]
-    fn virt_to_slab(&self, addr: VirtAddr) -> Option<(u32, SlabWord)> {
+    pub(crate) fn virt_to_slab(&self, addr: VirtAddr) -> Option<(u32, SlabWord)> {
         let pfn = self.frame_of(addr)?;
         let page = self.memmap().page(pfn);
         let word = SlabWord(page.mapping.get());
@@ -218,6 +231,11 @@ impl Cache {
     /// Its name, as far as there is room for it.
     fn is_named(self, name: &str) -> bool {
         create::name_words(name).iter().zip(&self.record().name).all(|(word, held)| held.get() == *word)
+    }
+
+    /// The counter of its pages.
+    pub(crate) fn vmstat(self) -> NodeStat {
+        grow::vmstat_of(self.flags())
     }
 
     /// What was asked for, and what was chosen.

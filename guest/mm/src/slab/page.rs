@@ -13,12 +13,12 @@ use crate::sync::Plain;
 /// A slab, taken in once for several of its objects. Whoever has it holds the lock of its node's lists, or the slab is
 /// on no list yet.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct SlabPage {
-    pub(super) pfn: u32,
-    pub(super) page: &'static Page,
+pub(crate) struct SlabPage {
+    pub(crate) pfn: u32,
+    pub(crate) page: &'static Page,
     memory: SlabMemory,
     flags: SlabFlags,
-    pub(super) num: u32,
+    pub(crate) num: u32,
     size: u32,
     reciprocal: u32,
     obj_offset: u32,
@@ -35,7 +35,7 @@ pub(super) struct SlabPage {
 impl<P: Platform> Mm<P> {
     /// The slab of `cache` whose first frame is `pfn`.
     #[inline]
-    pub(super) fn slab_page(&self, cache: Cache, pfn: u32) -> SlabPage {
+    pub(crate) fn slab_page(&self, cache: Cache, pfn: u32) -> SlabPage {
         let record = cache.record();
         let page = self.memmap().page(pfn);
         let base = self.virt(PhysAddr::new(0)).raw();
@@ -62,25 +62,25 @@ impl<P: Platform> Mm<P> {
 impl SlabPage {
     /// Objects handed out.
     #[inline]
-    pub(super) fn active(&self) -> u32 {
+    pub(crate) fn active(&self) -> u32 {
         self.page._mapcount.get()
     }
 
     /// Whether `addr` is inside the slab.
     #[inline(always)]
-    pub(super) fn contains(&self, addr: u64) -> bool {
+    pub(crate) fn contains(&self, addr: u64) -> bool {
         self.start <= addr && addr < self.end
     }
 
     /// The object with that number (`index_to_obj`, and from the buffer to the object in it).
     #[inline(always)]
-    pub(super) fn object(&self, number: u32) -> VirtAddr {
+    pub(crate) fn object(&self, number: u32) -> VirtAddr {
         VirtAddr::new(self.s_mem + number as u64 * self.size as u64 + self.obj_offset as u64)
     }
 
     /// The number of the object at `addr` (`obj_to_index`); `None` where no object starts.
     #[inline]
-    pub(super) fn number(&self, addr: u64) -> Option<u32> {
+    pub(crate) fn number(&self, addr: u64) -> Option<u32> {
         let offset = addr.wrapping_sub(self.s_mem + self.obj_offset as u64);
         let number = (offset.wrapping_mul(self.reciprocal as u64) >> 32) as u32;
         (offset < self.end - self.start && number < self.num && number as u64 * self.size as u64 == offset)
@@ -106,7 +106,7 @@ impl SlabPage {
 
     /// Takes up to `most` objects and gives each to `put` (`alloc_block`, `slab_get_obj`). Gives how many.
     #[inline]
-    pub(super) fn take(&self, most: u32, mut put: impl FnMut(u64)) -> u32 {
+    pub(crate) fn take(&self, most: u32, mut put: impl FnMut(u64)) -> u32 {
         let active = self.active();
         let count = most.min(self.num.saturating_sub(active));
         if self.flags.contains(SlabFlags::LINKED) {
@@ -137,7 +137,7 @@ impl SlabPage {
 
     /// Takes back the object with that number (`slab_put_obj`).
     #[inline]
-    pub(super) fn put(&self, number: u32) {
+    pub(crate) fn put(&self, number: u32) {
         let active = self.active() - 1;
         self.page._mapcount.set(active);
         if self.flags.contains(SlabFlags::LINKED) {
@@ -152,8 +152,7 @@ impl SlabPage {
     }
 
     /// Numbers of the free objects, in the order they are handed out. For checks.
-    #[allow(dead_code, reason = "for the recount")]
-    pub(super) fn free_numbers(&self) -> impl Iterator<Item = u32> {
+    pub(crate) fn free_numbers(&self) -> impl Iterator<Item = u32> {
         let (active, num) = (self.active().min(self.num), self.num);
         let linked = self.flags.contains(SlabFlags::LINKED);
         let mut first = self.page.private.get();
@@ -169,7 +168,7 @@ impl SlabPage {
     }
 
     /// Makes a list of all objects, in order (`cache_init_objs`). `place` is what lies in the page's words from now on.
-    pub(super) fn init_list(&self, colour: u16, off_slab: u64) {
+    pub(crate) fn init_list(&self, colour: u16, off_slab: u64) {
         let place = if self.flags.contains(SlabFlags::LINKED) {
             for number in 0..self.num {
                 let next = if number + 1 == self.num { 0 } else { number + 2 };
@@ -208,7 +207,7 @@ impl SlabPage {
     }
 
     /// Physical address of the list that is off the slab.
-    pub(super) fn off_slab_list(&self) -> Option<VirtAddr> {
+    pub(crate) fn off_slab_list(&self) -> Option<VirtAddr> {
         self.flags.contains(SlabFlags::OFF_SLAB).then(|| VirtAddr::new(self.list()))
     }
 }

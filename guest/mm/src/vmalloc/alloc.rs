@@ -1,6 +1,6 @@
 //! Allocating: an area, its pages, their mapping.
 
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::pgtable::{PMD_SIZE, Protection};
@@ -8,6 +8,7 @@ use pagevisor_shared::units::{NodeId, Order, PAGE_SHIFT, PAGE_SIZE, Pfn, VirtAdd
 use pagevisor_shared::vmalloc::VmFlags;
 
 use crate::Mm;
+use crate::page_alloc::PAGE_ALLOC_COSTLY_ORDER;
 use crate::pgtable::{Backing, Reservation};
 use crate::platform::Platform;
 use crate::raw::{AreaRef, VmRef};
@@ -15,6 +16,8 @@ use crate::sync::Plain;
 
 /// The largest blocks that are mapped by small pages: a larger area is by large ones for the most part.
 const LARGEST_SMALL: u32 = 8;
+/// From so many pages on blocks larger than pagesets keep are cheaper than several of those.
+const LARGE_BLOCKS_FROM: u64 = 64;
 
 /// Flags of an allocation that hold for what it needs beside its pages (`GFP_RECLAIM_MASK`).
 const RECLAIM_MASK: Gfp = Gfp::KERNEL
@@ -32,7 +35,7 @@ const RECLAIM_MASK: Gfp = Gfp::KERNEL
 pub struct VmallocRequest {
     /// Bytes; rounded up to whole pages.
     pub size: u64,
-    /// Alignment of its address, a power of two.
+    /// Alignment of its address; rounded up to a power of two.
     pub align: u64,
     /// How its pages are allocated.
     pub gfp: Gfp,
@@ -110,14 +113,19 @@ impl<P: Platform> Mm<P> {
         }
         let bytes = size.next_multiple_of(PAGE_SIZE);
         let large = bytes >= PMD_SIZE && request.flags.contains(VmFlags::ALLOW_HUGE_VMAP);
-        let align = request.align.max(if large { PMD_SIZE } else { PAGE_SIZE });
+        let align = request.align.checked_next_power_of_two()?.max(if large { PMD_SIZE } else { PAGE_SIZE });
         let kept = VmFlags(VmFlags::USERMAP.0 | VmFlags::NO_GUARD.0 | VmFlags::ALLOW_HUGE_VMAP.0);
         let flags = VmFlags(request.flags.0 & kept.0).with(VmFlags::ALLOC).with(VmFlags::UNINITIALIZED);
-        let Some((area, vm)) = self.new_vm_area(size, align, flags, gfp) else {
+        let Some((area, vm)) = self.new_vm_area(size, align, flags, gfp, self.platform.caller()) else {
             self.warn_alloc_of(gfp, None, format_args!("vmalloc error: size {size}, vm_struct allocation failed"));
             return None;
         };
-        if let Err(why) = self.fill_area(area, vm, request, bytes, large) {
+        // One page is the most frequent of all sizes, and needs little of what others do.
+        let filled = match bytes {
+            PAGE_SIZE => self.fill_single(area, vm, request),
+            _ => self.fill_area(area, vm, request, bytes, large),
+        };
+        if let Err(why) = filled {
             // Before anything is logged: what is half there should go.
             self.release_vm_area(area, vm);
             match why {
@@ -135,27 +143,51 @@ impl<P: Platform> Mm<P> {
         Some(VirtAddr::new(area.start()))
     }
 
-    /// An area of `size` bytes and its guard page, in use and unmapped (`__get_vm_area_node`).
-    pub(super) fn new_vm_area(&self, size: u64, align: u64, flags: VmFlags, gfp: Gfp) -> Option<(AreaRef, VmRef)> {
+    /// An area of `size` bytes and its guard page, in use and unmapped, for `caller` (`__get_vm_area_node`).
+    #[inline]
+    pub(super) fn new_vm_area(
+        &self,
+        size: u64,
+        align: u64,
+        flags: VmFlags,
+        gfp: Gfp,
+        caller: u64,
+    ) -> Option<(AreaRef, VmRef)> {
         let guard = if flags.contains(VmFlags::NO_GUARD) { 0 } else { PAGE_SIZE };
         let bytes = size.checked_next_multiple_of(PAGE_SIZE)?.checked_add(guard)?;
         let gfp = Gfp::from_bits(gfp.bits() & RECLAIM_MASK.bits()).unwrap_or(Gfp::KERNEL);
-        let vm = self.new_vm(gfp)?;
+        if self.vmalloc.ready.load(Acquire) == 0 && !self.vmalloc_init(gfp) {
+            return None;
+        }
+        let area = self.new_area(gfp)?;
+        let vm = area.own_vm();
         vm.flags.set(flags.0);
         vm.nr_pages.set(0);
         vm.phys_addr.set(0);
-        vm.caller.set(self.platform.caller());
+        vm.caller.set(caller);
         vm.requested_size.set(size);
-        match self.alloc_vmap_area(bytes, align, vm, gfp) {
-            Some(area) => Some((area, vm)),
-            None => {
-                self.free_vm(vm);
-                None
-            }
+        if !self.alloc_vmap_area(area, bytes, align, gfp) {
+            self.free_area(area);
+            return None;
         }
+        Some((area, vm))
+    }
+
+    /// Gives the area its only page.
+    #[inline]
+    fn fill_single(&self, area: AreaRef, vm: VmRef, request: &VmallocRequest) -> Result<(), Unfilled> {
+        let page = self.alloc_vm_block(request, 0).ok_or(Unfilled::Pages)?;
+        if !self.map_single(area.start(), page.addr(), request.protection, request.gfp) {
+            self.free_page(page);
+            return Err(Unfilled::Tables);
+        }
+        vm.nr_pages.set(1);
+        self.region.header().nr_vmalloc_pages.fetch_add(1, Relaxed);
+        Ok(())
     }
 
     /// Gives the area its pages (`__vmalloc_area_node`). On failure it has some of them.
+    #[inline(never)]
     fn fill_area(
         &self,
         area: AreaRef,
@@ -177,7 +209,8 @@ impl<P: Platform> Mm<P> {
                 large = self.fill_large(&mut at, request);
                 continue;
             }
-            let order = left.ilog2().min(largest);
+            let most = if left < LARGE_BLOCKS_FROM { PAGE_ALLOC_COSTLY_ORDER } else { LARGEST_SMALL };
+            let order = left.ilog2().min(most).min(largest);
             let Some(block) = self.alloc_vm_block(request, order) else {
                 let Some(lower) = order.checked_sub(1) else { break Err(Unfilled::Pages) };
                 largest = lower;

@@ -1,6 +1,6 @@
 //! Areas: carving them out of the free ones, and putting them back.
 
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::region::seq;
@@ -89,7 +89,8 @@ impl<P: Platform> HeldAreas<'_, P> {
     /// `adjust_va_to_fit_type`).
     fn carve(&self, size: u64, align: u64, spare: &mut Option<AreaRef>) -> Result<Carved, NoArea> {
         let hole = self.free.find_fit(size, align, || {}).ok_or(NoArea::NoSpace)?;
-        let start = hole.start().next_multiple_of(align);
+        // A power of two, and free areas end far below the last address.
+        let start = (hole.start() + (align - 1)) & !(align - 1);
         let end = start + size;
         match (start == hole.start(), end == hole.end()) {
             (true, true) => {
@@ -114,8 +115,10 @@ impl<P: Platform> HeldAreas<'_, P> {
         Ok(Carved { start, emptied: None })
     }
 
-    /// Makes `area` one in use, for `vm` (`insert_vmap_area`).
-    fn insert_busy(&self, area: AreaRef, start: u64, size: u64, vm: VmRef) {
+    /// Makes `area` one in use (`insert_vmap_area`).
+    #[inline]
+    fn insert_busy(&self, area: AreaRef, start: u64, size: u64) {
+        let vm = area.own_vm();
         area.va_start.set(start);
         area.va_end.set(start + size);
         area.set_vm(Some(vm));
@@ -153,38 +156,43 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Makes all of the vmalloc space free, if that was not done yet (`vmalloc_init`): who asks first pays for it. False
-    /// when there is no memory for it, or it was done.
+    /// when there is no memory for it.
     #[cold]
-    fn vmalloc_init(&self, gfp: Gfp) -> bool {
-        if self.vmalloc.ready.get() != 0 || !self.preallocate_top_level(SPACE_START, SPACE_START + 1, gfp) {
+    pub(super) fn vmalloc_init(&self, gfp: Gfp) -> bool {
+        let init = &self.vmalloc.init_lock;
+        sync::lock(init, || self.platform.relax());
+        let done = self.vmalloc.ready.get() != 0 || self.vmalloc_init_locked(gfp);
+        sync::unlock(init);
+        done
+    }
+
+    fn vmalloc_init_locked(&self, gfp: Gfp) -> bool {
+        if !self.records_init() || !self.preallocate_top_level(SPACE_START, SPACE_START + 1, gfp) {
             return false;
         }
         let Some(all) = self.new_area(gfp) else { return false };
         all.va_start.set(SPACE_START);
         all.va_end.set(SPACE_END);
         let held = self.lock_areas();
-        let unneeded = if self.vmalloc.ready.get() == 0 {
-            self.vmalloc.ready.set(1);
-            merge_or_add(held.free, all)
-        } else {
-            // Another CPU was faster, and there is space now.
-            [Some(all), None]
-        };
+        let unneeded = merge_or_add(held.free, all);
         drop(held);
         self.free_areas(unneeded);
+        // Release: who sees this sees the cache.
+        self.vmalloc.ready.store(1, Release);
         true
     }
 
-    /// Takes `size` bytes of address space at a multiple of `align` for `vm` (`alloc_vmap_area`).
-    pub(super) fn alloc_vmap_area(&self, size: u64, align: u64, vm: VmRef, gfp: Gfp) -> Option<AreaRef> {
-        let area = self.new_area(gfp)?;
+    /// Takes `size` bytes of address space at a multiple of `align` for `area`, which is in no tree
+    /// (`alloc_vmap_area`). False if there are none.
+    #[inline]
+    pub(super) fn alloc_vmap_area(&self, area: AreaRef, size: u64, align: u64, gfp: Gfp) -> bool {
         let mut spare = None;
         let mut purged = false;
         let carved = loop {
             let held = self.lock_areas();
             match held.carve(size, align, &mut spare) {
                 Ok(carved) => {
-                    held.insert_busy(area, carved.start, size, vm);
+                    held.insert_busy(area, carved.start, size);
                     break Some(carved);
                 }
                 Err(NoArea::NeedsRecord) => {
@@ -196,9 +204,6 @@ impl<P: Platform> Mm<P> {
                 }
                 Err(NoArea::NoSpace) => {
                     drop(held);
-                    if self.vmalloc_init(gfp) {
-                        continue;
-                    }
                     if purged || self.platform.in_interrupt() || !self.purge_vmap_areas() {
                         self.report_no_space(size, gfp);
                         break None;
@@ -210,18 +215,11 @@ impl<P: Platform> Mm<P> {
         if let Some(unneeded) = spare {
             self.free_area(unneeded);
         }
-        match carved {
-            Some(Carved { emptied, .. }) => {
-                if let Some(emptied) = emptied {
-                    self.free_area(emptied);
-                }
-                Some(area)
-            }
-            None => {
-                self.free_area(area);
-                None
-            }
+        let Some(Carved { emptied, .. }) = carved else { return false };
+        if let Some(emptied) = emptied {
+            self.free_area(emptied);
         }
+        true
     }
 
     #[cold]

@@ -119,11 +119,19 @@ impl<P: Platform> Mm<P> {
 
     /// Unmaps an area that is in no tree any more, gives its pages back if they are its own, and leaves the addresses to
     /// the next purge (`__vunmap`).
+    #[inline]
     pub(super) fn release_unlinked(&self, area: AreaRef, vm: VmRef) {
         let pages = u64::from(vm.nr_pages.get());
         let (start, end) = (area.start(), area.start() + (pages << PAGE_SHIFT));
         if flags_of(vm).contains(VmFlags::ALLOC) {
             self.region.header().nr_vmalloc_pages.fetch_sub(pages, Relaxed);
+            // One page is the most frequent of all sizes.
+            if pages == 1
+                && let Some(page) = self.unmap_single(start)
+            {
+                self.free_page(page);
+                return self.free_vmap_area_lazy(area);
+            }
             let memmap = self.memmap();
             self.unmap_range(
                 start,
@@ -134,7 +142,6 @@ impl<P: Platform> Mm<P> {
         } else {
             self.unmap_range(start, end, |_| 1, |_, _| {});
         }
-        self.free_vm(vm);
         self.free_vmap_area_lazy(area);
     }
 }

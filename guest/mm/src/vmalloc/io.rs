@@ -20,7 +20,7 @@ impl<P: Platform> Mm<P> {
         if pages.is_empty() || pages.len() as u64 > self.region.header().pages_total.get() {
             return None;
         }
-        let (area, vm) = self.new_vm_area(bytes, PAGE_SIZE, VmFlags::MAP, Gfp::KERNEL)?;
+        let (area, vm) = self.new_vm_area(bytes, PAGE_SIZE, VmFlags::MAP, Gfp::KERNEL, self.platform.caller())?;
         let mut at = Reservation::new(area.start());
         let mapped = pages.iter().all(|page| {
             let backing = Backing { phys: page.addr(), bytes: PAGE_SIZE };
@@ -72,7 +72,7 @@ impl<P: Platform> Mm<P> {
         let bytes = (last - first + 1).next_multiple_of(PAGE_SIZE);
         // Aligned to its size, so that as much as possible goes by large pages (`IOREMAP_MAX_ORDER`).
         let align = bytes.checked_next_power_of_two()?.clamp(PAGE_SIZE, PMD_SIZE);
-        let (area, vm) = self.new_vm_area(bytes, align, VmFlags::IOREMAP, Gfp::KERNEL)?;
+        let (area, vm) = self.new_vm_area(bytes, align, VmFlags::IOREMAP, Gfp::KERNEL, self.platform.caller())?;
         vm.phys_addr.set(first);
         let mut at = Reservation::new(area.start());
         let mapped = self.map_device(&mut at, first, bytes, Protection::KERNEL.cached(mode));

@@ -45,14 +45,21 @@ const SPACE_START: u64 = VMALLOC_START;
 #[derive(Debug)]
 pub(crate) struct Vmalloc {
     records: Records,
-    /// 1 once there is a free area.
+    /// 1 once there are records and a free area.
     ready: AtomicU32,
+    /// Held by who sees to that.
+    init_lock: AtomicU32,
     /// Address of the area that was last put off; 0 for none. The next one is in its record.
     deferred: AtomicU64,
 }
 
 impl Vmalloc {
     pub(crate) const fn new() -> Self {
-        Self { records: Records::new(), ready: AtomicU32::new(0), deferred: AtomicU64::new(0) }
+        Self {
+            records: Records::new(),
+            ready: AtomicU32::new(0),
+            init_lock: AtomicU32::new(0),
+            deferred: AtomicU64::new(0),
+        }
     }
 }

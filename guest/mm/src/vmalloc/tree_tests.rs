@@ -8,7 +8,7 @@ use std::vec::Vec;
 
 use pagevisor_shared::random::SplitMix64;
 use pagevisor_shared::units::{PAGE_SIZE, VirtAddr};
-use pagevisor_shared::vmalloc::VmapArea;
+use pagevisor_shared::vmalloc::{VmStruct, VmapArea};
 
 use super::AreaTree;
 use crate::raw::{AreaRef, AreaWord};
@@ -24,7 +24,7 @@ fn tree<const AUGMENTED: bool>() -> AreaTree<AUGMENTED> {
 }
 
 fn area(start: u64, end: u64) -> AreaRef {
-    let record = Box::leak(Box::new(VmapArea::default()));
+    let (record, _vm) = Box::leak(Box::new((VmapArea::default(), VmStruct::default())));
     record.va_start.set(start);
     record.va_end.set(end);
     // SAFETY: leaked, so it stays a record.

@@ -1,10 +1,17 @@
 //! The slab allocator and kmalloc, hosted.
 
 mod basic;
+mod errors;
+mod model;
+mod threads;
+
+use std::sync::atomic::AtomicU8;
+use std::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_mm::Mm;
 use pagevisor_mm::check::violations;
 use pagevisor_mm::hosted::{HostPlatform, Machine, Topology};
+use pagevisor_shared::units::VirtAddr;
 
 const MIB: u64 = 1 << 20;
 
@@ -30,4 +37,19 @@ fn free_pages(mm: &Mm<HostPlatform>) -> u64 {
 fn assert_sound(mm: &Mm<HostPlatform>) {
     let found = violations(mm);
     assert!(found.is_empty(), "{}", found.iter().map(|v| format!("{v}\n")).collect::<String>());
+}
+
+/// The bytes of an object, which the caller has in use.
+fn bytes(addr: VirtAddr, len: usize) -> &'static [AtomicU8] {
+    let first = std::ptr::with_exposed_provenance::<AtomicU8>(addr.raw() as usize);
+    // SAFETY: an object in use lies in an arena, which is never unmapped; atomics are valid with any content.
+    unsafe { std::slice::from_raw_parts(first, len) }
+}
+
+fn read(addr: VirtAddr, len: usize) -> Vec<u8> {
+    bytes(addr, len).iter().map(|byte| byte.load(Relaxed)).collect()
+}
+
+fn write(addr: VirtAddr, len: usize, value: u8) {
+    bytes(addr, len).iter().for_each(|byte| byte.store(value, Relaxed));
 }
