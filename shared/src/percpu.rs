@@ -183,7 +183,8 @@ pub struct ChunkLayout {
     pub populated: usize,
     /// A bit for each 4 bytes of a unit: set if they are allocated.
     pub alloc_map: usize,
-    /// A bit for each 4 bytes, and one more: set where an allocation starts, and behind where one ends.
+    /// A bit for each 4 bytes: set where an allocation starts. It ends where the next one starts, or where nothing is
+    /// allocated.
     pub bound_map: usize,
     /// Bytes in all.
     pub size: usize,
@@ -197,7 +198,7 @@ impl ChunkLayout {
         let populated = blocks + nr_pages * size_of::<PcpuBlock>();
         let alloc_map = populated + nr_pages.div_ceil(64) * 8;
         let bound_map = alloc_map + nr_pages * PCPU_BLOCK_BITS / 8;
-        let size = bound_map + nr_pages * PCPU_BLOCK_BITS / 8 + 8;
+        let size = bound_map + nr_pages * PCPU_BLOCK_BITS / 8;
         Self { blocks, populated, alloc_map, bound_map, size }
     }
 }
@@ -232,7 +233,7 @@ mod tests {
             assert_eq!(layout.populated, 128 + 32 * pages);
             assert!(layout.alloc_map >= layout.populated + pages.div_ceil(8));
             assert_eq!(layout.bound_map - layout.alloc_map, pages * 128);
-            assert_eq!(layout.size - layout.bound_map, pages * 128 + 8);
+            assert_eq!(layout.size - layout.bound_map, pages * 128);
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Allocating and freeing.
 
 use pagevisor_shared::gfp::Gfp;
-use pagevisor_shared::percpu::{PCPU_BLOCK_BITS, PCPU_MIN_ALLOC_SIZE, PCPU_MIN_UNIT_SIZE, PcpuRoot};
+use pagevisor_shared::percpu::{PCPU_BLOCK_BITS, PCPU_MIN_ALLOC_SIZE, PCPU_MIN_UNIT_SIZE, PcpuRoot, size_to_slot};
 use pagevisor_shared::units::{PAGE_SIZE, VirtAddr};
 
-use super::{Locked, PerCpuPtr, area, hints, slots};
+use super::{Areas, Locked, PerCpuPtr, area, hints};
 use crate::Mm;
 use crate::platform::{Level, Platform};
 use crate::raw::{Chunk, Maps, zero_direct};
@@ -44,7 +44,8 @@ impl<P: Platform> Mm<P> {
 
     #[inline(always)]
     fn pcpu_alloc(&self, size: u64, align: u64, reserved: bool, gfp: Gfp) -> Option<PerCpuPtr> {
-        let root = self.percpu.root?;
+        let areas = self.percpu.areas.as_ref()?;
+        let root = areas.root;
         if size.wrapping_sub(1) >= PCPU_MIN_UNIT_SIZE || align > PAGE_SIZE || !align.is_power_of_two() {
             self.report_illegal(size, align, gfp);
             return None;
@@ -55,7 +56,7 @@ impl<P: Platform> Mm<P> {
             atomic: !gfp.contains(Gfp::KERNEL),
         };
         let locked = Locked::new(self.platform, root);
-        let found = if reserved { self.take_reserved(root, wanted) } else { self.take_dynamic(root, wanted) };
+        let found = if reserved { self.take_reserved(areas, wanted) } else { self.take_dynamic(areas, wanted) };
         let low = root.nr_empty_pop_pages.get() < EMPTY_POP_PAGES_LOW;
         if low {
             root.balance_pending.set(1);
@@ -71,24 +72,22 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Takes an area of the reserved chunk.
-    fn take_reserved(&self, root: &PcpuRoot, wanted: Wanted) -> Option<(Chunk, usize)> {
-        let chunk = Chunk::at(self.platform, root.reserved_chunk.get())?;
-        self.take_from(root, chunk, wanted)
+    fn take_reserved(&self, areas: &Areas, wanted: Wanted) -> Option<(Chunk, usize)> {
+        let chunk = Chunk::at(areas.root.reserved_chunk.get())?;
+        self.take_from(areas, chunk, wanted)
     }
 
     /// Takes an area of the first chunk that has one, those with small free areas first.
     #[inline(always)]
-    fn take_dynamic(&self, root: &PcpuRoot, wanted: Wanted) -> Option<(Chunk, usize)> {
-        let first = slots::slot_of_size(root, wanted.bits as u64 * PCPU_MIN_ALLOC_SIZE);
-        // Chunks that are being emptied have slots of their own.
-        let serving = ((1 << root.sidelined_slot.get()) - 1) | 1 << root.free_slot.get();
-        let mut mask = root.slot_mask.get() & serving & (u32::MAX << first);
+    fn take_dynamic(&self, areas: &Areas, wanted: Wanted) -> Option<(Chunk, usize)> {
+        let first = size_to_slot(wanted.bits as u32 * PCPU_MIN_ALLOC_SIZE as u32);
+        let mut mask = areas.root.slot_mask.get() & areas.serving & (u32::MAX << first);
         while mask != 0 {
             let slot = mask.trailing_zeros() as usize;
-            let mut next = root.slots.get(slot).map_or(0, Plain::get);
-            while let Some(chunk) = Chunk::at(self.platform, next) {
+            let mut next = areas.root.slots.get(slot).map_or(0, Plain::get);
+            while let Some(chunk) = Chunk::at(next) {
                 next = chunk.next.get();
-                if let Some(found) = self.take_from(root, chunk, wanted) {
+                if let Some(found) = self.take_from(areas, chunk, wanted) {
                     return Some(found);
                 }
             }
@@ -99,11 +98,17 @@ impl<P: Platform> Mm<P> {
 
     /// Takes an area of `chunk`, if there is one.
     #[inline(always)]
-    fn take_from(&self, root: &PcpuRoot, chunk: Chunk, wanted: Wanted) -> Option<(Chunk, usize)> {
-        let maps = chunk.maps();
+    fn take_from(&self, areas: &Areas, chunk: Chunk, wanted: Wanted) -> Option<(Chunk, usize)> {
+        let computed;
+        let maps = if chunk.addr() == areas.first.chunk.addr() {
+            &areas.first.maps
+        } else {
+            computed = chunk.maps();
+            &computed
+        };
         let populated = wanted.atomic && chunk.immutable.get() == 0;
-        let at = hints::find_fit(chunk, &maps, wanted.bits, wanted.align, populated)?;
-        area::take(self.platform, root, chunk, &maps, at, wanted.bits);
+        let at = hints::find_fit(chunk, maps, wanted.bits, wanted.align, populated)?;
+        area::take(areas.root, chunk, maps, at, wanted.bits);
         Some((chunk, at))
     }
 
@@ -115,7 +120,7 @@ impl<P: Platform> Mm<P> {
         for offset in root.unit_off.iter().take(self.cpus.len()) {
             // SAFETY: the area was just taken, so it has memory in each CPU's unit and nobody uses it; areas are
             // multiples of 4 bytes, at multiples of 4.
-            unsafe { zero_direct(self.platform, VirtAddr::new(base.wrapping_add(offset.get())), len) };
+            unsafe { zero_direct(VirtAddr::new(base.wrapping_add(offset.get())), len) };
         }
     }
 
@@ -123,16 +128,26 @@ impl<P: Platform> Mm<P> {
     /// and nothing else happens.
     #[inline]
     pub fn free_percpu(&self, ptr: PerCpuPtr) {
-        let Some(root) = self.percpu.root else { return self.report_bad_free(ptr) };
+        let Some(Areas { root, first, .. }) = &self.percpu.areas else { return self.report_bad_free(ptr) };
         let locked = Locked::new(self.platform, root);
-        let freed = self.find_chunk(root, ptr).and_then(|(chunk, maps, at)| {
-            let freed = area::give(self.platform, root, chunk, &maps, at)?;
-            Some((chunk, freed))
-        });
+        let offset = ptr.0.wrapping_sub(first.start);
+        let freed = if offset < first.len && ptr.0.is_multiple_of(PCPU_MIN_ALLOC_SIZE) {
+            let at = first.bit + (offset / PCPU_MIN_ALLOC_SIZE) as usize;
+            area::give(root, first.chunk, &first.maps, at)
+        } else {
+            self.free_elsewhere(root, ptr)
+        };
         locked.unlock();
         if freed.is_none() {
             self.report_bad_free(ptr);
         }
+    }
+
+    /// Frees what is not in the dynamic part of the first chunk.
+    #[inline(never)]
+    fn free_elsewhere(&self, root: &PcpuRoot, ptr: PerCpuPtr) -> Option<usize> {
+        let (chunk, maps, at) = self.find_chunk(root, ptr)?;
+        area::give(root, chunk, &maps, at)
     }
 
     /// The chunk that `ptr` points into, and the bit it means (`pcpu_chunk_addr_search`).
@@ -143,7 +158,7 @@ impl<P: Platform> Mm<P> {
             return None;
         }
         for head in [&root.first_chunk, &root.reserved_chunk] {
-            let Some(chunk) = Chunk::at(self.platform, head.get()) else { continue };
+            let Some(chunk) = Chunk::at(head.get()) else { continue };
             let maps = chunk.maps();
             let at = addr.wrapping_sub(chunk.base_addr.get()) / PCPU_MIN_ALLOC_SIZE;
             let (start, end) = (chunk.start_offset.get() / 4, chunk.end_offset.get() / 4);
@@ -167,7 +182,7 @@ impl<P: Platform> Mm<P> {
     #[cold]
     fn report_failed(&self, size: u64, align: u64, atomic: bool, reserved: bool, gfp: Gfp) {
         if atomic {
-            if let Some(root) = self.percpu.root {
+            if let Some(root) = self.percpu.root() {
                 root.atomic_alloc_failed.set(1);
                 root.balance_pending.set(1);
             }

@@ -3,7 +3,6 @@
 use pagevisor_shared::percpu::{PCPU_MIN_ALLOC_SIZE, PcpuRoot};
 
 use super::{bits, hints, slots};
-use crate::platform::Platform;
 use crate::raw::{Chunk, Maps};
 use crate::sync::Plain;
 
@@ -30,43 +29,61 @@ pub(super) fn update_empty_pages(root: &PcpuRoot, chunk: Chunk, taken: u32, give
 }
 
 /// Takes the free area of `len` bits at bit `at` (`pcpu_alloc_area`).
-#[inline]
-pub(super) fn take<P: Platform>(platform: &P, root: &PcpuRoot, chunk: Chunk, maps: &Maps, at: usize, len: usize) {
-    let end = at + len;
-    bits::write(maps.alloc, at, end, true);
-    bits::set(maps.bound, at);
-    bits::write(maps.bound, at + 1, end, false);
-    bits::set(maps.bound, end);
+#[inline(always)]
+pub(super) fn take(root: &PcpuRoot, chunk: Chunk, maps: &Maps, at: usize, len: usize) {
+    let (index, low) = (at / 64, at % 64);
+    let (Some(alloc), Some(bound)) = (maps.alloc.get(index), maps.bound.get(index)) else { return };
+    bound.set(bound.get() | 1 << low);
+    if low + len <= 64 {
+        alloc.set(alloc.get() | (u64::MAX >> (64 - len)) << low);
+    } else {
+        bits::write(maps.alloc, at, at + len, true);
+    }
     chunk.free_bytes.drop_by(bytes(len));
     chunk.nr_alloc.bump(1);
-    let empty = hints::update_alloc(chunk, maps, at, end);
+    let before = chunk.md.contig_hint.get();
+    let empty = hints::update_alloc(chunk, maps, at, at + len);
     update_empty_pages(root, chunk, empty, 0);
-    slots::relocate(platform, root, chunk);
+    slots::relocate(root, chunk, before);
 }
 
 /// Gives back the area that starts at bit `at`, and tells how many bits it had (`pcpu_free_area`); `None` if there is
 /// none.
-#[inline]
-pub(super) fn give<P: Platform>(platform: &P, root: &PcpuRoot, chunk: Chunk, maps: &Maps, at: usize) -> Option<usize> {
-    let all = maps.blocks.len() * pagevisor_shared::percpu::PCPU_BLOCK_BITS;
-    if at >= all || !bits::test(maps.alloc, at) || !bits::test(maps.bound, at) || is_hidden(chunk, at, all) {
+#[inline(always)]
+pub(super) fn give(root: &PcpuRoot, chunk: Chunk, maps: &Maps, at: usize) -> Option<usize> {
+    let (index, bit) = (at / 64, 1u64 << (at % 64));
+    let (alloc, bound) = (maps.alloc.get(index)?, maps.bound.get(index)?);
+    let (taken, starts) = (alloc.get(), bound.get());
+    if taken & starts & bit == 0 {
         return None;
     }
-    let end = bits::next_set(maps.bound, at + 1, all);
-    bits::write(maps.alloc, at, end, false);
+    bound.set(starts & !bit);
+    // It ends where another starts, or where nothing is allocated.
+    let ends = (starts | !taken) & !(bit | (bit - 1));
+    let end = if ends != 0 {
+        // From its own bit up to the lowest end.
+        alloc.set(taken & !((ends & ends.wrapping_neg()) - bit));
+        index * 64 + ends.trailing_zeros() as usize
+    } else {
+        let end = find_end(maps, (index + 1) * 64);
+        bits::write(maps.alloc, at, end, false);
+        end
+    };
     chunk.free_bytes.bump(bytes(end - at));
     chunk.nr_alloc.drop_by(1);
-    let empty = hints::update_free(chunk, maps, at, end);
+    let before = chunk.md.contig_hint.get();
+    let empty = hints::update_free(chunk, maps, at, end, taken & bit >> 1 != 0);
     update_empty_pages(root, chunk, 0, empty);
-    slots::relocate(platform, root, chunk);
+    slots::relocate(root, chunk, before);
     Some(end - at)
 }
 
-/// Whether bit `at` belongs to somebody else.
-#[inline(always)]
-fn is_hidden(chunk: Chunk, at: usize, all: usize) -> bool {
-    let (start, end) = (chunk.start_offset.get(), chunk.end_offset.get());
-    at < start as usize / 4 || at >= all - end as usize / 4
+/// Where the area ends that goes on at `from`, the start of a word.
+fn find_end(maps: &Maps, from: usize) -> usize {
+    let words = maps.alloc.iter().zip(maps.bound).enumerate().skip(from / 64);
+    let mut ends = words.map(|(index, (alloc, bound))| (index, bound.get() | !alloc.get()));
+    let last = ends.find(|(_, ends)| *ends != 0);
+    last.map_or(maps.alloc.len() * 64, |(index, ends)| index * 64 + ends.trailing_zeros() as usize)
 }
 
 /// Makes what belongs to somebody else, at the chunk's start and end, look allocated.
@@ -76,8 +93,6 @@ pub(super) fn hide(chunk: Chunk, maps: &Maps) {
     for (from, to) in [(0, start), (end, all)] {
         if from < to {
             bits::write(maps.alloc, from, to, true);
-            bits::set(maps.bound, from);
-            bits::set(maps.bound, to);
             let empty = hints::update_alloc(chunk, maps, from, to);
             chunk.nr_empty_pop_pages.drop_by(empty);
         }

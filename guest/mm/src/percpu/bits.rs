@@ -59,14 +59,6 @@ pub(super) fn test(map: &[AtomicU64], bit: usize) -> bool {
     map.get(bit / 64).is_some_and(|word| word.get() >> (bit % 64) & 1 != 0)
 }
 
-/// Sets bit `bit`.
-#[inline(always)]
-pub(super) fn set(map: &[AtomicU64], bit: usize) {
-    if let Some(word) = map.get(bit / 64) {
-        word.set(word.get() | 1 << (bit % 64));
-    }
-}
-
 /// Sets (`bitmap_set`) or clears (`bitmap_clear`) the bits of `[from, end)`.
 #[inline(always)]
 pub(super) fn write(map: &[AtomicU64], from: usize, end: usize, set: bool) {

@@ -3,12 +3,13 @@
 
 use pagevisor_shared::NR_CPUS;
 use pagevisor_shared::percpu::{
-    ChunkLayout, PCPU_MAX_UNIT_PAGES, PCPU_MIN_UNIT_SIZE, PERCPU_DYNAMIC_EARLY_SIZE, PcpuRoot, size_to_slot,
+    ChunkLayout, PCPU_MAX_UNIT_PAGES, PCPU_MIN_ALLOC_SIZE, PCPU_MIN_UNIT_SIZE, PERCPU_DYNAMIC_EARLY_SIZE, PcpuRoot,
+    size_to_slot,
 };
 use pagevisor_shared::region::RegionRef;
 use pagevisor_shared::units::{CpuId, NodeId, PAGE_SIZE, PhysAddr, VirtAddr};
 
-use super::{area, bits, hints, slots};
+use super::{Part, area, bits, hints, slots};
 use crate::memblock::{AllocError, MEMBLOCK_ALLOC_ACCESSIBLE, Memblock};
 use crate::platform::Platform;
 use crate::raw::{Chunk, DirectMap, adopt_root, copy_direct};
@@ -36,6 +37,7 @@ pub struct FirstChunkConfig<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct FirstChunk {
     pub(super) root: &'static PcpuRoot,
+    pub(super) dynamic: Part,
 }
 
 impl FirstChunk {
@@ -144,12 +146,14 @@ pub fn setup_per_cpu_areas<P: Platform>(
     for ((chunk, start), len) in chunks.into_iter().zip(parts).zip([config.reserved_size, info.dyn_size]) {
         if len != 0 {
             let is_dynamic = start == parts[1];
-            make_chunk(platform, root, chunk, base + start, len, is_dynamic);
+            make_chunk(root, chunk, base + start, len, is_dynamic);
         }
     }
     region.header().roots.percpu.set(core::ptr::from_ref(root).addr() as u64);
     region.header().nr_percpu_pages.set(root.nr_populated.get() * u64::from(root.nr_units.get()));
-    Ok(FirstChunk { root })
+    let bit = (parts[1] % PAGE_SIZE / PCPU_MIN_ALLOC_SIZE) as usize;
+    let dynamic = Part { chunk: chunks[1], maps: chunks[1].maps(), start: parts[1], len: info.dyn_size, bit };
+    Ok(FirstChunk { root, dynamic })
 }
 
 /// Takes the units of a group, gives back what no CPU needs of them, and fills the rest; gives the address of the first.
@@ -174,7 +178,7 @@ fn take_group<P: Platform>(
             memblock.clear_unless_fresh(PhysAddr::new(start), used);
             // SAFETY: memblock has just given the unit, which has room for the static variables, and RAM lies in the
             // direct map; nobody knows the unit yet.
-            unsafe { copy_direct(platform, VirtAddr::new(virt(start)), config.initial) };
+            unsafe { copy_direct(VirtAddr::new(virt(start)), config.initial) };
         }
         if used < info.unit_size {
             // If the table of reserved ranges is full, the rest stays reserved, which harms nobody.
@@ -200,9 +204,9 @@ fn take_records<P: Platform>(
     // SAFETY: memblock has just given and cleared that much RAM, whose parts are multiples of 64 and large enough;
     // nobody else uses it, and it is never given back.
     Ok(unsafe {
-        let reserved = Chunk::adopt(platform, at(root_size), pages[0]);
-        let dynamic = Chunk::adopt(platform, at(root_size + sizes[0]), pages[1]);
-        (adopt_root(platform, at(0)), [reserved, dynamic])
+        let reserved = Chunk::adopt(at(root_size), pages[0]);
+        let dynamic = Chunk::adopt(at(root_size + sizes[0]), pages[1]);
+        (adopt_root(at(0)), [reserved, dynamic])
     })
 }
 
@@ -223,7 +227,7 @@ fn fill_root(root: &PcpuRoot, config: &FirstChunkConfig<'_>, info: &AllocInfo) {
 
 /// Makes `chunk` the part of the first chunk that begins at `start` in unit 0 and has `len` bytes
 /// (`pcpu_alloc_first_chunk`).
-fn make_chunk<P: Platform>(platform: &P, root: &PcpuRoot, chunk: Chunk, start: u64, len: u64, is_dynamic: bool) {
+fn make_chunk(root: &PcpuRoot, chunk: Chunk, start: u64, len: u64, is_dynamic: bool) {
     let maps = chunk.maps();
     let pages = maps.blocks.len();
     let before = start % PAGE_SIZE;
@@ -238,11 +242,11 @@ fn make_chunk<P: Platform>(platform: &P, root: &PcpuRoot, chunk: Chunk, start: u
     bits::write(maps.populated, 0, pages, true);
     hints::init(chunk, &maps);
     area::hide(chunk, &maps);
-    slots::enter(platform, root, chunk);
+    slots::enter(root, chunk);
     if is_dynamic {
         root.first_chunk.set(chunk.addr());
         root.nr_empty_pop_pages.set(chunk.nr_empty_pop_pages.get().into());
-        slots::add(platform, root, chunk, slots::slot_of(root, chunk), true);
+        slots::add(root, chunk, slots::slot_of(root, chunk), true);
     } else {
         root.reserved_chunk.set(chunk.addr());
     }

@@ -131,33 +131,89 @@ fn refresh_chunk(chunk: Chunk, maps: &Maps) {
     largest.store(&chunk.md);
 }
 
+/// Takes `[first, last)` of block `index` off what is known of it; 1 if it was free as a whole until now and has memory.
+#[inline(always)]
+fn update_block_alloc(maps: &Maps, index: usize, first: u32, last: u32) -> u32 {
+    let Some(md) = maps.blocks.get(index) else { return 0 };
+    let (left, right) = (md.left_free.get(), md.right_free.get());
+    if first < left {
+        md.left_free.set(first);
+    }
+    if last > BITS - right {
+        md.right_free.set(BITS - last);
+    }
+    if !take(md, first, last) {
+        refresh_block(maps, index);
+    }
+    u32::from(left == BITS && bits::test(maps.populated, index))
+}
+
 /// Takes `[from, to)` off what is known as free, after it was marked in the map
 /// (`pcpu_block_update_hint_alloc`); gives how many blocks with memory were free as a whole until now.
-#[inline]
+#[inline(always)]
 pub(super) fn update_alloc(chunk: Chunk, maps: &Maps, from: usize, to: usize) -> u32 {
-    let mut empty = 0;
-    for index in from / PCPU_BLOCK_BITS..=(to - 1) / PCPU_BLOCK_BITS {
-        let base = index * PCPU_BLOCK_BITS;
-        let (first, last) = (from.max(base) - base, (to - base).min(PCPU_BLOCK_BITS));
-        let (first, last) = (first as u32, last as u32);
-        let md = &maps.blocks[index];
-        if md.left_free.get() == BITS && bits::test(maps.populated, index) {
-            empty += 1;
-        }
-        if first < md.left_free.get() {
-            md.left_free.set(first);
-        }
-        if last > BITS - md.right_free.get() {
-            md.right_free.set(BITS - last);
-        }
-        if !take(md, first, last) {
-            refresh_block(maps, index);
-        }
+    if shrink_largest(&chunk.md, maps, from as u32, (to - from) as u32) {
+        return 0;
     }
+    update_alloc_anywhere(chunk, maps, from, to)
+}
+
+/// Takes `len` bits from `from` on, if the largest runs of chunk and block both begin there, behind something allocated,
+/// and stay the largest.
+#[inline(always)]
+fn shrink_largest(all: &PcpuBlock, maps: &Maps, from: u32, len: u32) -> bool {
+    let rest = all.contig_hint.get().wrapping_sub(len);
+    if all.contig_hint_start.get() != from || rest < all.scan_hint.get() {
+        return false;
+    }
+    let (index, at) = (from / BITS, from % BITS);
+    let Some(md) = maps.blocks.get(index as usize) else { return false };
+    let run = md.contig_hint.get();
+    if md.contig_hint_start.get() != at || run < len || run - len < md.scan_hint.get() || at < md.left_free.get() {
+        return false;
+    }
+    md.contig_hint_start.set(at + len);
+    md.contig_hint.set(run - len);
+    if md.right_free.get() == BITS - at {
+        md.right_free.set(BITS - at - len);
+    }
+    if md.first_free.get() == at {
+        md.first_free.set(at + len);
+    }
+    all.contig_hint_start.set(from + len);
+    all.contig_hint.set(rest);
+    if all.first_free.get() == from {
+        all.first_free.set(from + len);
+    }
+    true
+}
+
+#[inline(never)]
+fn update_alloc_anywhere(chunk: Chunk, maps: &Maps, from: usize, to: usize) -> u32 {
+    let index = from / PCPU_BLOCK_BITS;
+    let empty = if index == (to - 1) / PCPU_BLOCK_BITS {
+        let base = index * PCPU_BLOCK_BITS;
+        update_block_alloc(maps, index, (from - base) as u32, (to - base) as u32)
+    } else {
+        update_blocks_alloc(maps, from, to)
+    };
     if !take(&chunk.md, from as u32, to as u32) {
         refresh_chunk(chunk, maps);
     }
     empty
+}
+
+/// The same for the blocks of an area that is in several of them.
+#[inline(never)]
+fn update_blocks_alloc(maps: &Maps, from: usize, to: usize) -> u32 {
+    let blocks = from / PCPU_BLOCK_BITS..=(to - 1) / PCPU_BLOCK_BITS;
+    blocks
+        .map(|index| {
+            let base = index * PCPU_BLOCK_BITS;
+            let (first, last) = (from.max(base) - base, (to - base).min(PCPU_BLOCK_BITS));
+            update_block_alloc(maps, index, first as u32, last as u32)
+        })
+        .sum()
 }
 
 /// Where the free run begins that ends at `from` in block `index`, from the chunk's start.
@@ -171,6 +227,12 @@ fn chunk_run_start(chunk: Chunk, maps: &Maps, index: usize, block_start: u32) ->
     if start < base && base <= start + len {
         return start;
     }
+    walk_down(maps, index)
+}
+
+/// Where the free run begins that reaches the start of block `index`.
+#[inline(never)]
+fn walk_down(maps: &Maps, index: usize) -> u32 {
     let mut index = index;
     while index > 0 && maps.blocks[index - 1].left_free.get() == BITS {
         index -= 1;
@@ -191,7 +253,13 @@ fn chunk_run_end(chunk: Chunk, maps: &Maps, index: usize, block_end: u32) -> u32
     if start <= next && next < start + len {
         return start + len;
     }
-    let mut index = index + 1;
+    walk_up(maps, index + 1)
+}
+
+/// Where the free run ends that reaches the start of block `index`.
+#[inline(never)]
+fn walk_up(maps: &Maps, index: usize) -> u32 {
+    let mut index = index;
     while index < maps.blocks.len() && maps.blocks[index].left_free.get() == BITS {
         index += 1;
     }
@@ -199,39 +267,113 @@ fn chunk_run_end(chunk: Chunk, maps: &Maps, index: usize, block_end: u32) -> u32
     index as u32 * BITS + left
 }
 
-/// Adds `[from, to)` to what is known as free, after it was cleared in the map (`pcpu_block_update_hint_free`); gives
-/// how many blocks with memory are free as a whole from now on.
-#[inline]
-pub(super) fn update_free(chunk: Chunk, maps: &Maps, from: usize, to: usize) -> u32 {
+/// The free run of the block at `base` that `[from, to)`, just freed, is part of. The map is looked at only where
+/// neither end of the block nor the largest run is next to it.
+#[inline(always)]
+fn block_run(maps: &Maps, md: &PcpuBlock, base: usize, from: u32, to: u32) -> (u32, u32) {
+    let (at, len) = (md.contig_hint_start.get(), md.contig_hint.get());
+    let start = if from == md.left_free.get() {
+        0
+    } else if len != 0 && from == at + len {
+        at
+    } else {
+        (bits::run_start(maps.alloc, base + from as usize, base) - base) as u32
+    };
+    let stop = if to == BITS - md.right_free.get() {
+        BITS
+    } else if len != 0 && to == at {
+        at + len
+    } else {
+        (bits::next_set(maps.alloc, base + to as usize, base + PCPU_BLOCK_BITS) - base) as u32
+    };
+    (start, stop)
+}
+
+/// Adds `[first, last)` to what is known as free of block `index`; gives the free run that it is part of there, and 1 if
+/// the block is free as a whole from now on and has memory.
+#[inline(always)]
+fn update_block_free(maps: &Maps, index: usize, first: u32, last: u32) -> (u32, u32, u32) {
+    let Some(md) = maps.blocks.get(index) else { return (0, 0, 0) };
+    let (start, stop) = block_run(maps, md, index * PCPU_BLOCK_BITS, first, last);
     let mut empty = 0;
-    let (first_block, last_block) = (from / PCPU_BLOCK_BITS, (to - 1) / PCPU_BLOCK_BITS);
-    let (mut run_start, mut run_end) = (0, 0);
-    for index in first_block..=last_block {
-        let base = index * PCPU_BLOCK_BITS;
-        let end = base + PCPU_BLOCK_BITS;
-        let (first, last) = (from.max(base), to.min(end));
-        let start = (bits::run_start(maps.alloc, first, base) - base) as u32;
-        let stop = (bits::next_set(maps.alloc, last, end) - base) as u32;
-        let md = &maps.blocks[index];
-        if start == 0 {
-            md.left_free.set(stop);
-        }
-        if stop == BITS {
-            md.right_free.set(BITS - start);
-            if start == 0 && bits::test(maps.populated, index) {
-                empty += 1;
-            }
-        }
-        give(md, start, stop, (first - base) as u32);
-        if index == first_block {
-            run_start = start;
-        }
-        run_end = stop;
+    if start == 0 {
+        md.left_free.set(stop);
     }
-    let start = chunk_run_start(chunk, maps, first_block, run_start);
-    let end = chunk_run_end(chunk, maps, last_block, run_end);
+    if stop == BITS {
+        md.right_free.set(BITS - start);
+        empty = u32::from(start == 0 && bits::test(maps.populated, index));
+    }
+    give(md, start, stop, first);
+    (start, stop, empty)
+}
+
+/// Adds `[from, to)` to what is known as free, after it was cleared in the map (`pcpu_block_update_hint_free`); gives
+/// how many blocks with memory are free as a whole from now on. `behind` says that what is in front of it is allocated; it
+/// may be so even if it does not.
+#[inline(always)]
+pub(super) fn update_free(chunk: Chunk, maps: &Maps, from: usize, to: usize, behind: bool) -> u32 {
+    if behind && grow_largest(&chunk.md, maps, from as u32, to as u32) {
+        return 0;
+    }
+    update_free_anywhere(chunk, maps, from, to)
+}
+
+/// Adds `[from, to)`, which is behind something allocated, if the largest runs of chunk and block both begin behind it.
+#[inline(always)]
+fn grow_largest(all: &PcpuBlock, maps: &Maps, from: u32, to: u32) -> bool {
+    let (index, at) = (from / BITS, from % BITS);
+    let Some(md) = maps.blocks.get(index as usize) else { return false };
+    let (len, start, run) = (to - from, md.contig_hint_start.get(), md.contig_hint.get());
+    if all.contig_hint_start.get() != to || at + len != start || run == 0 {
+        return false;
+    }
+    md.contig_hint_start.set(at);
+    md.contig_hint.set(run + len);
+    if md.right_free.get() == BITS - start {
+        md.right_free.set(BITS - at);
+    }
+    if at < md.first_free.get() {
+        md.first_free.set(at);
+    }
+    all.contig_hint_start.set(from);
+    all.contig_hint.set(all.contig_hint.get() + len);
+    if from < all.first_free.get() {
+        all.first_free.set(from);
+    }
+    true
+}
+
+#[inline(never)]
+fn update_free_anywhere(chunk: Chunk, maps: &Maps, from: usize, to: usize) -> u32 {
+    let (index, last_index) = (from / PCPU_BLOCK_BITS, (to - 1) / PCPU_BLOCK_BITS);
+    let (start, stop, empty) = if index == last_index {
+        let base = index * PCPU_BLOCK_BITS;
+        update_block_free(maps, index, (from - base) as u32, (to - base) as u32)
+    } else {
+        update_blocks_free(maps, from, to)
+    };
+    let start = chunk_run_start(chunk, maps, index, start);
+    let end = chunk_run_end(chunk, maps, last_index, stop);
     give(&chunk.md, start, end, from as u32);
     empty
+}
+
+/// The same for an area that is in several blocks: where its run begins in the first of them and ends in the last.
+#[inline(never)]
+fn update_blocks_free(maps: &Maps, from: usize, to: usize) -> (u32, u32, u32) {
+    let (first_index, last_index) = (from / PCPU_BLOCK_BITS, (to - 1) / PCPU_BLOCK_BITS);
+    let (mut run_start, mut run_stop, mut empty) = (0, 0, 0);
+    for index in first_index..=last_index {
+        let base = index * PCPU_BLOCK_BITS;
+        let (first, last) = (from.max(base) - base, (to - base).min(PCPU_BLOCK_BITS));
+        let (start, stop, whole) = update_block_free(maps, index, first as u32, last as u32);
+        if index == first_index {
+            run_start = start;
+        }
+        run_stop = stop;
+        empty += whole;
+    }
+    (run_start, run_stop, empty)
 }
 
 /// Makes all that is known say that the whole chunk is free (`pcpu_init_md_blocks`).
@@ -248,18 +390,25 @@ pub(super) fn init(chunk: Chunk, maps: &Maps) {
 
 /// A place for `bits` at a multiple of `align`, both in bits, the lowest there is; with `populated`, only where all
 /// pages have memory (`pcpu_find_block_fit`).
-#[inline]
+#[inline(always)]
 pub(super) fn find_fit(chunk: Chunk, maps: &Maps, bits: usize, align: usize, populated: bool) -> Option<usize> {
     let md = &chunk.md;
     if bits as u32 > md.contig_hint.get() {
         return None;
     }
-    let up = |at: usize| (at + align - 1) & !(align - 1);
     if bits as u32 > md.scan_hint.get() && !populated {
         // Only the largest run can hold it.
-        let at = up(md.contig_hint_start.get() as usize);
-        return (at + bits <= (md.contig_hint_start.get() + md.contig_hint.get()) as usize).then_some(at);
+        let start = md.contig_hint_start.get() as usize;
+        let at = (start + align - 1) & !(align - 1);
+        return (at + bits <= start + md.contig_hint.get() as usize).then_some(at);
     }
+    scan_blocks(chunk, maps, bits, align, populated)
+}
+
+/// The same, by what is known of the blocks.
+#[inline(never)]
+fn scan_blocks(chunk: Chunk, maps: &Maps, bits: usize, align: usize, populated: bool) -> Option<usize> {
+    let (md, up) = (&chunk.md, |at: usize| (at + align - 1) & !(align - 1));
     let mut index = md.first_free.get() as usize / PCPU_BLOCK_BITS;
     // Where the run begins that reaches the block.
     let mut run = index * PCPU_BLOCK_BITS;

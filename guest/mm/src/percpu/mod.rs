@@ -32,6 +32,7 @@ pub(crate) use slots::{NO_SLOT, all as all_chunks, list as slot_list, slot_of};
 
 use crate::Mm;
 use crate::platform::{IrqFlags, Platform};
+use crate::raw::{Chunk, Maps};
 use crate::sync::{self, Plain};
 
 /// What an allocation of per-CPU memory is called by (`void __percpu *`): [`Mm::per_cpu_ptr`] tells where the instance
@@ -62,22 +63,51 @@ impl fmt::Debug for PerCpuPtr {
 /// Per-CPU memory, once there is some.
 #[derive(Debug)]
 pub(crate) struct PerCpuMemory {
-    root: Option<&'static PcpuRoot>,
+    areas: Option<Areas>,
     /// Failures that are still reported (`warn_limit`).
     warnings: AtomicU32,
+}
+
+/// What stays as it is.
+#[derive(Clone, Copy, Debug)]
+struct Areas {
+    root: &'static PcpuRoot,
+    /// What is looked at first.
+    first: Part,
+    /// The slots whose chunks serve allocations: not those of chunks that are being emptied.
+    serving: u32,
 }
 
 /// Failures that are reported before it is said that no more are.
 const WARN_LIMIT: u32 = 10;
 
 impl PerCpuMemory {
-    pub(crate) const fn new(first: Option<FirstChunk>) -> Self {
-        let root = match first {
-            Some(first) => Some(first.root),
-            None => None,
-        };
-        Self { root, warnings: AtomicU32::new(WARN_LIMIT) }
+    pub(crate) fn new(first: Option<FirstChunk>) -> Self {
+        let areas = first.map(|FirstChunk { root, dynamic }| {
+            let serving = ((1 << root.sidelined_slot.get()) - 1) | 1 << root.free_slot.get();
+            Areas { root, first: dynamic, serving }
+        });
+        Self { areas, warnings: AtomicU32::new(WARN_LIMIT) }
     }
+
+    /// The record of all, if there is any.
+    #[inline(always)]
+    fn root(&self) -> Option<&'static PcpuRoot> {
+        self.areas.as_ref().map(|areas| areas.root)
+    }
+}
+
+/// The dynamic part of the first chunk, which stays as it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    chunk: Chunk,
+    maps: Maps,
+    /// The pointer of its first byte.
+    start: u64,
+    /// Its bytes.
+    len: u64,
+    /// The bit of its first byte.
+    bit: usize,
 }
 
 /// The lock, held.
@@ -111,7 +141,7 @@ impl<P: Platform> Mm<P> {
     #[inline]
     pub fn per_cpu_ptr(&self, ptr: PerCpuPtr, cpu: CpuId) -> VirtAddr {
         let (base, offset) =
-            self.percpu.root.map_or((0, 0), |root| (root.base_addr.get(), root.unit_off[cpu.index()].get()));
+            self.percpu.root().map_or((0, 0), |root| (root.base_addr.get(), root.unit_off[cpu.index()].get()));
         VirtAddr::new(base.wrapping_add(offset).wrapping_add(ptr.0))
     }
 
@@ -123,11 +153,11 @@ impl<P: Platform> Mm<P> {
 
     /// Pages of per-CPU memory, those of all units together (`pcpu_nr_pages`).
     pub fn pcpu_nr_pages(&self) -> u64 {
-        self.percpu.root.map_or(0, |root| root.nr_populated.get() * u64::from(root.nr_units.get()))
+        self.percpu.root().map_or(0, |root| root.nr_populated.get() * u64::from(root.nr_units.get()))
     }
 
     /// The record of all per-CPU memory, for those who look at it.
     pub fn percpu_root(&self) -> Option<&'static PcpuRoot> {
-        self.percpu.root
+        self.percpu.root()
     }
 }

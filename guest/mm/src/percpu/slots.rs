@@ -2,7 +2,6 @@
 
 use pagevisor_shared::percpu::{PCPU_MIN_ALLOC_SIZE, PcpuRoot, size_to_slot};
 
-use crate::platform::Platform;
 use crate::raw::Chunk;
 use crate::sync::Plain;
 
@@ -25,15 +24,15 @@ pub(crate) fn slot_of(root: &PcpuRoot, chunk: Chunk) -> u32 {
 }
 
 /// Takes `chunk` off its list.
-pub(super) fn remove<P: Platform>(platform: &P, root: &PcpuRoot, chunk: Chunk) {
+pub(super) fn remove(root: &PcpuRoot, chunk: Chunk) {
     let slot = chunk.slot.get();
     let Some(head) = root.slots.get(slot as usize) else { return };
     let (next, prev) = (chunk.next.get(), chunk.prev.get());
-    match Chunk::at(platform, prev) {
+    match Chunk::at(prev) {
         Some(before) => before.next.set(next),
         None => head.set(next),
     }
-    if let Some(behind) = Chunk::at(platform, next) {
+    if let Some(behind) = Chunk::at(next) {
         behind.prev.set(prev);
     }
     chunk.next.set(0);
@@ -45,10 +44,10 @@ pub(super) fn remove<P: Platform>(platform: &P, root: &PcpuRoot, chunk: Chunk) {
 }
 
 /// Puts `chunk`, which is on no list, at the front of `slot`, or at its end.
-pub(super) fn add<P: Platform>(platform: &P, root: &PcpuRoot, chunk: Chunk, slot: u32, front: bool) {
+pub(super) fn add(root: &PcpuRoot, chunk: Chunk, slot: u32, front: bool) {
     let Some(head) = root.slots.get(slot as usize) else { return };
     let first = head.get();
-    let last = if front { None } else { list(platform, first).last() };
+    let last = if front { None } else { list(first).last() };
     match last {
         Some(last) => {
             last.next.set(chunk.addr());
@@ -58,7 +57,7 @@ pub(super) fn add<P: Platform>(platform: &P, root: &PcpuRoot, chunk: Chunk, slot
         None => {
             chunk.prev.set(0);
             chunk.next.set(first);
-            if let Some(behind) = Chunk::at(platform, first) {
+            if let Some(behind) = Chunk::at(first) {
                 behind.prev.set(chunk.addr());
             }
             head.set(chunk.addr());
@@ -68,40 +67,49 @@ pub(super) fn add<P: Platform>(platform: &P, root: &PcpuRoot, chunk: Chunk, slot
     root.slot_mask.set(root.slot_mask.get() | 1 << slot);
 }
 
-/// Puts `chunk` where it belongs after its free areas have changed (`pcpu_chunk_relocate`). The reserved one is on no
-/// list, and one that is to be emptied stays where it is.
+/// Puts `chunk` where it belongs after its largest free area was `before` bits until now (`pcpu_chunk_relocate`).
 #[inline(always)]
-pub(super) fn relocate<P: Platform>(platform: &P, root: &PcpuRoot, chunk: Chunk) {
+pub(super) fn relocate(root: &PcpuRoot, chunk: Chunk, before: u32) {
+    let now = chunk.md.contig_hint.get();
+    // Slots are by the highest bit, which is another one if what differs is more than what is alike; but chunks that may
+    // be free as a whole have a slot for that.
+    if now ^ before > now & before || chunk.immutable.get() == 0 {
+        relocate_changed(root, chunk);
+    }
+}
+
+/// Puts `chunk` where it belongs. The reserved one is on no list, and one that is to be emptied stays where it is.
+#[cold]
+#[inline(never)]
+fn relocate_changed(root: &PcpuRoot, chunk: Chunk) {
     let (old, new) = (chunk.slot.get(), slot_of(root, chunk));
     if old != new && old != NO_SLOT && chunk.isolated.get() == 0 {
-        move_to(platform, root, chunk, new, old < new);
+        move_to(root, chunk, new, old < new);
     }
 }
 
 /// Moves `chunk` to `slot`.
-#[cold]
-#[inline(never)]
-pub(super) fn move_to<P: Platform>(platform: &P, root: &PcpuRoot, chunk: Chunk, slot: u32, front: bool) {
-    remove(platform, root, chunk);
-    add(platform, root, chunk, slot, front);
+pub(super) fn move_to(root: &PcpuRoot, chunk: Chunk, slot: u32, front: bool) {
+    remove(root, chunk);
+    add(root, chunk, slot, front);
 }
 
 /// The chunks of the list that begins at `first`.
-pub(crate) fn list<P: Platform>(platform: &P, first: u64) -> impl Iterator<Item = Chunk> {
-    core::iter::successors(Chunk::at(platform, first), |chunk| Chunk::at(platform, chunk.next.get()))
+pub(crate) fn list(first: u64) -> impl Iterator<Item = Chunk> {
+    core::iter::successors(Chunk::at(first), |chunk| Chunk::at(chunk.next.get()))
 }
 
 /// All chunks.
-pub(crate) fn all<P: Platform>(platform: &P, root: &PcpuRoot) -> impl Iterator<Item = Chunk> {
-    core::iter::successors(Chunk::at(platform, root.chunks.get()), |chunk| Chunk::at(platform, chunk.all_next.get()))
+pub(crate) fn all(root: &PcpuRoot) -> impl Iterator<Item = Chunk> {
+    core::iter::successors(Chunk::at(root.chunks.get()), |chunk| Chunk::at(chunk.all_next.get()))
 }
 
 /// Enters `chunk` among all chunks.
-pub(super) fn enter<P: Platform>(platform: &P, root: &PcpuRoot, chunk: Chunk) {
+pub(super) fn enter(root: &PcpuRoot, chunk: Chunk) {
     let first = root.chunks.get();
     chunk.all_next.set(first);
     chunk.all_prev.set(0);
-    if let Some(behind) = Chunk::at(platform, first) {
+    if let Some(behind) = Chunk::at(first) {
         behind.all_prev.set(chunk.addr());
     }
     root.chunks.set(chunk.addr());

@@ -3,14 +3,13 @@
 //! Rests on this: the addresses in chunk lists and roots are those of records that [`Chunk::adopt`] was given, until
 //! [`crate::percpu`] takes them off all lists, under the lock. All of a record is atomics, valid with any content.
 
+use core::ptr::with_exposed_provenance_mut;
 use core::slice;
 use core::sync::atomic::AtomicU64;
 
 use pagevisor_shared::percpu::{ChunkLayout, PCPU_BLOCK_BITS, PCPU_MAX_UNIT_PAGES, PcpuBlock, PcpuChunk, PcpuRoot};
-use pagevisor_shared::units::{PhysAddr, VirtAddr};
+use pagevisor_shared::units::VirtAddr;
 
-use super::DirectMap;
-use crate::platform::Platform;
 use crate::sync::Plain;
 
 /// A chunk's record and maps.
@@ -28,9 +27,8 @@ impl core::ops::Deref for Chunk {
 
 /// A pointer to `addr`, which is in the direct map.
 #[inline(always)]
-fn direct<P: Platform>(platform: &P, addr: VirtAddr) -> *mut u8 {
-    let base = platform.direct_map();
-    DirectMap::new(platform).at(PhysAddr::new(addr.raw().wrapping_sub(base.as_ptr().addr() as u64)))
+fn direct(addr: u64) -> *mut u8 {
+    with_exposed_provenance_mut(addr as usize)
 }
 
 impl Chunk {
@@ -40,18 +38,18 @@ impl Chunk {
     /// # Safety
     /// [`ChunkLayout::size`] bytes at `addr` are RAM in the direct map, aligned to 64, that nobody else uses as long as
     /// the record is in use.
-    pub(crate) unsafe fn adopt<P: Platform>(platform: &P, addr: VirtAddr, nr_pages: usize) -> Self {
+    pub(crate) unsafe fn adopt(addr: VirtAddr, nr_pages: usize) -> Self {
         // SAFETY: the caller's promise; atomics are valid with any content.
-        let record = unsafe { &*direct(platform, addr).cast::<PcpuChunk>() };
+        let record = unsafe { &*direct(addr.raw()).cast::<PcpuChunk>() };
         record.nr_pages.set(nr_pages.min(PCPU_MAX_UNIT_PAGES) as u32);
         Self(record)
     }
 
     /// The chunk whose record is at `addr`, as a list or a root says; `None` for 0.
     #[inline(always)]
-    pub(crate) fn at<P: Platform>(platform: &P, addr: u64) -> Option<Self> {
+    pub(crate) fn at(addr: u64) -> Option<Self> {
         // SAFETY: what is in the lists was adopted and is in use (the promise that this module rests on).
-        (addr != 0).then(|| Self(unsafe { &*direct(platform, VirtAddr::new(addr)).cast::<PcpuChunk>() }))
+        (addr != 0).then(|| Self(unsafe { &*direct(addr).cast::<PcpuChunk>() }))
     }
 
     /// The record's address.
@@ -74,7 +72,7 @@ impl Chunk {
                 blocks: slice::from_raw_parts(base.add(layout.blocks).cast::<PcpuBlock>(), pages),
                 populated: words(layout.populated, pages.div_ceil(64)),
                 alloc: words(layout.alloc_map, pages * PCPU_BLOCK_BITS / 64),
-                bound: words(layout.bound_map, pages * PCPU_BLOCK_BITS / 64 + 1),
+                bound: words(layout.bound_map, pages * PCPU_BLOCK_BITS / 64),
             }
         }
     }
@@ -89,7 +87,7 @@ pub(crate) struct Maps {
     pub(crate) populated: &'static [AtomicU64],
     /// What is allocated.
     pub(crate) alloc: &'static [AtomicU64],
-    /// Where allocations start and end.
+    /// Where allocations start.
     pub(crate) bound: &'static [AtomicU64],
 }
 
@@ -97,9 +95,9 @@ pub(crate) struct Maps {
 ///
 /// # Safety
 /// It is RAM in the direct map, large enough for the record and aligned for it, that nobody else ever uses.
-pub(crate) unsafe fn adopt_root<P: Platform>(platform: &P, addr: VirtAddr) -> &'static PcpuRoot {
+pub(crate) unsafe fn adopt_root(addr: VirtAddr) -> &'static PcpuRoot {
     // SAFETY: the caller's promise; atomics are valid with any content.
-    unsafe { &*direct(platform, addr).cast::<PcpuRoot>() }
+    unsafe { &*direct(addr.raw()).cast::<PcpuRoot>() }
 }
 
 /// Writes zero to `len` bytes, a multiple of 4, at `addr`, a multiple of 4.
@@ -107,8 +105,8 @@ pub(crate) unsafe fn adopt_root<P: Platform>(platform: &P, addr: VirtAddr) -> &'
 /// # Safety
 /// They are in the direct map and part of an allocation of per-CPU memory that nobody has been told of yet.
 #[inline(always)]
-pub(crate) unsafe fn zero_direct<P: Platform>(platform: &P, addr: VirtAddr, len: usize) {
-    let at = direct(platform, addr);
+pub(crate) unsafe fn zero_direct(addr: VirtAddr, len: usize) {
+    let at = direct(addr.raw());
     // SAFETY: the caller's promise; words are aligned.
     unsafe {
         match len {
@@ -124,7 +122,7 @@ pub(crate) unsafe fn zero_direct<P: Platform>(platform: &P, addr: VirtAddr, len:
 ///
 /// # Safety
 /// As much memory at `addr` is in the direct map, and nobody else uses it.
-pub(crate) unsafe fn copy_direct<P: Platform>(platform: &P, addr: VirtAddr, from: &[u8]) {
+pub(crate) unsafe fn copy_direct(addr: VirtAddr, from: &[u8]) {
     // SAFETY: the caller's promise.
-    unsafe { direct(platform, addr).copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+    unsafe { direct(addr.raw()).copy_from_nonoverlapping(from.as_ptr(), from.len()) };
 }
