@@ -7,7 +7,7 @@ use pagevisor_shared::region::zone::ListHead;
 use pagevisor_shared::units::{CpuId, Order, Pfn};
 use pagevisor_shared::zone::ZoneIndex;
 
-use super::{ChunkViolation, Violation, verify, verify_percpu};
+use super::{AreaViolation, ChunkViolation, Violation, verify, verify_percpu, verify_vmalloc};
 use crate::Mm;
 use crate::list;
 use crate::platform::Platform;
@@ -17,6 +17,13 @@ use crate::sync::Plain;
 pub fn violations<P: Platform>(mm: &Mm<P>) -> Vec<Violation> {
     let mut found = Vec::new();
     verify(mm, &mut |violation| found.push(violation));
+    found
+}
+
+/// As [`verify_vmalloc`], all at once.
+pub fn area_violations<P: Platform>(mm: &Mm<P>) -> Vec<AreaViolation> {
+    let mut found = Vec::new();
+    verify_vmalloc(mm, &mut |violation| found.push(violation));
     found
 }
 

@@ -3,6 +3,7 @@
 //! Slow, and only exact while nothing else runs; for tests and for a guest at rest. It trusts nothing it checks: walks
 //! are bounded by what the counters promise.
 
+mod areas;
 mod free_lists;
 #[cfg(feature = "hosted")]
 mod lists;
@@ -11,8 +12,9 @@ mod pagesets;
 mod percpu;
 mod slab;
 
+pub use areas::{AreaSink, AreaViolation, verify_vmalloc};
 #[cfg(feature = "hosted")]
-pub use lists::{chunk_violations, free_list, pageset_list, violations};
+pub use lists::{area_violations, chunk_violations, free_list, pageset_list, violations};
 pub use percpu::{ChunkSink, ChunkViolation, verify_percpu};
 
 use core::fmt;

@@ -35,6 +35,7 @@ pub use alloc::VmallocRequest;
 pub use lookup::VmArea;
 
 use records::Records;
+pub(crate) use tree::AreaTree;
 
 /// Addresses behind the vmalloc space.
 const SPACE_END: u64 = VMALLOC_END + 1;
