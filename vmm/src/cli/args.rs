@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use super::failure::STATUS_HELP;
 use crate::config::TopologyArgs;
 use crate::events::Kinds;
-use crate::report::View;
+use crate::report::{SlabSort, View};
 use crate::runtime::GuestName;
 use crate::workload::Workload;
 
@@ -42,6 +42,8 @@ pub enum Command {
     Log(LogArgs),
     /// Print what the allocator of a running guest does, as trace_pipe does
     Events(EventsArgs),
+    /// Show the slab caches of a running guest and keep them up to date, as slabtop does
+    Slabtop(SlabtopArgs),
     /// Pause a running guest and prove that its allocator's structures are sound; or those in a dump
     Verify(VerifyArgs),
     /// Pause a running guest and write its memory and registers to an ELF core file
@@ -233,6 +235,39 @@ pub struct EventsArgs {
     /// Write a trace for ui.perfetto.dev to a file instead
     #[arg(long, value_name = "FILE")]
     pub perfetto: Option<PathBuf>,
+}
+
+/// `pagevisor slabtop`
+#[derive(Args, Debug)]
+#[command(after_help = SLABTOP_HELP)]
+pub struct SlabtopArgs {
+    /// The guest, or a file that `pagevisor dump` wrote, which is shown once
+    #[arg(value_name = "NAME|FILE")]
+    pub target: String,
+
+    /// Sort by this
+    #[arg(long, short, value_name = "LETTER", default_value = "o", value_parser = sort)]
+    pub sort: SlabSort,
+
+    /// Seconds from one look to the next
+    #[arg(long, short, value_name = "SECS", default_value = "3", value_parser = seconds)]
+    pub delay: Duration,
+
+    /// Print everything once, instead of drawing on the terminal
+    #[arg(long, short, conflicts_with = "delay")]
+    pub once: bool,
+}
+
+const SLABTOP_HELP: &str = "\
+Sort by, from the command line or by a key:
+  a  active objects    b  objects per slab    c  cache size      l  slabs    v  active slabs
+  n  name              o  objects             p  pages per slab  s  object size    u  use
+Other keys: space to look again, q to quit.";
+
+fn sort(text: &str) -> Result<SlabSort, String> {
+    let mut letters = text.chars();
+    let sort = letters.next().and_then(SlabSort::of).filter(|_| letters.next().is_none());
+    sort.ok_or_else(|| "not one of a, b, c, l, v, n, o, p, s, u".to_owned())
 }
 
 /// `pagevisor verify`

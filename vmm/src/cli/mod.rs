@@ -16,7 +16,9 @@ mod run;
 mod serial;
 mod session;
 mod signals;
+mod slabtop;
 mod target;
+mod terminal;
 mod text;
 mod verify;
 
@@ -72,6 +74,7 @@ fn execute(command: Command, out: &mut impl Write) -> Result<u8, Failure> {
         Command::Log(args) => remote::log(&args, out)?,
         Command::Dump(args) => dump::dump(&args, out)?,
         Command::Events(args) => return events::events(&args, out),
+        Command::Slabtop(args) => return slabtop::slabtop(&args, out),
         Command::Verify(args) => return verify::verify(&args, out),
         Command::Kernel(args) => kernel::kernel(&args, kernel_elf(), out)?,
     }

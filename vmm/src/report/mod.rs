@@ -12,6 +12,7 @@ pub mod kmem;
 mod page_owner;
 mod proc_tree;
 mod slabinfo;
+mod slabtop;
 mod summary;
 #[cfg(test)]
 mod tests;
@@ -21,5 +22,6 @@ mod vtop;
 pub use error::ReportError;
 pub use proc_tree::proc_tree;
 pub use slabinfo::slab_info;
+pub use slabtop::{SlabSort, slabtop};
 pub use summary::{summary, summary_json};
 pub use view::{BadView, NodeFile, PageSpec, View};
