@@ -140,7 +140,7 @@ fn boot_mm(
         command_line,
         fresh_is_zero: options.zeroed,
         percpu: Some(first),
-        hooks: Hooks::none(),
+        hooks: Hooks::shrinkers(),
         map_memmap: &mut |memblock, chunk| {
             let virt = VirtAddr::new(VMEMMAP_START + chunk.first.raw() * PAGE_STRUCT_SIZE);
             let mapped = paging::map(virt, chunk.backing, chunk.bytes, &mut || Some(direct_map::new_table(memblock)));

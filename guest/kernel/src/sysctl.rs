@@ -40,6 +40,7 @@ fn set(mm: &Mm<Kernel>, region: &RegionRef<'_>, setting: &str, value: &str) -> R
         "min_free_kbytes" => mm.set_min_free_kbytes(number()?),
         "watermark_scale_factor" => mm.set_watermark_scale_factor(number()?),
         "watermark_boost_factor" => mm.set_watermark_boost_factor(number()?),
+        "drop_caches" => mm.set_drop_caches(number()?),
         "zone_reclaim_mode" => mm.set_zone_reclaim_mode(number()?),
         "percpu_pagelist_high_fraction" => mm.set_percpu_pagelist_high_fraction(number()?),
         "lowmem_reserve_ratio" => mm.set_lowmem_reserve_ratio(ratios(region, value)?),

@@ -20,6 +20,7 @@ use crate::percpu::{FirstChunk, PerCpuMemory};
 use crate::pgtable::TableLock;
 use crate::platform::{Level, Platform};
 use crate::raw::FrameTables;
+use crate::shrinker::Shrinkers;
 use crate::slab::Slab;
 use crate::sparse::{self, MapMemmap};
 use crate::sync::Plain;
@@ -112,6 +113,7 @@ impl<P: Platform> Mm<P> {
             cpus: region.cpus(),
             node_cpus: region.node_cpus(),
             slab: Slab::new(&region),
+            shrinkers: Shrinkers::new(),
             region,
             frames,
             online_nodes: NodeMask(memory.0 | cpus.0),

@@ -59,6 +59,15 @@ pub struct Hooks<P: Platform> {
 }
 
 impl<P: Platform> Hooks<P> {
+    /// The layers above that this crate has: reclaim asks the shrinkers ([`crate::shrinker`]).
+    pub const fn shrinkers() -> Self {
+        Self {
+            direct_reclaim: Some(|mm, request| mm.try_to_free_pages(request)),
+            node_reclaim: Some(|mm, node, gfp, order| mm.node_reclaim_slab(node, gfp, order)),
+            ..Self::none()
+        }
+    }
+
     /// No layer above.
     pub const fn none() -> Self {
         Self { wake_kswapd: None, direct_reclaim: None, direct_compact: None, node_reclaim: None, out_of_memory: None }

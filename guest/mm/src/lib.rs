@@ -13,6 +13,7 @@
 //! | [`page_alloc`] | the page allocator: fast path, slow path, freeing, reports |
 //! | [`slab`] | caches of objects, `kmalloc` |
 //! | [`mempool`] | reserves of objects or pages |
+//! | [`shrinker`] | asking caches for memory back |
 //! | [`pgtable`], [`vmalloc`] | the kernel's page tables; areas of its address space |
 //! | [`instrument`] | what can look at every allocation and free |
 //! | [`percpu`] | per-CPU memory |
@@ -58,6 +59,7 @@ pub mod percpu;
 pub mod pgtable;
 pub mod platform;
 pub mod raw;
+pub mod shrinker;
 pub mod slab;
 mod sparse;
 pub mod sync;

@@ -18,6 +18,7 @@ use crate::percpu::PerCpuMemory;
 use crate::pgtable::TableLock;
 use crate::platform::Platform;
 use crate::raw::{DirectMap, FrameTables, Memmap};
+use crate::shrinker::Shrinkers;
 use crate::slab::Slab;
 use crate::sync::Plain;
 use crate::vmalloc::Vmalloc;
@@ -46,6 +47,7 @@ pub struct Mm<P: Platform> {
     pub(crate) settings: Settings,
     pub(crate) instrument: Instrument,
     pub(crate) slab: Slab,
+    pub(crate) shrinkers: Shrinkers<P>,
     pub(crate) percpu: PerCpuMemory,
     /// `ZONE_BOOSTED_WATERMARK` of each zone, a bit each.
     pub(crate) boosted: [AtomicU64; 5],

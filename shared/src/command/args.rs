@@ -61,17 +61,20 @@ pub enum Setting {
     PercpuPagelistHighFraction = 4,
     /// `zone_reclaim_mode`.
     ZoneReclaimMode = 5,
+    /// `drop_caches`: nothing that stays, but a request to drop caches.
+    DropCaches = 6,
 }
 
 impl Setting {
     /// All of them, by number.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::MinFreeKbytes,
         Self::WatermarkScaleFactor,
         Self::WatermarkBoostFactor,
         Self::LowmemReserveRatio,
         Self::PercpuPagelistHighFraction,
         Self::ZoneReclaimMode,
+        Self::DropCaches,
     ];
 
     /// Its name below `/proc/sys/vm`.
@@ -83,6 +86,7 @@ impl Setting {
             "lowmem_reserve_ratio",
             "percpu_pagelist_high_fraction",
             "zone_reclaim_mode",
+            "drop_caches",
         ][self as usize]
     }
 

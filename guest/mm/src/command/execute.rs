@@ -297,6 +297,7 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
             Setting::WatermarkBoostFactor => mm.set_watermark_boost_factor(value),
             Setting::PercpuPagelistHighFraction => mm.set_percpu_pagelist_high_fraction(value),
             Setting::ZoneReclaimMode => mm.set_zone_reclaim_mode(value),
+            Setting::DropCaches => mm.set_drop_caches(value),
             Setting::LowmemReserveRatio => {
                 let mut ratios = [0; MAX_NR_ZONES];
                 for (ratio, now) in ratios.iter_mut().zip(&mm.region.sysctl().lowmem_reserve_ratio) {

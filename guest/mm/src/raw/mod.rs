@@ -17,8 +17,9 @@ mod words;
 
 pub(crate) use area::{AREA_BYTES, AreaRef, AreaWord, VmRef};
 pub use frames::{FrameTables, Home};
-pub(crate) use locked::SpinLock;
+pub(crate) use locked::{RwSem, SpinLock};
 pub use memmap::Memmap;
+pub(crate) use owned::MmVec;
 pub use owned::{KBox, KVec, NoMemory};
 pub(crate) use percpu::{Chunk, Maps, adopt_root, copy_direct, zero_direct};
 pub(crate) use pgtable::Table;

@@ -352,3 +352,60 @@ impl<T: fmt::Debug, P: Platform> fmt::Debug for KVec<'_, T, P> {
         (**self).fmt(f)
     }
 }
+
+/// Values that belong to `mm` itself, which therefore is told to each operation. They are dropped, but their memory only
+/// goes with the machine.
+pub(crate) struct MmVec<T>(RawVec<T>);
+
+impl<T> MmVec<T> {
+    pub(crate) const fn new() -> Self {
+        Self(RawVec::new())
+    }
+
+    /// Makes room for one more value.
+    pub(crate) fn reserve<P: Platform>(&mut self, mm: &Mm<P>, gfp: Gfp) -> Result<(), NoMemory> {
+        if self.0.len < self.0.capacity { Ok(()) } else { self.0.grow(mm, (2 * self.0.capacity).max(4), gfp, None) }
+    }
+
+    /// Appends a value, for which there is room.
+    pub(crate) fn push_within_capacity(&mut self, value: T) {
+        let _ = self.0.push_within_capacity(value);
+    }
+
+    /// Appends a value.
+    pub(crate) fn push<P: Platform>(&mut self, mm: &Mm<P>, value: T, gfp: Gfp) -> Result<(), NoMemory> {
+        self.reserve(mm, gfp)?;
+        self.push_within_capacity(value);
+        Ok(())
+    }
+
+    /// Drops all values and gives the memory back.
+    pub(crate) fn release<P: Platform>(&mut self, mm: &Mm<P>) {
+        while self.0.pop().is_some() {}
+        self.0.release(mm);
+    }
+
+    /// Takes value `index` out; those behind it move up.
+    pub(crate) fn remove<P: Platform>(&mut self, mm: &Mm<P>, index: usize) -> Option<T> {
+        self.0.as_mut_slice().get_mut(index..)?.rotate_left(1);
+        let value = self.0.pop();
+        if self.0.len == 0 {
+            self.0.release(mm);
+        }
+        value
+    }
+}
+
+impl<T> Deref for MmVec<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        self.0.as_slice()
+    }
+}
+
+impl<T> Drop for MmVec<T> {
+    fn drop(&mut self) {
+        while self.0.pop().is_some() {}
+    }
+}

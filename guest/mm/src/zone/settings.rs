@@ -7,6 +7,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicI64, AtomicU32};
 
 use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::vmstat::VmEvent;
 use pagevisor_shared::zone::MAX_NR_ZONES;
 
 use super::watermark;
@@ -64,12 +65,14 @@ pub(crate) struct Settings {
     lock: AtomicU32,
     /// The `min_free_kbytes` somebody asked for (`user_min_free_kbytes`); -1 for none.
     user_min_free_kbytes: AtomicI64,
+    /// Not 0 if nobody wants to know of dropped caches any more.
+    drop_silently: AtomicU32,
 }
 
 impl Settings {
     /// All as at boot.
     pub(crate) const fn new() -> Self {
-        Self { lock: AtomicU32::new(0), user_min_free_kbytes: AtomicI64::new(-1) }
+        Self { lock: AtomicU32::new(0), user_min_free_kbytes: AtomicI64::new(-1), drop_silently: AtomicU32::new(0) }
     }
 }
 
@@ -175,6 +178,31 @@ impl<P: Platform> Mm<P> {
     pub fn set_zone_reclaim_mode(&self, mode: u32) -> Result<(), BadSetting> {
         let mode = checked("zone_reclaim_mode", mode, 0, INT_MAX)?;
         self.change(|| self.region.sysctl().zone_reclaim_mode.set(mode));
+        Ok(())
+    }
+
+    /// Drops what can be had again (`vm.drop_caches`, `drop_caches_sysctl_handler`): 1 for what is cached of files, of
+    /// which there is nothing, 2 for objects of slabs, 3 for both. 4 drops nothing, but says that the log need not tell
+    /// of it from now on. Not from interrupts.
+    ///
+    /// # Errors
+    /// [`BadSetting`] for another value.
+    pub fn set_drop_caches(&self, value: u32) -> Result<(), BadSetting> {
+        let value = checked("drop_caches", value, 1, 4)?;
+        if value & 1 != 0 {
+            self.count_vm_events(VmEvent::DropPagecache, 1);
+        }
+        if value & 2 != 0 {
+            self.drop_slab();
+            self.count_vm_events(VmEvent::DropSlab, 1);
+        }
+        if self.settings.drop_silently.get() == 0 {
+            let cpu = self.platform.this_cpu().cpu.index();
+            self.platform.log(Level::Info, format_args!("swapper/{cpu} (0): drop_caches: {value}"));
+        }
+        if value & 4 != 0 {
+            self.settings.drop_silently.set(1);
+        }
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::region::event::EventKind;
 use pagevisor_shared::units::{CpuId, NodeId, NodeMask, Order, Pfn};
+use pagevisor_shared::vmstat::VmEvent;
 
 use crate::{Guest, small, two_nodes};
 
@@ -127,6 +128,9 @@ fn settings_are_made() {
     let sysctl = guest.machine.mm().region().sysctl();
     assert_eq!(sysctl.min_free_kbytes.load(std::sync::atomic::Ordering::Relaxed), 2048);
     assert_eq!(sysctl.lowmem_reserve_ratio[1].load(std::sync::atomic::Ordering::Relaxed), 17);
+    guest.ok(Op::Set { setting: Setting::DropCaches, index: 0, value: 2 });
+    assert_eq!(guest.machine.mm().vm_event(VmEvent::DropSlab), 1);
+    guest.fails(Op::Set { setting: Setting::DropCaches, index: 0, value: 5 }, OpError::Invalid);
     guest.fails(Op::Set { setting: Setting::WatermarkScaleFactor, index: 0, value: 4000 }, OpError::Invalid);
     guest.fails(Op::Set { setting: Setting::MinFreeKbytes, index: 0, value: 1 << 40 }, OpError::Invalid);
 }

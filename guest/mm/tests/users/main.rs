@@ -1,7 +1,8 @@
-//! What is built on slabs and pages: owned values, pools.
+//! What is built on slabs and pages: owned values, pools, shrinkers.
 
 mod mempool;
 mod owned;
+mod shrinker;
 
 use pagevisor_mm::Mm;
 use pagevisor_mm::check::violations;
