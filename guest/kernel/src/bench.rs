@@ -63,6 +63,10 @@ pub trait Pages {
     fn vmalloc(&self, bytes: u64) -> u64;
     /// `vfree`.
     fn vfree(&self, addr: u64);
+    /// `kvmalloc`; 0 for failure.
+    fn kvmalloc(&self, bytes: u64) -> u64;
+    /// `kvfree`.
+    fn kvfree(&self, addr: u64);
     /// Pages free in all zones.
     fn free_pages(&self) -> u64;
     /// Executes the command of `len` bytes in `message` and writes the reply.

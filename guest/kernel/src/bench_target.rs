@@ -86,6 +86,14 @@ impl Pages for Target {
         self.0.vfree(VirtAddr::new(addr));
     }
 
+    fn kvmalloc(&self, bytes: u64) -> u64 {
+        self.0.kvmalloc(bytes as usize, Gfp::KERNEL).map_or(0, VirtAddr::raw)
+    }
+
+    fn kvfree(&self, addr: u64) {
+        self.0.kvfree(VirtAddr::new(addr));
+    }
+
     fn free_pages(&self) -> u64 {
         self.0.nr_free_pages(Gfp::KERNEL)
     }

@@ -14,6 +14,7 @@ const SIZES: &[(&str, u64, u64)] = &[
 
 impl<P: Pages> Bench<'_, P> {
     pub(super) fn vmalloc(&self) {
+        self.kvmalloc();
         for &(name, pages, ops) in SIZES {
             let bytes = pages * PAGE_SIZE;
             self.each(name, ops, || self.vfree(self.area(bytes)));
@@ -25,6 +26,11 @@ impl<P: Pages> Bench<'_, P> {
                 }
             });
         }
+    }
+
+    /// What mostly comes without an area.
+    fn kvmalloc(&self) {
+        self.each("kvmalloc_65536_hot", 200, || self.pages.kvfree(self.pages.kvmalloc(65536)));
     }
 
     #[inline(never)]

@@ -160,7 +160,12 @@ impl<P: Platform> Mm<P> {
     #[cold]
     pub(super) fn vmalloc_init(&self, gfp: Gfp) -> bool {
         let init = &self.vmalloc.init_lock;
-        sync::lock(init, || self.platform.relax());
+        if !self.platform.in_interrupt() {
+            sync::lock(init, || self.platform.relax());
+        } else if !sync::try_lock(init) {
+            // It may be this very CPU that is at it.
+            return false;
+        }
         let done = self.vmalloc.ready.get() != 0 || self.vmalloc_init_locked(gfp);
         sync::unlock(init);
         done

@@ -22,6 +22,7 @@ mod alloc;
 mod area;
 mod free;
 mod io;
+mod kvmalloc;
 mod lazy;
 mod lookup;
 mod records;

@@ -1,5 +1,6 @@
 //! `vmap`, `ioremap`, and what is refused.
 
+use pagevisor_mm::instrument::FaultAttr;
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::pgtable::{Entry, PMD_SIZE, Protection};
 use pagevisor_shared::units::{Order, PAGE_SIZE, Pfn, PhysAddr, VirtAddr};
@@ -119,6 +120,37 @@ fn what_makes_no_sense_is_refused_and_reported() {
     machine.platform().interrupt(|| mm.vfree(VirtAddr::new(4096)));
     logged("Trying to vfree()");
     mm.vfree(VirtAddr::new(0));
+    assert_eq!(machine.log_text(), "");
+    assert_sound(mm);
+}
+
+#[test]
+fn what_kmalloc_does_not_have_at_hand_is_mapped() {
+    let machine = machine();
+    let mm = machine.mm();
+    let is_mapped = |addr: Option<VirtAddr>| {
+        let addr = addr.expect("memory");
+        let mapped = mm.find_vm_area(addr).is_some();
+        mm.kvfree(addr);
+        assert!(mm.find_vm_area(addr).is_none());
+        mapped
+    };
+    assert!(!is_mapped(mm.kvmalloc(100, Gfp::KERNEL)));
+    assert!(!is_mapped(mm.kvmalloc(64 << 10, Gfp::KERNEL)));
+    assert!(is_mapped(mm.kvmalloc(5 << 20, Gfp::KERNEL)), "more than pages come in");
+    assert!(is_mapped(mm.kvcalloc(3, 2 << 20, Gfp::KERNEL)));
+    assert_eq!(mm.kvmalloc(5 << 20, Gfp::NOWAIT), None, "mapping may wait");
+    assert_eq!(mm.kvmalloc(3 << 30, Gfp::KERNEL | Gfp::NOWARN), None);
+    assert_eq!(mm.kvcalloc(usize::MAX, 2, Gfp::KERNEL), None);
+    // Large blocks are gone, single pages are not.
+    let large = FaultAttr { probability: 100, times: -1, min_order: 1, ignore_gfp_reclaim: false, ..FaultAttr::new() };
+    mm.set_fail_page_alloc(large).expect("possible");
+    let scattered = mm.kvzalloc(64 << 10, Gfp::KERNEL).expect("single pages");
+    assert!(mm.find_vm_area(scattered).is_some());
+    let mut bytes = vec![1; 64 << 10];
+    assert!(mm.vread(scattered, &mut bytes) && bytes.iter().all(|byte| *byte == 0));
+    mm.kvfree(scattered);
+    mm.set_fail_page_alloc(FaultAttr::new()).expect("Linux's own");
     assert_eq!(machine.log_text(), "");
     assert_sound(mm);
 }

@@ -1,0 +1,57 @@
+//! vmalloc on a live guest: real translations, remembered by real processors, and the monitor device behind one.
+
+use std::time::{Duration, Instant};
+
+use pagevisor_tests::command::{Guest, run};
+
+/// Boots with `args`, has the guest try itself, and gives the line in which it tells.
+fn tried(args: &[&str]) -> (Guest, String) {
+    let guest = Guest::keep("vmalloc", &[args, &["--append", "pagevisor.test=vmalloc"]].concat());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        // That it answers is by a device that is mapped by `ioremap`.
+        let log = run(&mut guest.command(&["log", guest.name()])).success();
+        if let Some(line) = log.lines().find(|line| line.contains("selftest: vmalloc ")) {
+            return (guest, line.to_owned());
+        }
+        assert!(Instant::now() < deadline, "{log}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn field(text: &str, name: &str) -> u64 {
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {text}"));
+    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{line}"))
+}
+
+/// All CPUs see what one writes, and what is there after the addresses were used again; nothing is left behind.
+fn check(args: &[&str]) {
+    let (guest, line) = tried(args);
+    assert!(line.ends_with("selftest: vmalloc ok"), "{line}");
+    let verdict = run(&mut guest.command(&["verify", guest.name()])).success();
+    assert!(verdict.starts_with("sound: "), "{verdict}");
+    let meminfo = guest.show(&["meminfo"]);
+    assert_eq!(field(&meminfo, "VmallocUsed:"), 0, "{meminfo}");
+    // The top's table, and a directory and a page table for the monitor device.
+    assert!((12..=24).contains(&field(&meminfo, "PageTables:")), "{meminfo}");
+    assert_eq!(guest.stop().code(), 0);
+}
+
+#[test]
+fn two_cpus_see_the_same() {
+    check(&[]);
+}
+
+#[test]
+fn so_do_four_on_four_nodes() {
+    check(&[
+        "--node",
+        "normal=64M,cpus=1",
+        "--node",
+        "normal=64M,cpus=1",
+        "--node",
+        "normal=64M,cpus=1",
+        "--node",
+        "dma32=64M,cpus=1",
+    ]);
+}
