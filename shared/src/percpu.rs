@@ -34,8 +34,8 @@ pub const PERCPU_DYNAMIC_RESERVE: u64 = 28 << 10;
 pub const PERCPU_DYNAMIC_EARLY_SIZE: u64 = 20 << 10;
 /// Most pages of a unit: 2 MiB of them.
 pub const PCPU_MAX_UNIT_PAGES: usize = 512;
-/// Most slots, enough for the largest unit.
-pub const PCPU_MAX_SLOTS: usize = 24;
+/// Slots there is room for, more than the largest unit needs.
+pub const PCPU_MAX_SLOTS: usize = 32;
 
 /// Slots are by powers of two from 16 bytes on (`PCPU_SLOT_BASE_SHIFT`).
 const PCPU_SLOT_BASE_SHIFT: u32 = 5;
@@ -84,8 +84,6 @@ pub struct PcpuChunk {
     pub prev: AtomicU64,
     /// Where the unit at offset 0 starts: of what the chunk manages, which begins on a page.
     pub base_addr: AtomicU64,
-    /// The area of addresses that holds it, as its owner numbers it; 0 for the first chunk.
-    pub area: AtomicU64,
     /// The slot it is on; `u32::MAX` for none.
     pub slot: AtomicU32,
     /// Pages of a unit that the chunk manages.
@@ -110,6 +108,9 @@ pub struct PcpuChunk {
     pub all_next: AtomicU64,
     /// The previous of all chunks; 0 for none.
     pub all_prev: AtomicU64,
+    /// The frames behind its pages: a 32-bit word for each page of a unit and CPU, at index `page * CPUs + cpu`; 0 for none.
+    /// The address is 0 for the first chunk, which is in the direct map.
+    pub pages: AtomicU64,
     /// Free areas of the whole chunk.
     pub md: PcpuBlock,
 }
@@ -154,6 +155,10 @@ pub struct PcpuRoot {
     pub nr_empty_pop_pages: AtomicU64,
     /// Chunks, those of the first chunk's parts included.
     pub nr_chunks: AtomicU32,
+    /// Held by who adds or takes away chunks or pages (`pcpu_alloc_mutex`).
+    pub alloc_mutex: AtomicU32,
+    /// Padding.
+    pub reserved: AtomicU32,
     /// An allocation from within an interrupt has failed since somebody last looked (`pcpu_atomic_alloc_failed`).
     pub atomic_alloc_failed: AtomicU32,
     /// The first of all [`PcpuChunk`]s; 0 for none.

@@ -116,6 +116,10 @@ impl PerCpuMemory for Target {
     fn free_percpu(&self, ptr: u64) {
         self.0.free_percpu(PerCpuPtr::new(ptr));
     }
+
+    fn balance_percpu(&self) {
+        self.0.percpu_balance();
+    }
 }
 
 impl Objects for Target {

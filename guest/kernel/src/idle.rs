@@ -1,5 +1,5 @@
 //! What a CPU does when nothing else: it executes the commands that are aimed at it, and frees what interrupt
-//! handlers could not. When there is nothing left it gives its pending counts to the global counters and halts.
+//! handlers could not, and balances per-CPU memory. When there is nothing left it gives its pending counts to the global counters and halts.
 
 use crate::arch::{cpu, percpu};
 use crate::{command, platform};
@@ -12,6 +12,7 @@ pub fn run() -> ! {
         let mm = platform::mm().filter(|_| !percpu::local().is_null());
         if let Some(mm) = mm {
             mm.vfree_deferred();
+            mm.percpu_balance();
         }
         cpu::irq_disable();
         if let Some(mm) = mm {

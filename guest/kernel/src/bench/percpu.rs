@@ -23,6 +23,8 @@ pub trait PerCpuMemory {
     fn alloc_percpu(&self, size: u64) -> u64;
     /// `free_percpu`.
     fn free_percpu(&self, ptr: u64);
+    /// Does what was put off, as an idle CPU would.
+    fn balance_percpu(&self);
 }
 
 impl<P: Pages + PerCpuMemory> Bench<'_, P> {
@@ -54,6 +56,7 @@ impl<P: Pages + PerCpuMemory> Bench<'_, P> {
             let end = now();
             alloc.add(middle - start, BURST as u64);
             free.add(end - middle, BURST as u64);
+            self.pages.balance_percpu();
         });
     }
 

@@ -1,17 +1,16 @@
 //! Allocating and freeing.
 
 use pagevisor_shared::gfp::Gfp;
-use pagevisor_shared::percpu::{PCPU_BLOCK_BITS, PCPU_MIN_ALLOC_SIZE, PCPU_MIN_UNIT_SIZE, PcpuRoot, size_to_slot};
-use pagevisor_shared::units::{PAGE_SIZE, VirtAddr};
+use pagevisor_shared::percpu::{
+    PCPU_BLOCK_BITS, PCPU_MAX_SLOTS, PCPU_MIN_ALLOC_SIZE, PCPU_MIN_UNIT_SIZE, PcpuRoot, size_to_slot,
+};
+use pagevisor_shared::units::{PAGE_SIZE, Pfn, PhysAddr, VirtAddr};
 
-use super::{Areas, Locked, PerCpuPtr, area, hints};
+use super::{Areas, Locked, PerCpuPtr, area, balance, grow, hints, slots};
 use crate::Mm;
 use crate::platform::{Level, Platform};
 use crate::raw::{Chunk, Maps, zero_direct};
 use crate::sync::Plain;
-
-/// With fewer empty pages that have memory, more are wanted (`PCPU_EMPTY_POP_PAGES_LOW`).
-const EMPTY_POP_PAGES_LOW: u64 = 2;
 
 /// What is asked for, in bits.
 #[derive(Clone, Copy)]
@@ -57,18 +56,104 @@ impl<P: Platform> Mm<P> {
         };
         let locked = Locked::new(self.platform, root);
         let found = if reserved { self.take_reserved(areas, wanted) } else { self.take_dynamic(areas, wanted) };
-        let low = root.nr_empty_pop_pages.get() < EMPTY_POP_PAGES_LOW;
-        if low {
-            root.balance_pending.set(1);
-        }
         locked.unlock();
-        let Some((chunk, at)) = found else {
-            self.report_failed(size, align, wanted.atomic, reserved, gfp);
-            return None;
-        };
+        let Some((chunk, at)) = found else { return self.alloc_from_new(areas, size, align, wanted, reserved, gfp) };
+        if chunk.immutable.get() == 0 {
+            return self.finish(root, chunk, at, wanted, size, align, gfp);
+        }
         let ptr = (chunk.base_addr.get() + at as u64 * PCPU_MIN_ALLOC_SIZE).wrapping_sub(root.base_addr.get());
         self.zero_instances(root, PerCpuPtr(ptr), wanted.bits * PCPU_MIN_ALLOC_SIZE as usize);
         Some(PerCpuPtr(ptr))
+    }
+
+    /// No chunk has room: makes another one, if that may be.
+    #[cold]
+    #[inline(never)]
+    fn alloc_from_new(
+        &self,
+        areas: &Areas,
+        size: u64,
+        align: u64,
+        wanted: Wanted,
+        reserved: bool,
+        gfp: Gfp,
+    ) -> Option<PerCpuPtr> {
+        let root = areas.root;
+        if reserved || wanted.atomic {
+            let why = if reserved { "alloc from reserved chunk failed" } else { "atomic alloc failed, no space left" };
+            self.report_failed(size, align, wanted.atomic && !reserved, why, gfp);
+            return None;
+        }
+        let found = self.with_pcpu_mutex(root, || {
+            let locked = Locked::new(self.platform, root);
+            // Somebody else may have been faster.
+            let found = self.take_dynamic(areas, wanted);
+            locked.unlock();
+            if found.is_some() {
+                return found;
+            }
+            let chunk = self.create_chunk(root, grow::memory_gfp(gfp))?;
+            let locked = Locked::new(self.platform, root);
+            Self::enter_chunk(root, chunk);
+            let found = self.take_from(areas, chunk, wanted);
+            locked.unlock();
+            found
+        });
+        let Some((chunk, at)) = found else {
+            self.report_failed(size, align, false, "failed to allocate new chunk", gfp);
+            return None;
+        };
+        self.finish(root, chunk, at, wanted, size, align, gfp)
+    }
+
+    /// Has the area's pages populated, clears it, and gives its pointer.
+    #[inline(never)]
+    #[expect(clippy::too_many_arguments, reason = "all of the request, for the report")]
+    fn finish(
+        &self,
+        root: &PcpuRoot,
+        chunk: Chunk,
+        at: usize,
+        wanted: Wanted,
+        size: u64,
+        align: u64,
+        gfp: Gfp,
+    ) -> Option<PerCpuPtr> {
+        // Who cannot wait was given an area that has memory.
+        let populated = chunk.immutable.get() != 0
+            || wanted.atomic
+            || self.populate_area(root, chunk, at, wanted.bits, grow::memory_gfp(gfp));
+        if !populated {
+            let locked = Locked::new(self.platform, root);
+            area::give(root, chunk, &chunk.maps(), at);
+            root.balance_pending.set(1);
+            locked.unlock();
+            self.report_failed(size, align, false, "failed to populate", gfp);
+            return None;
+        }
+        let ptr = (chunk.base_addr.get() + at as u64 * PCPU_MIN_ALLOC_SIZE).wrapping_sub(root.base_addr.get());
+        if chunk.immutable.get() != 0 {
+            self.zero_instances(root, PerCpuPtr(ptr), wanted.bits * PCPU_MIN_ALLOC_SIZE as usize);
+        } else {
+            self.zero_pages(chunk, at as u64 * PCPU_MIN_ALLOC_SIZE, wanted.bits as u64 * PCPU_MIN_ALLOC_SIZE);
+        }
+        Some(PerCpuPtr(ptr))
+    }
+
+    /// Clears `len` bytes from `start` on in all units of `chunk`, through the direct map.
+    #[allow(unsafe_code, reason = "writes to the memory that is handed out")]
+    fn zero_pages(&self, chunk: Chunk, start: u64, len: u64) {
+        let (all, end, mut from) = (self.cpus.len(), start + len, start);
+        while from < end {
+            let stop = end.min((from | (PAGE_SIZE - 1)) + 1);
+            let page = (from / PAGE_SIZE) as usize;
+            for frame in chunk.pages(all).iter().skip(page * all).take(all) {
+                let addr = Pfn::new(frame.get().into()).addr().raw() + from % PAGE_SIZE;
+                // SAFETY: the pages of the area were populated, and stay while it is allocated; nobody was told of it yet.
+                unsafe { zero_direct(self.virt(PhysAddr::new(addr)), (stop - from) as usize) };
+            }
+            from = stop;
+        }
     }
 
     /// Takes an area of the reserved chunk.
@@ -84,7 +169,7 @@ impl<P: Platform> Mm<P> {
         let mut mask = areas.root.slot_mask.get() & areas.serving & (u32::MAX << first);
         while mask != 0 {
             let slot = mask.trailing_zeros() as usize;
-            let mut next = areas.root.slots.get(slot).map_or(0, Plain::get);
+            let mut next = areas.root.slots[slot % PCPU_MAX_SLOTS].get();
             while let Some(chunk) = Chunk::at(next) {
                 next = chunk.next.get();
                 if let Some(found) = self.take_from(areas, chunk, wanted) {
@@ -147,7 +232,11 @@ impl<P: Platform> Mm<P> {
     #[inline(never)]
     fn free_elsewhere(&self, root: &PcpuRoot, ptr: PerCpuPtr) -> Option<usize> {
         let (chunk, maps, at) = self.find_chunk(root, ptr)?;
-        area::give(root, chunk, &maps, at)
+        let freed = area::give(root, chunk, &maps, at);
+        if balance::is_surplus(root, chunk) {
+            root.balance_pending.set(1);
+        }
+        freed
     }
 
     /// The chunk that `ptr` points into, and the bit it means (`pcpu_chunk_addr_search`).
@@ -157,13 +246,12 @@ impl<P: Platform> Mm<P> {
         if !addr.is_multiple_of(PCPU_MIN_ALLOC_SIZE) {
             return None;
         }
-        for head in [&root.first_chunk, &root.reserved_chunk] {
-            let Some(chunk) = Chunk::at(head.get()) else { continue };
-            let maps = chunk.maps();
+        for chunk in slots::all(root) {
             let at = addr.wrapping_sub(chunk.base_addr.get()) / PCPU_MIN_ALLOC_SIZE;
             let (start, end) = (chunk.start_offset.get() / 4, chunk.end_offset.get() / 4);
-            if at >= start.into() && at < (maps.blocks.len() * PCPU_BLOCK_BITS) as u64 - u64::from(end) {
-                return Some((chunk, maps, at as usize));
+            let bits = u64::from(chunk.nr_pages.get()) * PCPU_BLOCK_BITS as u64;
+            if at >= start.into() && at < bits - u64::from(end) {
+                return Some((chunk, chunk.maps(), at as usize));
             }
         }
         None
@@ -180,7 +268,7 @@ impl<P: Platform> Mm<P> {
 
     /// Says that an allocation failed; after some, that no more of it is said.
     #[cold]
-    fn report_failed(&self, size: u64, align: u64, atomic: bool, reserved: bool, gfp: Gfp) {
+    fn report_failed(&self, size: u64, align: u64, atomic: bool, why: &str, gfp: Gfp) {
         if atomic {
             if let Some(root) = self.percpu.root() {
                 root.atomic_alloc_failed.set(1);
@@ -193,7 +281,6 @@ impl<P: Platform> Mm<P> {
             return;
         }
         self.percpu.warnings.set(left - 1);
-        let why = if reserved { "alloc from reserved chunk failed" } else { "failed to allocate new chunk" };
         self.platform.log(
             Level::Warning,
             format_args!("percpu: allocation failed, size={size} align={align} atomic={}, {why}", u8::from(atomic)),

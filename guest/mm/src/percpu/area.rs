@@ -2,6 +2,7 @@
 
 use pagevisor_shared::percpu::{PCPU_MIN_ALLOC_SIZE, PcpuRoot};
 
+use super::balance::EMPTY_POP_PAGES_LOW;
 use super::{bits, hints, slots};
 use crate::raw::{Chunk, Maps};
 use crate::sync::Plain;
@@ -23,7 +24,11 @@ pub(super) fn update_empty_pages(root: &PcpuRoot, chunk: Chunk, taken: u32, give
     if taken != given {
         chunk.nr_empty_pop_pages.set(chunk.nr_empty_pop_pages.get() + given - taken);
         if counts(root, chunk) {
-            root.nr_empty_pop_pages.set(root.nr_empty_pop_pages.get() + u64::from(given) - u64::from(taken));
+            let left = root.nr_empty_pop_pages.get() + u64::from(given) - u64::from(taken);
+            root.nr_empty_pop_pages.set(left);
+            if taken != 0 && left < EMPTY_POP_PAGES_LOW {
+                root.balance_pending.set(1);
+            }
         }
     }
 }

@@ -7,24 +7,28 @@
 //! | `area` | areas of a chunk: taken, given back |
 //! | `slots` | the chunks, by the size of their largest free area |
 //! | `alloc` | allocating and freeing |
+//! | `grow`, `balance` | further chunks in the vmalloc space, page by page; giving back what is not needed |
 //!
 //! [`pagevisor_shared::percpu`] tells how it lies in memory, and what a per-CPU pointer is.
 //!
-//! # Lock
-//! [`PcpuRoot::lock`], with interrupts off, guards all records. It ranks below a zone's: nothing is allocated under it.
+//! # Locks
+//! [`PcpuRoot::lock`], with interrupts off, guards all records. Nothing is allocated under it. Who adds chunks or pages or
+//! takes them away holds [`PcpuRoot::alloc_mutex`] meanwhile, without the lock.
 
 mod alloc;
 mod area;
+mod balance;
 mod bits;
 pub mod first;
+mod grow;
 mod hints;
 mod slots;
 
 use core::fmt;
 use core::sync::atomic::AtomicU32;
 
-use pagevisor_shared::percpu::PcpuRoot;
-use pagevisor_shared::units::{CpuId, VirtAddr};
+use pagevisor_shared::percpu::{PCPU_BLOCK_BITS, PcpuRoot};
+use pagevisor_shared::units::{CpuId, PAGE_SIZE, PhysAddr, VirtAddr};
 
 pub use first::{FirstChunk, FirstChunkConfig, setup_per_cpu_areas};
 
@@ -149,6 +153,28 @@ impl<P: Platform> Mm<P> {
     #[inline]
     pub fn this_cpu_ptr(&self, ptr: PerCpuPtr) -> VirtAddr {
         self.per_cpu_ptr(ptr, self.platform.this_cpu().cpu)
+    }
+
+    /// The memory behind the byte at `offset` of CPU `cpu`'s instance (`per_cpu_ptr_to_phys`); `None` when nothing is
+    /// allocated there.
+    pub fn per_cpu_phys(&self, ptr: PerCpuPtr, offset: u64, cpu: CpuId) -> Option<PhysAddr> {
+        let root = self.percpu.root()?;
+        let locked = Locked::new(self.platform, root);
+        let ptr = PerCpuPtr(ptr.0.wrapping_add(offset));
+        let found = self.find_chunk(root, PerCpuPtr(ptr.0 & !3)).and_then(|(chunk, _, at)| {
+            let all = self.cpus.len();
+            match chunk.pages(all).get(at / PCPU_BLOCK_BITS * all + cpu.index()).map(Plain::get) {
+                None => self.phys(self.per_cpu_ptr(ptr, cpu)),
+                Some(0) => None,
+                Some(frame) => {
+                    let addr = chunk.base_addr.get().wrapping_sub(root.base_addr.get());
+                    let byte = ptr.0.wrapping_sub(addr) % PAGE_SIZE;
+                    Some(PhysAddr::new(u64::from(frame) * PAGE_SIZE + byte))
+                }
+            }
+        });
+        locked.unlock();
+        found
     }
 
     /// Pages of per-CPU memory, those of all units together (`pcpu_nr_pages`).

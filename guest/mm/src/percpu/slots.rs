@@ -115,3 +115,16 @@ pub(super) fn enter(root: &PcpuRoot, chunk: Chunk) {
     root.chunks.set(chunk.addr());
     root.nr_chunks.bump(1);
 }
+
+/// Takes `chunk` from among all chunks.
+pub(super) fn leave(root: &PcpuRoot, chunk: Chunk) {
+    let (next, prev) = (chunk.all_next.get(), chunk.all_prev.get());
+    match Chunk::at(prev) {
+        Some(before) => before.all_next.set(next),
+        None => root.chunks.set(next),
+    }
+    if let Some(behind) = Chunk::at(next) {
+        behind.all_prev.set(prev);
+    }
+    root.nr_chunks.drop_by(1);
+}

@@ -5,7 +5,7 @@
 
 use core::ptr::with_exposed_provenance_mut;
 use core::slice;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use pagevisor_shared::percpu::{ChunkLayout, PCPU_BLOCK_BITS, PCPU_MAX_UNIT_PAGES, PcpuBlock, PcpuChunk, PcpuRoot};
 use pagevisor_shared::units::VirtAddr;
@@ -78,6 +78,20 @@ impl Chunk {
     }
 }
 
+impl Chunk {
+    /// The frames behind its pages, for a machine of `cpus` CPUs; none for the first chunk.
+    #[inline]
+    pub(crate) fn pages(self, cpus: usize) -> &'static [AtomicU32] {
+        let (table, pages) = (self.pages.get(), (self.nr_pages.get() as usize).min(PCPU_MAX_UNIT_PAGES));
+        if table == 0 {
+            return &[];
+        }
+        // SAFETY: set only by who gave `adopt` the record, to as large a table behind it; atomics are valid with any
+        // content.
+        unsafe { slice::from_raw_parts(direct(table).cast::<AtomicU32>(), pages * cpus) }
+    }
+}
+
 /// The maps of a chunk.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Maps {
@@ -109,11 +123,10 @@ pub(crate) unsafe fn zero_direct(addr: VirtAddr, len: usize) {
     let at = direct(addr.raw());
     // SAFETY: the caller's promise; words are aligned.
     unsafe {
-        match len {
-            4 => at.cast::<u32>().write(0),
-            8 => at.cast::<[u32; 2]>().write([0; 2]),
-            16 => at.cast::<[u32; 4]>().write([0; 4]),
-            _ => at.write_bytes(0, len),
+        if len == 8 {
+            at.cast::<[u32; 2]>().write([0; 2]);
+        } else {
+            at.write_bytes(0, len);
         }
     }
 }

@@ -25,6 +25,7 @@ mod io;
 mod kvmalloc;
 mod lazy;
 mod lookup;
+mod percpu;
 mod records;
 mod tree;
 

@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "instances are read and written")]
 
 mod areas;
+mod chunks;
 mod first_chunk;
 mod model;
 
@@ -39,11 +40,23 @@ pub fn bytes(addr: VirtAddr, len: usize) -> &'static [AtomicU8] {
     unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(addr.raw() as usize), len) }
 }
 
+/// The bytes of CPU `cpu`'s instance of `ptr`, page by page: further chunks are not mapped in this process.
+fn parts(mm: &Mm<HostPlatform>, ptr: PerCpuPtr, len: usize, cpu: CpuId) -> impl Iterator<Item = &'static [AtomicU8]> {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        let left = len - from;
+        let addr = (left > 0).then(|| mm.per_cpu_phys(ptr, from as u64, cpu).expect("it has memory"))?;
+        let now = left.min(4096 - addr.raw() as usize % 4096);
+        from += now;
+        Some(bytes(mm.virt(addr), now))
+    })
+}
+
 /// Fills all instances of `ptr`, each CPU's with something else.
 pub fn fill(mm: &Mm<HostPlatform>, ptr: PerCpuPtr, len: usize, seed: u8) {
     for cpu in cpus(mm) {
         let value = seed.wrapping_mul(31).wrapping_add(cpu.index() as u8);
-        bytes(mm.per_cpu_ptr(ptr, cpu), len).iter().for_each(|byte| byte.store(value, Relaxed));
+        parts(mm, ptr, len, cpu).flatten().for_each(|byte| byte.store(value, Relaxed));
     }
 }
 
@@ -51,13 +64,13 @@ pub fn fill(mm: &Mm<HostPlatform>, ptr: PerCpuPtr, len: usize, seed: u8) {
 pub fn is_filled(mm: &Mm<HostPlatform>, ptr: PerCpuPtr, len: usize, seed: u8) -> bool {
     cpus(mm).all(|cpu| {
         let value = seed.wrapping_mul(31).wrapping_add(cpu.index() as u8);
-        bytes(mm.per_cpu_ptr(ptr, cpu), len).iter().all(|byte| byte.load(Relaxed) == value)
+        parts(mm, ptr, len, cpu).flatten().all(|byte| byte.load(Relaxed) == value)
     })
 }
 
 /// Whether all instances hold zero.
 pub fn is_zero(mm: &Mm<HostPlatform>, ptr: PerCpuPtr, len: usize) -> bool {
-    cpus(mm).all(|cpu| bytes(mm.per_cpu_ptr(ptr, cpu), len).iter().all(|byte| byte.load(Relaxed) == 0))
+    cpus(mm).all(|cpu| parts(mm, ptr, len, cpu).flatten().all(|byte| byte.load(Relaxed) == 0))
 }
 
 /// Recounts everything.
