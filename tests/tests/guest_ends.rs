@@ -126,6 +126,7 @@ fn a_host_without_room_for_the_guest() {
 /// Ends that the guest brings about itself: `pagevisor.test=`, the status, what is said.
 const SELF_MADE: &[(&str, i32, &[&str])] = &[
     ("panic", 4, &["panicked", "requested on the command line", "RIP", "Call Trace:"]),
+    ("heap-exhausted", 4, &["panicked", "memory allocation of 8589934592 bytes failed", "Call Trace:"]),
     ("page-fault", 4, &["panicked", "exception 14", "ffffc900deadb000", "RIP", "Call Trace:"]),
     ("text-write", 4, &["panicked", "exception 14", "RIP", "Call Trace:"]),
     ("divide", 4, &["panicked", "exception 0", "RIP", "Call Trace:"]),

@@ -57,6 +57,12 @@ fn one_node() {
 }
 
 #[test]
+fn the_kernels_own_heap_is_kmalloc() {
+    let output = boot(&["-m", "256M"], "pagevisor.test=heap");
+    assert!(output.contains("selftest: heap ok"), "{output}");
+}
+
+#[test]
 fn two_nodes_with_a_distance() {
     let machine = [
         "-m",

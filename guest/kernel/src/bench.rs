@@ -7,6 +7,7 @@
 //!
 //! Each result is a line `bench NAME VALUE` on the serial console, with two decimals.
 
+mod mempool;
 mod percpu;
 mod slab;
 mod vmalloc;
@@ -95,6 +96,9 @@ pub fn run<P: Pages + PerCpuMemory + Objects>(pages: &P, names: &str) {
     // Each order half as likely as the one below.
     bench.mixed("mixed_o0-9_geometric", |random| (random | 1 << 9).trailing_zeros() as u8);
     bench.slab();
+    if let Some(mm) = platform::mm() {
+        bench.mempool(mm);
+    }
     bench.commands();
     bench.vmalloc();
     bench.percpu();

@@ -15,10 +15,12 @@
 //! nothing per page, no clearing of what is zero.
 //!
 //! # Unsafe code
-//! is in [`arch`], [`boot`], [`smp`], [`sync`], [`platform`], [`region`], [`command`] and, for device registers and
-//! deliberate faults, in [`monitor`], [`power`] and [`selftest`]; nowhere else.
+//! is in [`arch`], [`boot`], [`heap`], [`smp`], [`sync`], [`platform`], [`region`], [`command`] and, for device
+//! registers and deliberate faults, in [`monitor`], [`power`] and [`selftest`]; nowhere else.
 #![no_std]
 #![no_main]
+
+extern crate alloc;
 
 mod acpi;
 mod arch;
@@ -29,6 +31,7 @@ mod clock;
 mod command;
 mod direct_map;
 mod dump;
+mod heap;
 mod idle;
 mod log;
 mod memory;

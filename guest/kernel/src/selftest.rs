@@ -18,9 +18,12 @@
 //! | `ipi` | every other CPU runs a function; logs `selftest: ipi ok` |
 //! | `vmalloc` | memory is written through its mapping by one CPU and read by all, its addresses used again for other memory; logs `selftest: vmalloc ok` |
 //! | `percpu` | every CPU works on its instances of per-CPU variables, static and dynamic; logs `selftest: percpu ok` |
+//! | `heap` | boxes, vectors and maps in memory from kmalloc; logs `selftest: heap ok` |
+//! | `heap-exhausted` | a vector larger than memory: a panic |
 //! | `mem-info` | takes all blocks of order 10, so that an allocation fails with its report; gives them back |
 //! | `scatter` | takes blocks of all orders and mobilities, gives every other one back and keeps the rest |
 
+mod heap;
 mod per_cpu;
 mod vmalloc;
 
@@ -60,6 +63,8 @@ pub fn run(name: &str) {
         "ipi" => ipi(),
         "vmalloc" => vmalloc::run(),
         "percpu" => per_cpu::run(),
+        "heap" => heap::run(),
+        "heap-exhausted" => heap::exhaust(),
         "mem-info" => mem_info(),
         "scatter" => scatter(),
         _ => pr_err!("{OPTION}: no test is named {name}"),

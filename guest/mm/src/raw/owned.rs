@@ -50,6 +50,13 @@ impl<P: Platform> Mm<P> {
     pub fn kmalloc_layout(&self, layout: Layout, gfp: Gfp) -> Option<VirtAddr> {
         self.kmalloc(kmalloc_bytes(layout)?, gfp)
     }
+
+    /// Makes memory from [`Self::kmalloc_layout`] larger or smaller, elsewhere if need be, with the same alignment; the
+    /// content stays as far as it fits. On failure it is as it was.
+    pub fn krealloc_layout(&self, addr: VirtAddr, layout: Layout, gfp: Gfp) -> Option<VirtAddr> {
+        // Where it is, it is aligned.
+        if layout.size() <= self.ksize(addr) { Some(addr) } else { self.krealloc(addr, kmalloc_bytes(layout)?, gfp) }
+    }
 }
 
 /// The room of a vector: memory for so many values, of which the first are there. Whose it is must free it in the end.
