@@ -19,7 +19,7 @@ use crate::params::Params;
 use crate::percpu::{FirstChunk, PerCpuMemory};
 use crate::pgtable::TableLock;
 use crate::platform::{Level, Platform};
-use crate::raw::FrameTables;
+use crate::raw::{DirectMap, FrameTables};
 use crate::shrinker::Shrinkers;
 use crate::slab::Slab;
 use crate::sparse::{self, MapMemmap};
@@ -112,8 +112,8 @@ impl<P: Platform> Mm<P> {
             zones: region.zones(),
             cpus: region.cpus(),
             node_cpus: region.node_cpus(),
-            slab: Slab::new(&region),
             shrinkers: Shrinkers::new(),
+            slab: Slab::new(DirectMap::new(platform), &region),
             region,
             frames,
             online_nodes: NodeMask(memory.0 | cpus.0),

@@ -106,7 +106,7 @@ pub struct ArrayCache {
     /// The [`super::SlabWord`] of the first pages of the slabs whose objects it takes: the cache, and the node, for a
     /// CPU's array the nearest with memory. 0 as long as there is no memory for the array.
     pub home: AtomicU32,
-    /// Objects were taken from it since somebody last looked.
+    /// It was refilled, or objects were taken from it if it is a shared one, since somebody last looked.
     pub touched: AtomicU32,
     /// Everything takes the general way while this is not 0: the cache is debugged, or something watches.
     pub hot: AtomicU32,
@@ -155,6 +155,62 @@ pub struct KmemCacheNode {
     pub reserved: AtomicU32,
     /// Objects of this node for all its CPUs.
     pub shared: ArrayCache,
+}
+
+impl KmemCache {
+    /// All zero.
+    pub const fn new() -> Self {
+        Self {
+            flags: AtomicU32::new(0),
+            id: AtomicU32::new(0),
+            size: AtomicU32::new(0),
+            object_size: AtomicU32::new(0),
+            reciprocal_size: AtomicU32::new(0),
+            num: AtomicU32::new(0),
+            gfporder: AtomicU32::new(0),
+            allocflags: AtomicU32::new(0),
+            limit: AtomicU32::new(0),
+            batchcount: AtomicU32::new(0),
+            shared: AtomicU32::new(0),
+            align: AtomicU32::new(0),
+            obj_offset: AtomicU32::new(0),
+            freelist_size: AtomicU32::new(0),
+            colour: AtomicU32::new(0),
+            colour_off: AtomicU32::new(0),
+            ctor: AtomicU64::new(0),
+            serial: AtomicU64::new(0),
+            freelist_cache: AtomicU32::new(0),
+            lock: AtomicU32::new(0),
+            name: [const { AtomicU64::new(0) }; NAME_BYTES / 8],
+            grown: AtomicU64::new(0),
+            reaped: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            node_allocs: AtomicU64::new(0),
+            node_frees: AtomicU64::new(0),
+            node_overflow: AtomicU64::new(0),
+            high_mark: AtomicU64::new(0),
+            reserved: AtomicU64::new(0),
+        }
+    }
+}
+
+impl ArrayCache {
+    /// All zero.
+    pub const fn new() -> Self {
+        Self {
+            lock: AtomicU32::new(0),
+            avail: AtomicU32::new(0),
+            limit: AtomicU32::new(0),
+            batchcount: AtomicU32::new(0),
+            entry: AtomicU64::new(0),
+            home: AtomicU32::new(0),
+            touched: AtomicU32::new(0),
+            hot: AtomicU32::new(0),
+            hot_lock: AtomicU32::new(0),
+            allocmiss: AtomicU64::new(0),
+            freemiss: AtomicU64::new(0),
+        }
+    }
 }
 
 const _: () = assert!(size_of::<KmemCache>() == 192 && size_of::<ArrayCache>() == 64);

@@ -55,6 +55,12 @@ impl SlabFlags {
         if bits & !Self::ALL == 0 { Some(Self(bits)) } else { None }
     }
 
+    /// The flags among `bits`.
+    #[inline(always)]
+    pub const fn from_bits_truncate(bits: u32) -> Self {
+        Self(bits & Self::ALL)
+    }
+
     /// As a number.
     #[inline(always)]
     pub const fn bits(self) -> u32 {

@@ -12,6 +12,7 @@ use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MIGRATE_PCPTYPES;
 use pagevisor_shared::page::Page;
+use pagevisor_shared::page_flags::PageFlag;
 use pagevisor_shared::region::zone::{ListHead, NR_PCP_LISTS, PCP_LOW_ORDERS, PcpState, ZoneState};
 use pagevisor_shared::units::{Order, Pfn};
 use pagevisor_shared::vmstat::{NumaStat, VmEvent, ZoneStat};
@@ -99,6 +100,34 @@ impl<P: Platform> Mm<P> {
             self.hand_out(page, order.raw());
         }
         pfn as u64
+    }
+
+    /// A block of `order` from this CPU's pageset of its nearest node with memory, if the short way can give one; it is
+    /// compound if that was asked for, and not cleared. For callers that go the general way otherwise.
+    #[inline]
+    pub(crate) fn alloc_block_here(&self, gfp: Gfp, order: Order) -> Option<u32> {
+        let cpu = self.platform.this_cpu();
+        let route = cpu.route(gfp);
+        let pcp = route.pcp;
+        if route.zone.node.get() as usize != cpu.mem_node.index()
+            || !pcp_allowed_order(order.raw())
+            || !above_low_watermark(route.zone, order.raw())
+            || !sync::try_lock(&pcp.lock)
+        {
+            return None;
+        }
+        let list = &pcp.lists[order_to_pindex(route.migratetype, order.raw()).min(NR_PCP_LISTS - 1)];
+        let pfn = list.first.get();
+        if pfn == 0 {
+            sync::unlock(&pcp.lock);
+            return None;
+        }
+        let page = self.pop(route, list, pfn, order.raw());
+        let head = if order != Order::ZERO && gfp.contains(Gfp::COMP) { PageFlag::Head.mask() } else { 0 };
+        page.flags.set(Self::pcp_flags(order.raw()) | head);
+        // Release: whoever gets a reference by `get_page` sees the page prepared.
+        page._refcount.store(1, Release);
+        Some(pfn)
     }
 
     /// The end of an allocation that found its list empty.

@@ -11,10 +11,12 @@ use core::slice;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU64};
 
 use pagevisor_shared::migrate::{MIGRATE_PCPTYPES, MigrateType};
+use pagevisor_shared::page::Page;
 use pagevisor_shared::region::zone::SECTION_MIXED;
 use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE, PAGEBLOCK_ORDER, PFN_SECTION_SHIFT, PhysAddr};
 use pagevisor_shared::zone::ZoneIndex;
 
+use super::Memmap;
 use crate::memblock::{AllocError, Memblock};
 use crate::platform::Platform;
 use crate::sync::Plain;
@@ -130,6 +132,14 @@ impl FrameTables {
             Some(entry) => entry.get().wrapping_sub(1),
             None => u16::MAX,
         }
+    }
+
+    /// Metadata of frame `pfn`, if its chunk has memory.
+    #[inline(always)]
+    pub(crate) fn page_of(&self, memmap: Memmap, pfn: u64) -> Option<&'static Page> {
+        let entry = self.chunks.get((pfn >> CHUNK_SHIFT) as usize)?;
+        // SAFETY: chunks end where memory does, and a frame number has 32 bits.
+        if entry.get() == 0 { None } else { Some(unsafe { memmap.page_in_memory(pfn) }) }
     }
 
     /// Whether zones meet in the chunk of frame `pfn`.

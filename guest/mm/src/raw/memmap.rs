@@ -35,4 +35,14 @@ impl Memmap {
         // address is inside it; records are atomics, zero at first, and stay for the life of the program.
         unsafe { self.base.add(pfn as usize).as_ref() }
     }
+
+    /// As [`Self::page`], without bringing the number to 32 bits.
+    ///
+    /// # Safety
+    /// The number is below 2^32.
+    #[inline(always)]
+    pub(super) unsafe fn page_in_memory(self, pfn: u64) -> &'static Page {
+        // SAFETY: as for `page`; the caller knows that the number is small enough.
+        unsafe { self.base.add(pfn as usize).as_ref() }
+    }
 }

@@ -84,13 +84,19 @@ impl Cache {
     }
 }
 
-/// A place for a cache that is set once.
+/// A cache without objects: whoever allocates from it gets none.
+#[repr(C, align(64))]
+struct NoCache(KmemCache, [ArrayCache; pagevisor_shared::NR_CPUS]);
+
+static NO_CACHE: NoCache = NoCache(KmemCache::new(), [const { ArrayCache::new() }; pagevisor_shared::NR_CPUS]);
+
+/// A place for a cache that is set once. At first it holds a cache without objects, so that there always is one.
 #[derive(Debug)]
 pub(crate) struct CacheSlot(AtomicPtr<KmemCache>);
 
 impl CacheSlot {
     pub(crate) const fn new() -> Self {
-        Self(AtomicPtr::new(core::ptr::null_mut()))
+        Self(AtomicPtr::new((&raw const NO_CACHE).cast::<KmemCache>().cast_mut()))
     }
 
     pub(crate) fn set(&self, cache: Cache) {
@@ -98,26 +104,36 @@ impl CacheSlot {
         self.0.store(cache.0.as_ptr(), Ordering::Release);
     }
 
-    #[inline(always)]
+    /// The cache that was set.
+    #[inline]
     pub(crate) fn get(&self) -> Option<Cache> {
+        let cache = self.any();
+        (cache.0.as_ptr().cast_const() != (&raw const NO_CACHE).cast()).then_some(cache)
+    }
+
+    /// The cache; one without objects as long as none is set.
+    #[inline(always)]
+    pub(crate) fn any(&self) -> Cache {
         // The address leads to the descriptor, and no processor reads that before it has the address.
-        NonNull::new(self.0.load(Ordering::Relaxed)).map(Cache)
+        // SAFETY: never null: it is the address of a static or of a descriptor.
+        Cache(unsafe { NonNull::new_unchecked(self.0.load(Ordering::Relaxed)) })
     }
 }
 
-/// The memory of slabs, by virtual address.
+/// The memory of slabs, by virtual address. There is one where the direct map's provenance was exposed.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct SlabMemory(NonNull<u8>);
+pub(crate) struct SlabMemory(());
 
 impl SlabMemory {
-    #[inline(always)]
-    pub(crate) fn new(map: DirectMap) -> Self {
-        Self(map.base())
+    /// Exposes the direct map's provenance.
+    pub(crate) fn expose(map: DirectMap) -> Self {
+        map.base().as_ptr().expose_provenance();
+        Self(())
     }
 
     #[inline(always)]
     fn at(self, addr: u64) -> *mut u8 {
-        self.0.as_ptr().wrapping_add((addr as usize).wrapping_sub(self.0.addr().get()))
+        core::ptr::with_exposed_provenance_mut(addr as usize)
     }
 
     /// Words at `addr`, a multiple of 8.
@@ -133,6 +149,13 @@ impl SlabMemory {
     pub(crate) fn bytes(self, addr: u64, len: usize) -> &'static [AtomicU8] {
         // SAFETY: as for `words`.
         unsafe { slice::from_raw_parts(self.at(addr).cast(), len) }
+    }
+
+    /// The byte at `addr`.
+    #[inline(always)]
+    pub(crate) fn byte(self, addr: u64) -> &'static AtomicU8 {
+        // SAFETY: as for `words`.
+        unsafe { &*self.at(addr).cast() }
     }
 
     /// Two bytes at `addr`, a multiple of 2.

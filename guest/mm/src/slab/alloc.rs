@@ -1,10 +1,11 @@
 //! Allocating, the general way: refilling the CPU's array, other nodes.
 
+use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::region::records::ZONELIST_FALLBACK;
-use pagevisor_shared::slab::{ArrayCache, SlabWord};
+use pagevisor_shared::slab::ArrayCache;
 use pagevisor_shared::units::{NodeId, VirtAddr};
 use pagevisor_shared::zone::ZoneRef;
 
@@ -81,7 +82,6 @@ impl<P: Platform> Mm<P> {
         let mut addr = 0;
         if let Some(left) = array.avail.get().checked_sub(1) {
             addr = self.slab_memory().entry(array, left).get();
-            array.touched.set(1);
             array.avail.set(left);
         }
         sync::unlock(held);
@@ -99,51 +99,40 @@ impl<P: Platform> Mm<P> {
         if batch == 0 {
             return;
         }
-        let memory = self.slab_memory();
-        let entries = memory.words(array.entry.get(), batch as usize);
-        let mut slots = entries.iter();
-        let mut put = |addr| {
-            if let Some(slot) = slots.next() {
-                slot.set(addr);
-            }
-        };
+        let slots = self.slab_memory().words(array.entry.get(), batch as usize);
         let state = self.slab_node(cache, node.index());
         let mut got = 0;
         if state.free_objects.get() != 0 || state.shared.avail.get() != 0 {
             let lists = self.lock_slab_node(cache, node.index());
-            got = lists.take_shared(batch, &mut put);
+            got = lists.take_shared(slots);
             if got == 0 {
-                got = lists.take(batch, &mut put);
+                got = lists.take(slots);
             }
         }
-        if got == 0
-            && let Some(slab) = self.cache_grow_begin(cache, gfp_exact_node(gfp), node)
-        {
-            got = slab.take(batch, &mut put);
-            self.cache_grow_end(cache, &slab);
+        if got == 0 {
+            got = self.cache_grow(cache, gfp, node, slots);
         }
         array.avail.set(got);
+        array.touched.set(1);
     }
 
     /// One object from the lists of `node`, with a new slab if need be (`____cache_alloc_node`).
     fn cache_alloc_node(&self, cache: Cache, gfp: Gfp, node: NodeId) -> u64 {
-        let mut addr = 0;
+        let one = [const { AtomicU64::new(0) }; 1];
         if self.slab_node(cache, node.index()).free_objects.get() != 0 {
-            self.lock_slab_node(cache, node.index()).take(1, |taken| addr = taken);
+            self.lock_slab_node(cache, node.index()).take(&one);
         }
-        if addr == 0
-            && let Some(slab) = self.cache_grow_begin(cache, gfp_exact_node(gfp), node)
-        {
-            slab.take(1, |taken| addr = taken);
-            self.cache_grow_end(cache, &slab);
+        if one[0].get() == 0 {
+            self.cache_grow(cache, gfp, node, &one);
         }
-        addr
+        one[0].get()
     }
 
     /// One object from whatever node has one, or has pages for one; may reclaim (`fallback_alloc`).
     #[cold]
     fn fallback_alloc(&self, cache: Cache, gfp: Gfp) -> u64 {
         let local = self.platform.this_cpu().mem_node;
+        let one = [const { AtomicU64::new(0) }; 1];
         loop {
             if let Some(state) = self.nodes.get(local.index()) {
                 for entry in &state.node_zonelists[ZONELIST_FALLBACK] {
@@ -152,23 +141,25 @@ impl<P: Platform> Mm<P> {
                     if number >= self.nodes.len() || self.slab_node(cache, number).free_objects.get() == 0 {
                         continue;
                     }
-                    let mut addr = 0;
-                    self.lock_slab_node(cache, number).take(1, |taken| addr = taken);
-                    if addr != 0 {
-                        return addr;
+                    if self.lock_slab_node(cache, number).take(&one) != 0 {
+                        return one[0].get();
                     }
                 }
             }
             let Some(slab) = self.cache_grow_begin(cache, gfp, local) else { return 0 };
-            let mut addr = 0;
-            let node = NodeId::new(SlabWord(slab.page.mapping.get()).node() as usize);
-            if node.is_some() {
-                slab.take(1, |taken| addr = taken);
-            }
+            let got = slab.take(&one);
             self.cache_grow_end(cache, &slab);
-            if addr != 0 {
-                return addr;
+            if got != 0 {
+                return one[0].get();
             }
         }
+    }
+
+    /// Objects of a new slab on `node` into `slots`; gives how many.
+    fn cache_grow(&self, cache: Cache, gfp: Gfp, node: NodeId, slots: &[AtomicU64]) -> u32 {
+        let Some(slab) = self.cache_grow_begin(cache, gfp_exact_node(gfp), node) else { return 0 };
+        let got = slab.take(slots);
+        self.cache_grow_end(cache, &slab);
+        got
     }
 }

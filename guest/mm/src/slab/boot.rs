@@ -1,5 +1,6 @@
 //! The first caches (`kmem_cache_init`, `create_kmalloc_caches`).
 
+use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Release;
 
 use pagevisor_shared::gfp::Gfp;
@@ -89,7 +90,7 @@ impl<P: Platform> Mm<P> {
         let slab = self.slab_page(cache, pfn);
         slab.init_list(0, 0);
         // The descriptor itself.
-        slab.take(1, |_| ());
+        slab.take(&[const { AtomicU64::new(0) }; 1]);
         self.mod_node_page_state(node, NodeStat::NrSlabUnreclaimable, order.pages() as i64);
         self.cache_grow_end(cache, &slab);
         Some(cache)

@@ -1,7 +1,8 @@
 //! Many objects at once (`kmem_cache_alloc_bulk`, `kmem_cache_free_bulk`).
 
+use core::sync::atomic::AtomicU64;
+
 use pagevisor_shared::gfp::Gfp;
-use pagevisor_shared::slab::SlabWord;
 use pagevisor_shared::units::{PAGE_SHIFT, VirtAddr};
 
 use super::Cache;
@@ -45,10 +46,16 @@ impl<P: Platform> Mm<P> {
         }
         let count = objects.len().min(avail as usize);
         let entries = self.slab_memory().words(array.entry.get(), avail as usize);
-        for (slot, entry) in objects.iter_mut().zip(entries[avail as usize - count..].iter().rev()) {
+        let (slots, entries) = (&mut objects[..count], &entries[avail as usize - count..]);
+        let (slots, entries) = (slots.as_chunks_mut::<8>(), entries.as_chunks::<8>());
+        for (slots, entries) in slots.0.iter_mut().zip(entries.0) {
+            for at in 0..8 {
+                slots[at] = VirtAddr::new(entries[at].get());
+            }
+        }
+        for (slot, entry) in slots.1.iter_mut().zip(entries.1) {
             *slot = VirtAddr::new(entry.get());
         }
-        array.touched.set(1);
         array.avail.set(avail - count as u32);
         sync::unlock(&array.lock);
         count
@@ -78,23 +85,49 @@ impl<P: Platform> Mm<P> {
         let mut count = 0;
         if avail < limit {
             let entries = self.slab_memory().words(array.entry.get(), limit as usize);
-            // The page that was found to be right last: neighbours are freed together more often than not.
-            let mut known = 0;
-            for (slot, object) in entries[avail as usize..].iter().zip(objects) {
-                let page = object.raw() >> PAGE_SHIFT;
-                if page != known {
-                    let Some(pfn) = self.frame_of(*object) else { break };
-                    if SlabWord(self.memmap().page(pfn).mapping.get()).of_any_page() != home {
-                        break;
-                    }
-                    known = page;
-                }
-                slot.set(object.raw());
-                count += 1;
-            }
+            count = self.put_known(home, &entries[avail as usize..], objects);
         }
         array.avail.set(avail + count as u32);
         sync::unlock(&array.lock);
         count
+    }
+
+    /// Copies objects into an array whose objects are at home in `home`, as many as there is room for; stops at one that
+    /// is not. Gives how many it copied.
+    #[inline]
+    fn put_known(&self, home: u32, room: &[AtomicU64], objects: &[VirtAddr]) -> usize {
+        // The page that was found to be right last: neighbours are freed together more often than not.
+        let mut known = 0;
+        let mut is_home = |object: VirtAddr| {
+            let page = object.raw() >> PAGE_SHIFT;
+            let right = page == known || self.slab_word(object).is_some_and(|word| word.of_any_page() == home);
+            known = if right { page } else { 0 };
+            right
+        };
+        let count = room.len().min(objects.len());
+        let (room, objects) = (&room[..count], &objects[..count]);
+        let mut done = 0;
+        while let Some(four) = objects[done..].first_chunk::<4>()
+            && let Some(slots) = room[done..].first_chunk::<4>()
+        {
+            let [a, b, c, d] = four.map(VirtAddr::raw);
+            let same = ((a ^ b) | (a ^ c) | (a ^ d)) >> PAGE_SHIFT == 0;
+            if !(same && is_home(four[0]) || four.iter().all(|object| is_home(*object))) {
+                break;
+            }
+            slots[0].set(a);
+            slots[1].set(b);
+            slots[2].set(c);
+            slots[3].set(d);
+            done += 4;
+        }
+        for (slot, object) in room[done..].iter().zip(&objects[done..]) {
+            if !is_home(*object) {
+                break;
+            }
+            slot.set(object.raw());
+            done += 1;
+        }
+        done
     }
 }

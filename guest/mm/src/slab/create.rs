@@ -9,7 +9,7 @@ use pagevisor_shared::slab::{NAME_BYTES, SlabFlags, cache_size};
 use pagevisor_shared::units::{PAGE_SHIFT, VirtAddr};
 
 use super::layout::{Layout, Request, SLAB_MAX_ORDER_HI, default_tunables};
-use super::{Cache, CacheError, KMALLOC_MAX_CACHE_SIZE, KMALLOC_MAX_SIZE};
+use super::{Cache, CacheError, KMALLOC_MAX_SIZE};
 use crate::Mm;
 use crate::list;
 use crate::platform::{Level, Platform};
@@ -104,8 +104,7 @@ impl<P: Platform> Mm<P> {
         let request =
             Request { object_size, align, flags, keeps_content: ctor.is_some(), max_order: self.slab_max_order() };
         let layout = self.layout_of(&request)?;
-        let caches = self.slab.caches.get().ok_or(CacheError::Memory)?;
-        let addr = self.kmem_cache_alloc(caches, Gfp::KERNEL).ok_or(CacheError::Memory)?;
+        let addr = self.kmem_cache_alloc(self.slab.caches.any(), Gfp::KERNEL).ok_or(CacheError::Memory)?;
         let cache = Cache::at(self.slab_memory(), addr.raw()).ok_or(CacheError::Memory)?;
         self.fill_record(cache, name, object_size, &layout, constructor(ctor));
         sync::lock(&self.slab.lock, || self.platform.relax());
@@ -129,8 +128,9 @@ impl<P: Platform> Mm<P> {
     /// The layout that is asked for, with the caches of kmalloc there are.
     pub(super) fn layout_of(&self, request: &Request) -> Result<Layout, CacheError> {
         request.layout(&|bytes| {
-            let cache = self.kmalloc_slab(bytes as usize, Gfp::NONE)?;
-            Some((cache.record().size.get(), cache.flags().contains(SlabFlags::OFF_SLAB)))
+            let cache = self.kmalloc_slab(bytes as usize, Gfp::NONE);
+            (cache.record().num.get() != 0)
+                .then_some((cache.record().size.get(), cache.flags().contains(SlabFlags::OFF_SLAB)))
         })
     }
 
@@ -161,10 +161,8 @@ impl<P: Platform> Mm<P> {
         record.colour_off.set(layout.colour_off);
         record.ctor.set(ctor);
         record.name.iter().zip(name_words(name)).for_each(|(slot, word)| slot.set(word));
-        if layout.flags.contains(SlabFlags::OFF_SLAB)
-            && let Some(lists) =
-                self.kmalloc_slab((layout.freelist_size as usize).min(KMALLOC_MAX_CACHE_SIZE), Gfp::NONE)
-        {
+        if layout.flags.contains(SlabFlags::OFF_SLAB) {
+            let lists = self.kmalloc_slab(layout.freelist_size as usize, Gfp::NONE);
             record.freelist_cache.set(lists.record().id.get());
         }
         let (limit, batchcount, shared) = default_tunables(layout.size, self.slab.shape.nr_cpus);
@@ -184,9 +182,7 @@ impl<P: Platform> Mm<P> {
     fn free_descriptor(&self, cache: Cache) {
         let bytes = cache_size(self.slab.shape.nr_cpus, self.slab.shape.nr_nodes);
         self.slab_memory().fill(cache.addr(), bytes, 0);
-        if let Some(caches) = self.slab.caches.get() {
-            self.kmem_cache_free(caches, cache.addr());
-        }
+        self.kmem_cache_free(self.slab.caches.any(), cache.addr());
     }
 
     /// Gives a cache up (`kmem_cache_destroy`). If objects of it are still in use that is reported, and the cache stays
@@ -220,7 +216,7 @@ impl<P: Platform> Mm<P> {
     fn shrink_cache(&self, cache: Cache) -> bool {
         self.drain_cpu_caches(cache);
         // Of the cache of caches all descriptors stay.
-        let keep = self.slab.caches.get() == Some(cache);
+        let keep = self.slab.caches.any() == cache;
         let mut left = false;
         for number in 0..self.slab.shape.nr_nodes {
             let doomed = ListHead::new();

@@ -25,17 +25,24 @@ impl<P: Platform> Mm<P> {
         object(self.slab_alloc(cache, gfp))
     }
 
+    /// An object; 0 for none.
+    #[inline(always)]
+    pub(super) fn slab_alloc(&self, cache: Cache, gfp: Gfp) -> u64 {
+        // Most callers' flags are known when they are compiled.
+        if gfp.contains(Gfp::ZERO) { self.slab_alloc_general(cache, gfp) } else { self.slab_alloc_plain(cache, gfp) }
+    }
+
     /// Allocates an object of zeros (`kmem_cache_zalloc`).
     #[inline(always)]
     pub fn kmem_cache_zalloc(&self, cache: Cache, gfp: Gfp) -> Option<VirtAddr> {
         self.kmem_cache_alloc(cache, gfp | Gfp::ZERO)
     }
 
-    /// An object; 0 for none.
+    /// An object that need not be cleared; 0 for none.
     #[inline(never)]
-    pub(super) fn slab_alloc(&self, cache: Cache, gfp: Gfp) -> u64 {
+    fn slab_alloc_plain(&self, cache: Cache, gfp: Gfp) -> u64 {
         let array = cache.array(self.platform.this_cpu());
-        if gfp.contains(Gfp::ZERO) || !sync::try_lock(&array.lock) {
+        if !sync::try_lock(&array.lock) {
             return self.slab_alloc_general(cache, gfp);
         }
         let Some(left) = array.avail.get().checked_sub(1) else {
@@ -43,7 +50,6 @@ impl<P: Platform> Mm<P> {
             return self.slab_alloc_general(cache, gfp);
         };
         let object = self.slab_memory().entry(array, left).get();
-        array.touched.set(1);
         array.avail.set(left);
         sync::unlock(&array.lock);
         object
@@ -52,20 +58,43 @@ impl<P: Platform> Mm<P> {
     /// Frees an object of `cache` (`kmem_cache_free`).
     #[inline(never)]
     pub fn kmem_cache_free(&self, cache: Cache, addr: VirtAddr) {
+        let word = self.slab_word(addr);
+        let freed = word.is_some_and(|word| self.put_object(cache, word, addr));
+        if !freed {
+            self.slab_free_general(cache, addr);
+        }
+    }
+
+    /// Frees what [`Self::kmalloc`] or a relative gave (`kfree`). Nothing happens for a null address and
+    /// [`super::ZERO_SIZE_PTR`]; for an address that cannot be right there is a warning.
+    #[inline(never)]
+    pub fn kfree(&self, addr: VirtAddr) {
+        // Whatever the page is: what is not a slab's is not right for any array either.
+        let freed = self
+            .slab_word(addr)
+            .is_some_and(|word| self.cache_by_id(word.cache()).is_some_and(|cache| self.put_object(cache, word, addr)));
+        if !freed {
+            self.kfree_general(addr);
+        }
+    }
+
+    /// Puts an object, whose page says `word`, into this CPU's array, if it belongs there and there is room; tells
+    /// whether it did.
+    #[inline(always)]
+    fn put_object(&self, cache: Cache, word: SlabWord, addr: VirtAddr) -> bool {
         let array = cache.array(self.platform.this_cpu());
-        let Some(pfn) = self.frame_of(addr) else { return self.slab_free_general(cache, addr) };
         // The cache and the node are right, or the page is in no slab at all.
-        let word = SlabWord(self.memmap().page(pfn).mapping.get());
         if word.of_any_page() != array.home.get() || !sync::try_lock(&array.lock) {
-            return self.slab_free_general(cache, addr);
+            return false;
         }
         let avail = array.avail.get();
         if avail >= array.limit.get() {
             sync::unlock(&array.lock);
-            return self.slab_free_general(cache, addr);
+            return false;
         }
         self.slab_memory().entry(array, avail).set(addr.raw());
         array.avail.set(avail + 1);
         sync::unlock(&array.lock);
+        true
     }
 }

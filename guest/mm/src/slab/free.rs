@@ -9,6 +9,7 @@ use pagevisor_shared::region::zone::ListHead;
 use pagevisor_shared::slab::{ALIEN_LIMIT, ArrayCache, SlabWord};
 use pagevisor_shared::units::VirtAddr;
 
+use super::node::copy;
 use super::{Cache, gated};
 use crate::Mm;
 use crate::platform::{Level, Platform};
@@ -91,9 +92,7 @@ impl<P: Platform> Mm<P> {
             gone = batch;
         }
         drop(lists);
-        for (to, from) in entries.iter().zip(&entries[gone..]) {
-            to.set(from.get());
-        }
+        copy(entries, &entries[gone..]);
         array.avail.set((avail - gone) as u32);
         self.slabs_destroy(cache, &doomed);
     }

@@ -49,14 +49,11 @@ impl<P: Platform> Mm<P> {
         let record = cache.record();
         let order = Order::new(record.gfporder.get()).ok()?;
         let mut flags = Gfp::from_bits(gfp.bits() & PASSED_ON.bits() | record.allocflags.get())?;
-        if cache == self.slab.caches.get()? {
+        if cache == self.slab.caches.any() {
             // Descriptors are zero as long as they are free.
             flags = flags | Gfp::ZERO;
         }
-        // `kmem_getpages`.
-        let first = self.alloc_pages_node(Some(node), flags, order)?;
-        let node = if flags.contains(Gfp::THISNODE) { node } else { self.page_to_nid(first).unwrap_or(node) };
-        let pfn = first.raw() as u32;
+        let (pfn, node) = self.kmem_getpages(flags, order, node)?;
         let page = self.memmap().page(pfn);
         let colour = self.next_colour(cache, node);
         page.index.set(FreelistWords::new(colour, pagevisor_shared::slab::FreelistPlace::OnSlab).index);
@@ -79,6 +76,20 @@ impl<P: Platform> Mm<P> {
         Some(slab)
     }
 
+    /// Pages for a slab, and the node they are from (`kmem_getpages`).
+    #[inline]
+    fn kmem_getpages(&self, gfp: Gfp, order: Order, node: NodeId) -> Option<(u32, NodeId)> {
+        if node == self.platform.this_cpu().mem_node
+            && !gfp.contains(Gfp::ZERO)
+            && let Some(pfn) = self.alloc_block_here(gfp, order)
+        {
+            return Some((pfn, node));
+        }
+        let first = self.alloc_pages_node(Some(node), gfp, order)?;
+        let node = if gfp.contains(Gfp::THISNODE) { node } else { self.page_to_nid(first).unwrap_or(node) };
+        Some((first.raw() as u32, node))
+    }
+
     /// The colour of the next slab on `node`.
     fn next_colour(&self, cache: Cache, node: NodeId) -> u16 {
         let state = self.slab_node(cache, node.index());
@@ -99,7 +110,8 @@ impl<P: Platform> Mm<P> {
     pub(super) fn mark_slab(&self, cache: Cache, pfn: u32, order: Order, node: NodeId) {
         let id = cache.record().id.get() as u16;
         let page = self.memmap().page(pfn);
-        page.flags.fetch_or(PageFlag::Slab.mask(), Relaxed);
+        // Nobody else has the page.
+        page.flags.set(page.flags.get() | PageFlag::Slab.mask());
         page.mapping.set(SlabWord::new(id, node, false).0);
         for tail in 1..order.pages() as u32 {
             let page = self.memmap().page(pfn + tail);
@@ -112,7 +124,7 @@ impl<P: Platform> Mm<P> {
     pub(super) fn construct_all(&self, cache: Cache, slab: &SlabPage) {
         let ctor = cache.record().ctor.get();
         if ctor != 0 {
-            (0..slab.num).for_each(|number| construct(ctor, slab.object(number)));
+            (0..slab.num()).for_each(|number| construct(ctor, slab.object(number)));
         }
     }
 
@@ -124,7 +136,7 @@ impl<P: Platform> Mm<P> {
         record.grown.fetch_add(1, Relaxed);
         let in_use: u64 = self.nodes.iter().enumerate().fold(0, |sum, (number, _)| {
             let state = self.slab_node(cache, number);
-            let total = state.total_slabs.get() * slab.num as u64;
+            let total = state.total_slabs.get() * slab.num() as u64;
             sum + total.saturating_sub(state.free_objects.get())
         });
         if in_use > record.high_mark.get() {
@@ -142,21 +154,28 @@ impl<P: Platform> Mm<P> {
 
     #[inline(never)]
     fn slabs_destroy_all(&self, cache: Cache, doomed: &ListHead) {
+        let record = cache.record();
+        let Ok(order) = Order::new(record.gfporder.get()) else { return };
         let mut pfn = doomed.first.get();
+        // They all come off the lists of one node.
+        let word = SlabWord(self.memmap().page(pfn).mapping.get());
+        let node = NodeId::new(word.node() as usize).unwrap_or_default();
+        let mut slabs = 0;
         while pfn != 0 {
             let next = list::next(pfn, self.memmap().page(pfn));
-            self.slab_destroy(cache, pfn);
+            self.slab_destroy(cache, pfn, order);
+            slabs += 1;
             pfn = next;
         }
+        self.mod_node_page_state(node, vmstat_of(cache.flags()), -(slabs << order.raw()));
+        record.reaped.fetch_add(slabs as u64, Relaxed);
     }
 
     /// Gives back a slab (`slab_destroy`, `kmem_freepages`).
-    fn slab_destroy(&self, cache: Cache, pfn: u32) {
-        let record = cache.record();
+    #[inline(always)]
+    fn slab_destroy(&self, cache: Cache, pfn: u32, order: Order) {
         let slab = self.slab_page(cache, pfn);
         let freelist = slab.off_slab_list();
-        let Ok(order) = Order::new(record.gfporder.get()) else { return };
-        let node = NodeId::new(SlabWord(slab.page.mapping.get()).node() as usize).unwrap_or_default();
         for tail in 0..order.pages() as u32 {
             let page = self.memmap().page(pfn + tail);
             page.mapping.set(0);
@@ -164,11 +183,9 @@ impl<P: Platform> Mm<P> {
         }
         slab.page._mapcount.set(0);
         slab.page.private.set(0);
-        self.mod_node_page_state(node, vmstat_of(cache.flags()), -(order.pages() as i64));
-        record.reaped.fetch_add(1, Relaxed);
         self.free_pages_plain(pfn, order);
         if let Some(freelist) = freelist
-            && let Some(lists) = self.cache_by_id(record.freelist_cache.get() as u16)
+            && let Some(lists) = self.cache_by_id(cache.record().freelist_cache.get() as u16)
         {
             self.kmem_cache_free(lists, freelist);
         }

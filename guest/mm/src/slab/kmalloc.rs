@@ -6,7 +6,6 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::page_flags::PageFlag;
-use pagevisor_shared::slab::SlabWord;
 use pagevisor_shared::units::{NodeId, Order, PAGE_SIZE, Pfn, VirtAddr};
 use pagevisor_shared::vmstat::NodeStat;
 
@@ -57,8 +56,8 @@ const fn type_of(gfp: Gfp) -> usize {
 impl<P: Platform> Mm<P> {
     /// The cache for `size` bytes, which is at most [`KMALLOC_MAX_CACHE_SIZE`] and not 0 (`kmalloc_slab`).
     #[inline(always)]
-    pub(super) fn kmalloc_slab(&self, size: usize, gfp: Gfp) -> Option<Cache> {
-        self.slab.kmalloc[type_of(gfp)][class_of(size) % KMALLOC_CLASSES].get()
+    pub(super) fn kmalloc_slab(&self, size: usize, gfp: Gfp) -> Cache {
+        self.slab.kmalloc[type_of(gfp)][class_of(size) % KMALLOC_CLASSES].any()
     }
 
     /// Allocates `size` bytes, from this CPU's node if possible (`kmalloc`). For no bytes it gives [`ZERO_SIZE_PTR`].
@@ -69,7 +68,7 @@ impl<P: Platform> Mm<P> {
         if size.wrapping_sub(1) >= KMALLOC_MAX_CACHE_SIZE {
             return self.kmalloc_other(size, gfp, None);
         }
-        object(self.slab_alloc(self.kmalloc_slab(size, gfp)?, gfp))
+        object(self.slab_alloc(self.kmalloc_slab(size, gfp), gfp))
     }
 
     /// As [`Self::kmalloc`], from `node` first (this CPU's for `None`), or from no other with `__GFP_THISNODE`
@@ -78,7 +77,7 @@ impl<P: Platform> Mm<P> {
         if size.wrapping_sub(1) >= KMALLOC_MAX_CACHE_SIZE {
             return self.kmalloc_other(size, gfp, node);
         }
-        self.kmem_cache_alloc_node(self.kmalloc_slab(size, gfp)?, gfp, node)
+        self.kmem_cache_alloc_node(self.kmalloc_slab(size, gfp), gfp, node)
     }
 
     /// As [`Self::kmalloc`], zeros (`kzalloc`).
@@ -106,27 +105,15 @@ impl<P: Platform> Mm<P> {
         Some(self.virt(first.addr()))
     }
 
-    /// Frees what [`Self::kmalloc`] or a relative gave (`kfree`). Nothing happens for a null address and
-    /// [`ZERO_SIZE_PTR`]; for an address that cannot be right there is a warning.
-    #[inline(always)]
-    pub fn kfree(&self, addr: VirtAddr) {
-        match self.kfree_cache(addr) {
-            Some(cache) => self.kmem_cache_free(cache, addr),
-            None => self.kfree_other(addr),
-        }
-    }
-
-    /// The cache of the object at `addr`; `None` if it is in no slab.
-    #[inline(always)]
-    fn kfree_cache(&self, addr: VirtAddr) -> Option<Cache> {
-        let word = SlabWord(self.memmap().page(self.frame_of(addr)?).mapping.get());
-        if word.is_slab() { self.cache_by_id(word.cache()) } else { None }
-    }
-
-    /// Frees nothing, or pages (`free_large_kmalloc`).
+    /// The general way to free: a slab's object, nothing, or pages (`free_large_kmalloc`).
     #[cold]
     #[inline(never)]
-    fn kfree_other(&self, addr: VirtAddr) {
+    pub(super) fn kfree_general(&self, addr: VirtAddr) {
+        if let Some((_, word)) = self.virt_to_slab(addr)
+            && let Some(cache) = self.cache_by_id(word.cache())
+        {
+            return self.slab_free(cache, word, addr);
+        }
         if addr.raw() <= ZERO_SIZE_PTR.raw() {
             return;
         }

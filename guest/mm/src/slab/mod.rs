@@ -50,7 +50,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use pagevisor_shared::region::RegionRef;
-use pagevisor_shared::slab::{ArrayCache, KmemCache, KmemCacheNode, SlabFlags, SlabWord};
+use pagevisor_shared::slab::{ArrayCache, KmemCache, KmemCacheNode, MAX_CACHES, SlabFlags, SlabWord};
 use pagevisor_shared::units::{CpuId, NodeId, PAGE_SHIFT, Pfn, PhysAddr, VirtAddr};
 use pagevisor_shared::vmstat::NodeStat;
 
@@ -58,7 +58,7 @@ pub use crate::raw::Cache;
 
 use crate::Mm;
 use crate::platform::Platform;
-use crate::raw::{CacheSlot, Shape, SlabMemory};
+use crate::raw::{CacheSlot, DirectMap, Shape, SlabMemory};
 use crate::sync::{Gated, Plain};
 use kmalloc::{KMALLOC_CLASSES, KMALLOC_TYPES};
 pub use kmalloc::{KMALLOC_MAX_CACHE_SIZE, KMALLOC_MAX_SIZE, ZERO_SIZE_PTR};
@@ -97,11 +97,15 @@ impl fmt::Display for CacheError {
 
 impl core::error::Error for CacheError {}
 
+/// Stands for a table that a region has no room for: no cache gets a number.
+static NO_TABLE: [AtomicU64; MAX_CACHES] = [const { AtomicU64::new(u64::MAX) }; MAX_CACHES];
+
 /// What the slab allocator keeps beside the descriptors.
 #[derive(Debug)]
 pub(crate) struct Slab {
+    memory: SlabMemory,
     /// Descriptors' addresses by number.
-    table: &'static [AtomicU64],
+    table: &'static [AtomicU64; MAX_CACHES],
     shape: Shape,
     /// Bit 0 is set once caches' arrays can be allocated (`slab_state`).
     up: AtomicU32,
@@ -119,9 +123,10 @@ pub(crate) struct Slab {
 
 impl Slab {
     /// No cache yet.
-    pub(crate) fn new(region: &RegionRef<'static>) -> Self {
+    pub(crate) fn new(map: DirectMap, region: &RegionRef<'static>) -> Self {
         Self {
-            table: region.slab_caches(),
+            memory: SlabMemory::expose(map),
+            table: region.slab_caches().first_chunk().unwrap_or(&NO_TABLE),
             shape: Shape { nr_cpus: region.nr_cpus(), nr_nodes: region.nodes().len() },
             up: AtomicU32::new(0),
             lock: AtomicU32::new(0),
@@ -143,13 +148,13 @@ impl<P: Platform> Mm<P> {
     /// The memory of slabs.
     #[inline(always)]
     fn slab_memory(&self) -> SlabMemory {
-        SlabMemory::new(self.direct_map())
+        self.slab.memory
     }
 
     /// The cache with number `id`.
     #[inline(always)]
     fn cache_by_id(&self, id: u16) -> Option<Cache> {
-        Cache::at(self.slab_memory(), self.slab.table.get(id as usize)?.get())
+        Cache::at(self.slab_memory(), self.slab.table[id as usize % MAX_CACHES].get())
     }
 
     /// All caches, by number.
@@ -200,12 +205,25 @@ impl<P: Platform> Mm<P> {
         if avail == 0 { &[] } else { self.slab_memory().words(array.entry.get(), avail as usize) }
     }
 
+    /// The number of the frame at `addr`, if that is one.
+    #[inline(always)]
+    fn pfn_of(&self, addr: VirtAddr) -> u64 {
+        let base = self.direct_map().at(PhysAddr::new(0)).addr() as u64;
+        addr.raw().wrapping_sub(base) >> PAGE_SHIFT
+    }
+
     /// The frame that `addr` is in, if there is memory.
     #[inline(always)]
     fn frame_of(&self, addr: VirtAddr) -> Option<u32> {
-        let base = self.direct_map().at(PhysAddr::new(0)).addr() as u64;
-        let pfn = addr.raw().wrapping_sub(base) >> PAGE_SHIFT;
+        let pfn = self.pfn_of(addr);
         if self.frames.zone_of(pfn) == u16::MAX { None } else { Some(pfn as u32) }
+    }
+
+    /// What the metadata of the page at `addr` says about a slab; nothing where there is no memory.
+    #[inline(always)]
+    fn slab_word(&self, addr: VirtAddr) -> Option<SlabWord> {
+        let page = self.frames.page_of(self.memmap(), self.pfn_of(addr))?;
+        Some(SlabWord(page.mapping.get()))
     }
 
     /// The first frame of the slab that `addr` is in, and what its metadata says (`virt_to_slab`).
@@ -240,6 +258,6 @@ impl Cache {
 
     /// What was asked for, and what was chosen.
     fn flags(self) -> SlabFlags {
-        SlabFlags::from_bits(self.record().flags.get()).unwrap_or_default()
+        SlabFlags::from_bits_truncate(self.record().flags.get())
     }
 }

@@ -76,18 +76,18 @@ impl<P: Platform> LockedNode<'_, P> {
     /// Puts a slab that objects were taken from on the list it belongs on (`fixup_slab_list`).
     #[inline]
     fn fixup_slab_list(&self, slab: &SlabPage) {
-        let list = if slab.active() == slab.num { &self.state.slabs_full } else { &self.state.slabs_partial };
+        let list = if slab.active() == slab.num() { &self.state.slabs_full } else { &self.state.slabs_partial };
         list::push_head(self.memmap, list, slab.pfn, slab.page);
     }
 
-    /// Takes up to `most` objects from the slabs and gives each to `put`; gives how many.
+    /// Takes objects from the slabs into `slots`, as many as there are and there is room for; gives how many.
     #[inline]
-    pub(super) fn take(&self, most: u32, mut put: impl FnMut(u64)) -> u32 {
+    pub(super) fn take(&self, slots: &[AtomicU64]) -> u32 {
         let mut taken = 0;
-        while taken < most
+        while (taken as usize) < slots.len()
             && let Some(slab) = self.get_first_slab()
         {
-            taken += slab.take(most - taken, &mut put);
+            taken += slab.take(&slots[taken as usize..]);
             self.fixup_slab_list(&slab);
         }
         self.state.free_objects.drop_by(taken as u64);
@@ -104,36 +104,33 @@ impl<P: Platform> LockedNode<'_, P> {
         } else {
             self.fixup_slab_list(slab);
         }
-        state.free_objects.bump((slab.num - slab.active()) as u64);
+        state.free_objects.bump((slab.num() - slab.active()) as u64);
     }
 
     /// Takes objects of this node back into their slabs, and what is free beyond the limit off the lists, for
     /// `slabs_destroy` (`free_block`).
     pub(super) fn free_block(&self, objects: &[AtomicU64], doomed: &ListHead) {
         let mut rest = objects;
-        while let Some((first, mut behind)) = rest.split_first() {
-            let addr = first.get();
-            let slab = match self.mm.virt_to_slab(VirtAddr::new(addr)) {
-                Some((pfn, word)) if word.cache() as u32 == self.cache.record().id.get() => {
-                    self.mm.slab_page(self.cache, pfn)
-                }
-                _ => {
-                    self.mm.bad_object(self.cache, VirtAddr::new(addr));
-                    rest = behind;
-                    continue;
-                }
-            };
-            let before = slab.active();
-            self.put(&slab, addr);
-            // Neighbours are freed together more often than not.
-            while let Some((next, further)) = behind.split_first()
-                && slab.contains(next.get())
+        while let Some(first) = rest.first() {
+            let addr = VirtAddr::new(first.get());
+            let mut count = 0;
+            if let Some((pfn, word)) = self.mm.virt_to_slab(addr)
+                && word.cache() as u32 == self.cache.record().id.get()
             {
-                self.put(&slab, next.get());
-                behind = further;
+                // Neighbours are freed together more often than not.
+                let slab = self.mm.slab_page(self.cache, pfn);
+                let before = slab.active();
+                count = slab.put(rest);
+                if count != 0 {
+                    self.relist(&slab, before);
+                }
             }
-            rest = behind;
-            self.relist(&slab, before);
+            self.state.free_objects.bump(count as u64);
+            if count == 0 {
+                self.mm.bad_object(self.cache, addr);
+                count = 1;
+            }
+            rest = &rest[count..];
         }
         let (state, num) = (self.state, self.cache.record().num.get() as u64);
         while state.free_objects.get() > state.free_limit.get() as u64
@@ -144,27 +141,15 @@ impl<P: Platform> LockedNode<'_, P> {
         }
     }
 
-    /// Takes one object back.
-    #[inline]
-    fn put(&self, slab: &SlabPage, addr: u64) {
-        match slab.number(addr) {
-            Some(number) if slab.active() != 0 => {
-                slab.put(number);
-                self.state.free_objects.bump(1);
-            }
-            _ => self.mm.bad_object(self.cache, VirtAddr::new(addr)),
-        }
-    }
-
     /// Moves a slab, of which `before` objects were handed out before some came back, to where it belongs now.
     #[inline]
     fn relist(&self, slab: &SlabPage, before: u32) {
         let state = self.state;
         let after = slab.active();
-        if after == before || after != 0 && before != slab.num && state.slabs_partial.last.get() == slab.pfn {
+        if after != 0 && before != slab.num() && state.slabs_partial.last.get() == slab.pfn {
             return;
         }
-        let from = if before == slab.num { &state.slabs_full } else { &state.slabs_partial };
+        let from = if before == slab.num() { &state.slabs_full } else { &state.slabs_partial };
         list::remove(self.memmap, from, slab.pfn, slab.page);
         if after == 0 {
             list::push_head(self.memmap, &state.slabs_free, slab.pfn, slab.page);
@@ -195,19 +180,18 @@ impl<P: Platform> LockedNode<'_, P> {
         (limit != 0).then(|| (shared, self.mm.slab_memory().words(shared.entry.get(), limit as usize)))
     }
 
-    /// Moves up to `most` objects from the shared array, its last ones, to `put` (`transfer_objects`); gives how many.
-    pub(super) fn take_shared(&self, most: u32, mut put: impl FnMut(u64)) -> u32 {
+    /// Moves objects from the shared array, its last ones, to `slots`, as many as there are and there is room for
+    /// (`transfer_objects`); gives how many.
+    pub(super) fn take_shared(&self, slots: &[AtomicU64]) -> u32 {
         let Some((shared, entries)) = self.shared_entries() else { return 0 };
-        let avail = shared.avail.get();
-        let count = most.min(avail);
-        for entry in &entries[(avail - count) as usize..avail as usize] {
-            put(entry.get());
-        }
+        let avail = shared.avail.get() as usize;
+        let count = slots.len().min(avail);
+        copy(slots, &entries[avail - count..avail]);
         if count != 0 {
-            shared.avail.set(avail - count);
+            shared.avail.set((avail - count) as u32);
             shared.touched.set(1);
         }
-        count
+        count as u32
     }
 
     /// Moves objects to the shared array, as many of the first as there is room for; gives how many.
@@ -215,11 +199,24 @@ impl<P: Platform> LockedNode<'_, P> {
         let Some((shared, entries)) = self.shared_entries() else { return 0 };
         let avail = shared.avail.get();
         let room = &entries[avail as usize..];
-        for (slot, object) in room.iter().zip(objects) {
-            slot.set(object.get());
-        }
-        let count = room.len().min(objects.len());
+        let count = copy(room, objects);
         shared.avail.set(avail + count as u32);
         count
     }
+}
+
+/// Copies words, as many as both have, first first; gives how many. `to` may begin inside or before `from`, not behind.
+#[inline]
+pub(super) fn copy(to: &[AtomicU64], from: &[AtomicU64]) -> usize {
+    let count = to.len().min(from.len());
+    let (to, from) = (to[..count].as_chunks::<8>(), from[..count].as_chunks::<8>());
+    for (to, from) in to.0.iter().zip(from.0) {
+        for at in 0..8 {
+            to[at].set(from[at].get());
+        }
+    }
+    for (to, from) in to.1.iter().zip(from.1) {
+        to.set(from.get());
+    }
+    count
 }

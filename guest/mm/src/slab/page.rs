@@ -1,8 +1,10 @@
 //! A slab and its list of free objects.
 
+use core::sync::atomic::AtomicU64;
+
 use pagevisor_shared::page::Page;
-use pagevisor_shared::slab::{FreelistPlace, FreelistWords, SlabFlags};
-use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, VirtAddr};
+use pagevisor_shared::slab::{FreelistPlace, FreelistWords, KmemCache, SlabFlags};
+use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE, Pfn, VirtAddr};
 
 use super::Cache;
 use crate::Mm;
@@ -16,75 +18,58 @@ use crate::sync::Plain;
 pub(crate) struct SlabPage {
     pub(crate) pfn: u32,
     pub(crate) page: &'static Page,
+    record: &'static KmemCache,
     memory: SlabMemory,
-    flags: SlabFlags,
-    pub(crate) num: u32,
-    size: u32,
-    reciprocal: u32,
-    obj_offset: u32,
-    freelist_size: u32,
-    /// First byte of the slab, and behind its last.
+    /// First byte of the slab.
     start: u64,
-    end: u64,
-    /// First buffer (`s_mem`).
-    s_mem: u64,
-    /// Virtual address of physical address 0.
-    base: u64,
 }
 
 impl<P: Platform> Mm<P> {
     /// The slab of `cache` whose first frame is `pfn`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn slab_page(&self, cache: Cache, pfn: u32) -> SlabPage {
-        let record = cache.record();
-        let page = self.memmap().page(pfn);
-        let base = self.virt(PhysAddr::new(0)).raw();
-        let start = base + ((pfn as u64) << PAGE_SHIFT);
-        let colour = FreelistWords { index: page.index.get(), private: 0 }.colour();
-        SlabPage {
-            pfn,
-            page,
-            memory: self.slab_memory(),
-            flags: cache.flags(),
-            num: record.num.get(),
-            size: record.size.get(),
-            reciprocal: record.reciprocal_size.get(),
-            obj_offset: record.obj_offset.get(),
-            freelist_size: record.freelist_size.get(),
-            start,
-            end: start + (PAGE_SIZE << record.gfporder.get()),
-            s_mem: start + colour as u64 * record.colour_off.get() as u64,
-            base,
-        }
+        let start = self.virt(Pfn::new(pfn as u64).addr()).raw();
+        SlabPage { pfn, page: self.memmap().page(pfn), record: cache.record(), memory: self.slab_memory(), start }
     }
 }
 
 impl SlabPage {
+    #[inline(always)]
+    fn flags(&self) -> SlabFlags {
+        SlabFlags::from_bits_truncate(self.record.flags.get())
+    }
+
+    /// Objects in it.
+    #[inline(always)]
+    pub(crate) fn num(&self) -> u32 {
+        self.record.num.get()
+    }
+
+    /// The first object (`s_mem`, and from the buffer to the object in it).
+    #[inline(always)]
+    fn first(&self) -> u64 {
+        let colour = self.words().colour() as u64 * self.record.colour_off.get() as u64;
+        self.start + colour + self.record.obj_offset.get() as u64
+    }
+
     /// Objects handed out.
     #[inline]
     pub(crate) fn active(&self) -> u32 {
         self.page._mapcount.get()
     }
 
-    /// Whether `addr` is inside the slab.
-    #[inline(always)]
-    pub(crate) fn contains(&self, addr: u64) -> bool {
-        self.start <= addr && addr < self.end
-    }
-
     /// The object with that number (`index_to_obj`, and from the buffer to the object in it).
     #[inline(always)]
     pub(crate) fn object(&self, number: u32) -> VirtAddr {
-        VirtAddr::new(self.s_mem + number as u64 * self.size as u64 + self.obj_offset as u64)
+        VirtAddr::new(self.first() + number as u64 * self.record.size.get() as u64)
     }
 
     /// The number of the object at `addr` (`obj_to_index`); `None` where no object starts.
     #[inline]
     pub(crate) fn number(&self, addr: u64) -> Option<u32> {
-        let offset = addr.wrapping_sub(self.s_mem + self.obj_offset as u64);
-        let number = (offset.wrapping_mul(self.reciprocal as u64) >> 32) as u32;
-        (offset < self.end - self.start && number < self.num && number as u64 * self.size as u64 == offset)
-            .then_some(number)
+        let (offset, size) = (addr.wrapping_sub(self.first()), self.record.size.get() as u64);
+        let number = (offset.wrapping_mul(self.record.reciprocal_size.get() as u64) >> 32) as u32;
+        (offset < self.num() as u64 * size && number as u64 * size == offset).then_some(number)
     }
 
     #[inline]
@@ -95,28 +80,31 @@ impl SlabPage {
     /// Where the list of free objects is; 0 if there is none.
     #[inline]
     fn list(&self) -> u64 {
-        if self.flags.contains(SlabFlags::OBJFREELIST) {
+        if self.flags().contains(SlabFlags::OBJFREELIST) {
             self.words().object().map_or(0, |number| self.object(number as u32).raw())
-        } else if self.flags.contains(SlabFlags::OFF_SLAB) {
-            self.base + self.words().off_slab()
+        } else if self.flags().contains(SlabFlags::OFF_SLAB) {
+            self.start - ((self.pfn as u64) << PAGE_SHIFT) + self.words().off_slab()
         } else {
-            self.end - self.freelist_size as u64
+            self.start + (PAGE_SIZE << self.record.gfporder.get()) - self.record.freelist_size.get() as u64
         }
     }
 
-    /// Takes up to `most` objects and gives each to `put` (`alloc_block`, `slab_get_obj`). Gives how many.
+    /// Takes objects into `slots`, as many as there are and there is room for; gives how many (`alloc_block`,
+    /// `slab_get_obj`).
     #[inline]
-    pub(crate) fn take(&self, most: u32, mut put: impl FnMut(u64)) -> u32 {
+    pub(crate) fn take(&self, slots: &[AtomicU64]) -> u32 {
         let active = self.active();
-        let count = most.min(self.num.saturating_sub(active));
-        if self.flags.contains(SlabFlags::LINKED) {
-            self.take_linked(count, put);
+        let count = (slots.len() as u32).min(self.num().saturating_sub(active));
+        let slots = &slots[..count as usize];
+        if self.flags().contains(SlabFlags::LINKED) {
+            self.take_linked(slots);
         } else if count != 0 {
+            let (first, size) = (self.first(), self.record.size.get() as u64);
             let list = self.memory.bytes(self.list() + active as u64, count as usize);
-            for number in list {
-                put(self.object(number.get() as u32).raw());
+            for (slot, number) in slots.iter().zip(list) {
+                slot.set(first + number.get() as u64 * size);
             }
-            if active + count == self.num && self.flags.contains(SlabFlags::OBJFREELIST) {
+            if active + count == self.num() && self.flags().contains(SlabFlags::OBJFREELIST) {
                 // The list was in the last object.
                 self.page.private.set(0);
             }
@@ -125,41 +113,86 @@ impl SlabPage {
         count
     }
 
-    fn take_linked(&self, count: u32, mut put: impl FnMut(u64)) {
-        let mut first = self.page.private.get();
-        for _ in 0..count {
-            let object = self.object(first.wrapping_sub(1) % self.num).raw();
-            first = self.memory.half(object).get() as u32;
-            put(object);
+    fn take_linked(&self, slots: &[AtomicU64]) {
+        let (first, size) = (self.first(), self.record.size.get() as u64);
+        let (mut next, last) = (self.page.private.get(), self.num() - 1);
+        for slot in slots {
+            let object = first + next.wrapping_sub(1).min(last) as u64 * size;
+            next = self.memory.half(object).get() as u32;
+            slot.set(object);
         }
-        self.page.private.set(first);
+        self.page.private.set(next);
     }
 
-    /// Takes back the object with that number (`slab_put_obj`).
-    #[inline]
-    pub(crate) fn put(&self, number: u32) {
-        let active = self.active() - 1;
-        self.page._mapcount.set(active);
-        if self.flags.contains(SlabFlags::LINKED) {
-            self.memory.half(self.object(number).raw()).set(self.page.private.get() as u16);
+    /// Takes back the first of `objects`, as far as they are objects of this slab that were handed out
+    /// (`slab_put_obj`); gives how many.
+    #[inline(always)]
+    pub(crate) fn put(&self, objects: &[AtomicU64]) -> usize {
+        let active = self.active();
+        let flags = self.flags();
+        let objects = &objects[..objects.len().min(active as usize)];
+        let Some(first) = objects.first() else { return 0 };
+        let count = if flags.contains(SlabFlags::LINKED) {
+            self.put_linked(objects)
+        } else if !flags.contains(SlabFlags::OBJFREELIST) || self.page.private.get() != 0 {
+            self.put_numbers(objects, self.list() + active as u64)
+        } else {
+            // The first that comes back to a slab without free objects holds their list.
+            let Some(number) = self.number(first.get()) else { return 0 };
             self.page.private.set(number + 1);
-            return;
+            self.put_numbers(objects, first.get() + active as u64)
+        };
+        self.page._mapcount.set(active - count as u32);
+        count
+    }
+
+    /// Writes the numbers of objects below `end`, downwards, until one is not of this slab; gives how many.
+    #[inline(always)]
+    fn put_numbers(&self, objects: &[AtomicU64], end: u64) -> usize {
+        let (first, size) = (self.first(), self.record.size.get() as u64);
+        let (bytes, reciprocal) = (self.num() as u64 * size, self.record.reciprocal_size.get() as u64);
+        let mut at = end;
+        for object in objects {
+            let offset = object.get().wrapping_sub(first);
+            let number = offset.wrapping_mul(reciprocal) >> 32;
+            // Behind it, it may be a neighbour's.
+            if offset >= bytes || number * size != offset {
+                break;
+            }
+            at -= 1;
+            self.memory.byte(at).set(number as u8);
         }
-        if self.page.private.get() == 0 && self.flags.contains(SlabFlags::OBJFREELIST) {
-            self.page.private.set(number + 1);
+        (end - at) as usize
+    }
+
+    /// Links objects in front of those that are free, until one is not of this slab; gives how many.
+    #[inline(always)]
+    fn put_linked(&self, objects: &[AtomicU64]) -> usize {
+        let (first, size) = (self.first(), self.record.size.get() as u64);
+        let (bytes, shift) = (self.num() as u64 * size, size.trailing_zeros());
+        let (mut next, mut count) = (self.page.private.get(), 0);
+        for object in objects {
+            let offset = object.get().wrapping_sub(first);
+            if offset >= bytes || offset & (size - 1) != 0 {
+                break;
+            }
+            self.memory.half(object.get()).set(next as u16);
+            next = (offset >> shift) as u32 + 1;
+            count += 1;
         }
-        self.memory.bytes(self.list() + active as u64, 1)[0].set(number as u8);
+        self.page.private.set(next);
+        count
     }
 
     /// Numbers of the free objects, in the order they are handed out. For checks.
     pub(crate) fn free_numbers(&self) -> impl Iterator<Item = u32> {
-        let (active, num) = (self.active().min(self.num), self.num);
-        let linked = self.flags.contains(SlabFlags::LINKED);
+        let (active, num) = (self.active().min(self.num()), self.num());
+        let linked = self.flags().contains(SlabFlags::LINKED);
         let mut first = self.page.private.get();
         let list = if linked || active == num { 0 } else { self.list() };
         (active..num).map_while(move |slot| {
             if !linked {
-                return Some(self.memory.bytes(list + slot as u64, 1)[0].get() as u32);
+                return Some(self.memory.byte(list + slot as u64).get() as u32);
             }
             let number = first.checked_sub(1).filter(|number| *number < num)?;
             first = self.memory.half(self.object(number).raw()).get() as u32;
@@ -169,15 +202,15 @@ impl SlabPage {
 
     /// Makes a list of all objects, in order (`cache_init_objs`). `place` is what lies in the page's words from now on.
     pub(crate) fn init_list(&self, colour: u16, off_slab: u64) {
-        let place = if self.flags.contains(SlabFlags::LINKED) {
-            for number in 0..self.num {
-                let next = if number + 1 == self.num { 0 } else { number + 2 };
+        let place = if self.flags().contains(SlabFlags::LINKED) {
+            for number in 0..self.num() {
+                let next = if number + 1 == self.num() { 0 } else { number + 2 };
                 self.memory.half(self.object(number).raw()).set(next as u16);
             }
             FreelistPlace::Linked(Some(0))
-        } else if self.flags.contains(SlabFlags::OBJFREELIST) {
-            FreelistPlace::Object(Some((self.num - 1) as u16))
-        } else if self.flags.contains(SlabFlags::OFF_SLAB) {
+        } else if self.flags().contains(SlabFlags::OBJFREELIST) {
+            FreelistPlace::Object(Some((self.num() - 1) as u16))
+        } else if self.flags().contains(SlabFlags::OFF_SLAB) {
             FreelistPlace::OffSlab(off_slab)
         } else {
             FreelistPlace::OnSlab
@@ -185,29 +218,29 @@ impl SlabPage {
         let words = FreelistWords::new(colour, place);
         self.page.index.set(words.index);
         self.page.private.set(words.private);
-        if self.flags.contains(SlabFlags::LINKED) {
+        if self.flags().contains(SlabFlags::LINKED) {
             return;
         }
         let list = self.list();
         if list.is_multiple_of(8) {
             // Eight numbers at a time.
             let mut numbers = 0x0706_0504_0302_0100_u64;
-            for word in self.memory.words(list, self.num as usize / 8) {
+            for word in self.memory.words(list, self.num() as usize / 8) {
                 word.set(numbers);
                 numbers = numbers.wrapping_add(0x0808_0808_0808_0808);
             }
-            for number in self.num & !7..self.num {
-                self.memory.bytes(list + number as u64, 1)[0].set(number as u8);
+            for number in self.num() & !7..self.num() {
+                self.memory.byte(list + number as u64).set(number as u8);
             }
         } else {
-            for number in 0..self.num {
-                self.memory.bytes(list + number as u64, 1)[0].set(number as u8);
+            for number in 0..self.num() {
+                self.memory.byte(list + number as u64).set(number as u8);
             }
         }
     }
 
     /// Physical address of the list that is off the slab.
     pub(crate) fn off_slab_list(&self) -> Option<VirtAddr> {
-        self.flags.contains(SlabFlags::OFF_SLAB).then(|| VirtAddr::new(self.list()))
+        self.flags().contains(SlabFlags::OFF_SLAB).then(|| VirtAddr::new(self.list()))
     }
 }
