@@ -188,3 +188,25 @@ fn debian_s_tools_read_the_files() {
     guest.stop();
     fs::remove_dir(&folder).expect("an empty directory");
 }
+
+/// The monitor device is reached through an area of its own.
+#[test]
+fn the_monitor_device_is_in_vmallocinfo() {
+    let guest = Guest::keep("vmallocinfo", &[]);
+    let text = guest.show(&["vmallocinfo"]);
+    let line = text.lines().find(|line| line.contains(" phys=0x00000000d0000000 ioremap")).expect(&text);
+    let (range, rest) = line.split_once(' ').expect(line);
+    let (start, end) = range.split_once('-').expect(range);
+    let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).expect("an address");
+    assert_eq!(rest.split_whitespace().next().and_then(|size| size.parse().ok()), Some(number(end) - number(start)));
+    let list = guest.show(&["kmem", "-v"]);
+    let row = list.lines().find(|row| row.contains(&start[2..])).expect(&list);
+    let found = guest.show(&["kmem", &start[2..]]);
+    assert!(found.contains(row), "{found}");
+    let walk = guest.show(&["vtop", &start[2..]]);
+    assert!(walk.contains("\n   PTE: ") && walk.contains("\n  PAGE: d0000000\n") && walk.contains("PCD"), "{walk}");
+    let meminfo = guest.show(&["meminfo"]);
+    assert_eq!(kib(&meminfo, "VmallocTotal:"), (32 << 30) - 1);
+    assert!(kib(&meminfo, "Percpu:") > 0, "{meminfo}");
+    guest.stop();
+}

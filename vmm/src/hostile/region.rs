@@ -12,7 +12,7 @@ use crate::state::fake::FakeGuest;
 use crate::verify::verify;
 
 /// Every view that has no argument, and some that have.
-const VIEWS: [&str; 38] = [
+const VIEWS: [&str; 40] = [
     "buddyinfo",
     "pagetypeinfo",
     "zoneinfo",
@@ -38,6 +38,8 @@ const VIEWS: [&str; 38] = [
     "fail_page_alloc",
     "cma",
     "slabinfo",
+    "vmallocinfo",
+    "kmem -v",
     "kmem -s",
     "kmem -S",
     "kmem -S kmalloc-64",

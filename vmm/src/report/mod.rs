@@ -17,6 +17,7 @@ mod summary;
 #[cfg(test)]
 mod tests;
 mod view;
+mod vmallocinfo;
 mod vtop;
 
 pub use error::ReportError;

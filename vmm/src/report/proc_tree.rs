@@ -24,8 +24,16 @@ fn text(view: View, state: &StateView) -> Result<String, ReportError> {
 pub fn proc_tree(state: &StateView) -> Result<Vec<(String, String)>, ReportError> {
     let region = state.region();
     let mut files = Vec::new();
-    let views =
-        [View::Buddyinfo, View::Pagetypeinfo, View::Zoneinfo, View::Meminfo, View::Vmstat, View::Iomem, View::Slabinfo];
+    let views = [
+        View::Buddyinfo,
+        View::Pagetypeinfo,
+        View::Zoneinfo,
+        View::Meminfo,
+        View::Vmstat,
+        View::Iomem,
+        View::Slabinfo,
+        View::Vmallocinfo,
+    ];
     for view in views {
         files.push((format!("proc/{view}"), text(view, state)?));
     }

@@ -1,3 +1,4 @@
+mod areas;
 mod slabs;
 
 use std::collections::BTreeMap;
@@ -377,7 +378,7 @@ fn the_tree_has_the_files_of_proc_and_sys() {
     assert_eq!((node("node1/cpulist"), node("node1/cpumap"), node("node1/distance")), ("1\n", "2\n", "20 10 40\n"));
     assert_eq!(node("node2/cpulist"), "\n");
     assert_eq!(node("node0/meminfo"), text(&state, "node/0/meminfo"));
-    assert_eq!(files.len(), 7 + 5 + 3 * 6);
+    assert_eq!(files.len(), 8 + 5 + 3 * 6);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::error::ReportError;
 use super::kmem::SlabSpec;
-use super::{json, kmem, page_owner, slabinfo, vtop};
+use super::{json, kmem, page_owner, slabinfo, vmallocinfo, vtop};
 use crate::state::StateView;
 
 /// A file of a node's directory in sysfs.
@@ -75,6 +75,10 @@ pub enum View {
     Iomem,
     /// `/proc/slabinfo`
     Slabinfo,
+    /// `/proc/vmallocinfo`
+    Vmallocinfo,
+    /// `kmem -v`: areas of the kernel's address space
+    KmemVmlist,
     /// `/sys/kernel/debug/extfrag/extfrag_index`
     ExtfragIndex,
     /// `/sys/kernel/debug/extfrag/unusable_index`
@@ -134,7 +138,7 @@ impl std::error::Error for BadView {}
 
 impl View {
     /// What views there are, as a user may write them.
-    pub const KNOWN: [&'static str; 26] = [
+    pub const KNOWN: [&'static str; 28] = [
         "buddyinfo",
         "pagetypeinfo",
         "zoneinfo",
@@ -142,6 +146,7 @@ impl View {
         "vmstat",
         "iomem",
         "slabinfo",
+        "vmallocinfo",
         "extfrag_index",
         "unusable_index",
         "node/N/{meminfo,numastat,vmstat,distance,cpulist,cpumap}",
@@ -155,6 +160,7 @@ impl View {
         "kmem -i",
         "kmem -s [CACHE|ADDRESS]",
         "kmem -S [CACHE|ADDRESS]",
+        "kmem -v",
         "kmem ADDRESS",
         "vtop ADDRESS",
         "sysctl",
@@ -172,6 +178,8 @@ impl View {
             Self::KmemFree => kmem::free(state, json, out),
             Self::KmemPages(page) => kmem::pages(state, *page, json, out),
             Self::Slabinfo => slabinfo::slabinfo(state, json, out),
+            Self::Vmallocinfo => vmallocinfo::vmallocinfo(state, json, out),
+            Self::KmemVmlist => vmallocinfo::vmlist(state, json, out),
             Self::KmemSlabs(spec) => kmem::slabs(state, *spec, false, json, out),
             Self::KmemSlabObjects(spec) => kmem::slabs(state, *spec, true, json, out),
             Self::KmemAddress(address) => kmem::address(state, *address, json, out),
@@ -228,6 +236,8 @@ impl View {
             | Self::KmemSlabObjects(_)
             | Self::KmemAddress(_)
             | Self::Slabinfo
+            | Self::Vmallocinfo
+            | Self::KmemVmlist
             | Self::Vtop(_)
             | Self::PageOwner
             | Self::PageOwnerSites => Ok(()),
@@ -266,6 +276,8 @@ impl View {
             | Self::KmemSlabObjects(_)
             | Self::KmemAddress(_)
             | Self::Slabinfo
+            | Self::Vmallocinfo
+            | Self::KmemVmlist
             | Self::Vtop(_)
             | Self::PageOwner
             | Self::PageOwnerSites => Value::Null,
@@ -337,6 +349,8 @@ impl FromStr for View {
             ["vmstat"] => Ok(Self::Vmstat),
             ["iomem"] => Ok(Self::Iomem),
             ["slabinfo"] => Ok(Self::Slabinfo),
+            ["vmallocinfo"] => Ok(Self::Vmallocinfo),
+            ["kmem", "-v"] | ["vmlist"] => Ok(Self::KmemVmlist),
             ["extfrag_index"] => Ok(Self::ExtfragIndex),
             ["unusable_index"] => Ok(Self::UnusableIndex),
             ["numa"] => Ok(Self::Numa),
@@ -392,6 +406,8 @@ impl fmt::Display for View {
             Self::Vmstat => f.write_str("vmstat"),
             Self::Iomem => f.write_str("iomem"),
             Self::Slabinfo => f.write_str("slabinfo"),
+            Self::Vmallocinfo => f.write_str("vmallocinfo"),
+            Self::KmemVmlist => f.write_str("kmem -v"),
             Self::KmemSlabs(spec) => write!(f, "kmem -s{spec}"),
             Self::KmemSlabObjects(spec) => write!(f, "kmem -S{spec}"),
             Self::KmemUsage => f.write_str("kmem -i"),

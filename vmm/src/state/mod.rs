@@ -9,6 +9,7 @@
 //!   memmap()    page metadata by frame, through those page tables          (memmap.rs)
 //!   free lists and per-CPU lists, link by link                             (lists.rs, free.rs)
 //!   slab caches, their slabs and objects                                   (slab/)
+//!   areas of the kernel's address space                                    (vmalloc.rs)
 //! ```
 //!
 //! Whatever is read may be anything: the guest is hostile, or runs on while we look, or died in the middle of a
@@ -31,6 +32,7 @@ mod sections;
 pub mod slab;
 #[cfg(test)]
 mod tests;
+mod vmalloc;
 mod walk;
 
 use std::fs::File;
@@ -46,6 +48,7 @@ pub use memory::{Backing, GuestMemory, MemfdMemory};
 pub use owners::Owned;
 pub use region::RegionMapping;
 pub use sections::{PageOwner, Sections};
+pub use vmalloc::{VmInfo, VmallocArea, VmallocAreas};
 pub use walk::{PageSize, TableStep, Translation};
 
 /// A guest's state region and memory.

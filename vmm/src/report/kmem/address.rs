@@ -14,6 +14,7 @@ use super::slabs::{CACHES, OBJECTS, SLABS, cache_row, object_json, object_line, 
 use super::{free, free_area_address, hex, pages};
 use crate::report::error::ReportError;
 use crate::report::view::{PageSpec, write_json};
+use crate::report::vmallocinfo;
 use crate::state::slab::{ObjectState, Slab, SlabObjects, SlabWalk};
 use crate::state::{Patience, Sections, StateView};
 
@@ -176,15 +177,25 @@ fn ordinal(number: u64) -> String {
     format!("{number}{ending}")
 }
 
-/// `kmem ADDRESS`: the slab, the free block and the page that an address is in. It is the address of memory, of a page's
+/// An address that no page is behind: of a device, or of nothing.
+fn not_memory(area: Option<String>, address: u64, as_json: bool, out: &mut dyn Write) -> Result<(), ReportError> {
+    let area = area.ok_or(ReportError::NoAddress { address })?;
+    if as_json {
+        return write_json(&json!({ "address": hex(address), "vmalloc": true, "page": null }), out);
+    }
+    out.write_all(area.as_bytes()).map_err(ReportError::Write)
+}
+
+/// `kmem ADDRESS`: the vmalloc area, the slab, the free block and the page that an address is in. It is the address of memory, of a page's
 /// metadata, or a physical one.
 ///
 /// # Errors
 /// [`ReportError::NoAddress`] when there is no memory.
 pub fn address(state: &StateView, address: u64, as_json: bool, out: &mut dyn Write) -> Result<(), ReportError> {
     let sections = state.sections()?;
+    let area = vmallocinfo::area_of(state, address)?;
     let pfn = frame_of(state, address)?.filter(|pfn| sections.is_present(*pfn));
-    let pfn = pfn.ok_or(ReportError::NoAddress { address })?;
+    let Some(pfn) = pfn else { return not_memory(area, address, as_json, out) };
     let slab = Found::of(state, pfn, address)?;
     let block = if slab.is_some() { None } else { FreeBlock::of(state, &sections, pfn)? };
     if as_json {
@@ -193,13 +204,14 @@ pub fn address(state: &StateView, address: u64, as_json: bool, out: &mut dyn Wri
         let page: Value = serde_json::from_slice(&page).unwrap_or_default();
         let value = json!({
             "address": hex(address),
+            "vmalloc": area.is_some(),
             "slab": slab.map(|slab| slab.json(state)),
             "free": block.map(|block| block.json(state)),
             "page": page["pages"][0],
         });
         return write_json(&value, out);
     }
-    let mut text = String::new();
+    let mut text = area.map(|area| area + "\n").unwrap_or_default();
     if let Some(slab) = slab {
         slab.text(state, &mut text);
         text += "\n";

@@ -118,10 +118,11 @@ pub(crate) fn caches() -> Vec<FakeCache> {
 }
 
 impl FakeGuest {
-    /// A guest with free memory and slab caches.
+    /// A guest with free memory, slab caches and areas of its address space.
     pub fn with_slabs() -> Self {
         let guest = Self::used();
         caches().iter().for_each(|cache| guest.install(cache));
+        guest.map_areas();
         guest
     }
 
