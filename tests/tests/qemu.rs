@@ -115,3 +115,10 @@ fn a_node_without_cpus_and_one_without_memory() {
     assert!((65_000..=65_536).contains(&present(&zones, 1)), "{}", present(&zones, 1));
     assert_eq!(present(&zones, 2), 0);
 }
+
+/// QEMU's processors remember translations till they are told to forget them, which emulated ring 0 on KVM does not.
+#[test]
+fn no_processor_remembers_what_was_unmapped() {
+    let output = boot(&["-m", "256M", "-smp", "4"], "pagevisor.test=vmalloc");
+    assert!(output.contains("selftest: vmalloc ok"), "{output}");
+}

@@ -55,6 +55,32 @@ fn no_failure_leaves_anything() {
 }
 
 #[test]
+fn the_first_of_all_may_fail_and_the_next_works() {
+    let mut failed = 0;
+    for nth in 1.. {
+        let machine = machine();
+        let mm = machine.mm();
+        mm.set_fail_nth(FailNth::of_machine(nth)).expect("possible");
+        let first = mm.vmalloc(PAGE_SIZE);
+        let fired = mm.region().sysctl().fail_page_alloc.nth.load(std::sync::atomic::Ordering::Relaxed) == 0;
+        mm.set_fail_nth(FailNth::of_machine(0)).expect("possible");
+        failed += u32::from(first.is_none());
+        mm.vfree(first.unwrap_or_default());
+        assert_sound(mm);
+        let addr = mm.vmalloc(PAGE_SIZE).expect("memory");
+        assert!(mm.vmalloc_to_page(addr).is_some());
+        mm.vfree(addr);
+        mm.purge_vmap_areas();
+        assert_eq!(mm.vmalloc_areas(), (0, 1));
+        assert_sound(mm);
+        if !fired {
+            break;
+        }
+    }
+    assert!(failed >= 4, "the cache, records, tables and the page");
+}
+
+#[test]
 fn no_failure_of_vmap_leaves_anything() {
     let pages: Vec<Pfn> = (0..1500).map(|index| Pfn::new(0xd_0000 + index)).collect();
     let failed = each_fails("vmap", |mm| mm.vmap(&pages, Protection::KERNEL), |mm, addr| mm.vunmap(addr));
