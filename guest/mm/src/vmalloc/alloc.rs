@@ -71,7 +71,7 @@ impl<P: Platform> Mm<P> {
     /// Allocates `size` bytes with consecutive addresses (`vmalloc`). To be freed by [`Self::vfree`].
     #[inline(never)]
     pub fn vmalloc(&self, size: u64) -> Option<VirtAddr> {
-        self.vmalloc_range(&VmallocRequest::new(size))
+        self.allocate_area(&VmallocRequest::new(size))
     }
 
     /// As [`Self::vmalloc`], cleared (`vzalloc`).
@@ -103,7 +103,14 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Allocates what is asked for (`__vmalloc_node_range`).
+    #[inline(never)]
     pub fn vmalloc_range(&self, request: &VmallocRequest) -> Option<VirtAddr> {
+        self.allocate_area(request)
+    }
+
+    /// Inlined, so that [`Self::vmalloc`] is no call more and the caller a frame nearer.
+    #[inline(always)]
+    fn allocate_area(&self, request: &VmallocRequest) -> Option<VirtAddr> {
         let &VmallocRequest { size, gfp, .. } = request;
         self.vfree_deferred();
         let total = self.region.header().pages_total.get();
