@@ -13,6 +13,7 @@ use crate::Mm;
 use crate::contig::{CmaAreas, dma_contiguous_reserve};
 use crate::hooks::Hooks;
 use crate::instrument::Instrument;
+use crate::kmap::KmapDepths;
 use crate::memblock::{AllocError, Memblock, MemblockFlags, Region};
 use crate::page_alloc::Reports;
 use crate::params::Params;
@@ -130,6 +131,7 @@ impl<P: Platform> Mm<P> {
             reserved_lock: AtomicU32::new(0),
             table_lock: TableLock::new(),
             vmalloc: Vmalloc::new(),
+            kmaps: KmapDepths::new(),
         };
         mm.publish(memblock);
         mm.build_all_zonelists(memory, cpus);

@@ -17,6 +17,7 @@
 //! | [`pgtable`], [`vmalloc`] | the kernel's page tables; areas of its address space |
 //! | [`instrument`] | what can look at every allocation and free |
 //! | [`percpu`] | per-CPU memory |
+//! | [`kmap`] | pages mapped for a short time |
 //! | [`contig`] | page isolation, ranges of frames, contiguous memory areas |
 //! | [`workload`], [`command`] | what the host can have done: workloads, single operations |
 //!
@@ -47,6 +48,7 @@ mod hooks;
 #[cfg(feature = "hosted")]
 pub mod hosted;
 pub mod instrument;
+pub mod kmap;
 pub mod list;
 pub mod memblock;
 pub mod mempool;

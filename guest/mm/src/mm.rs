@@ -13,6 +13,7 @@ use pagevisor_shared::zone::{MAX_NR_ZONES, ZoneIndex};
 use crate::contig::CmaAreas;
 use crate::hooks::Hooks;
 use crate::instrument::Instrument;
+use crate::kmap::KmapDepths;
 use crate::page_alloc::Reports;
 use crate::percpu::PerCpuMemory;
 use crate::pgtable::TableLock;
@@ -58,6 +59,7 @@ pub struct Mm<P: Platform> {
     /// Guards which page tables there are.
     pub(crate) table_lock: TableLock,
     pub(crate) vmalloc: Vmalloc,
+    pub(crate) kmaps: KmapDepths,
 }
 
 impl<P: Platform> Mm<P> {

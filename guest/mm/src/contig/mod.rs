@@ -3,6 +3,7 @@
 //! - `isolation`: page blocks of which nothing is given out any more (`mm/page_isolation.c`);
 //! - `range`: allocating a range of frames, or one of a given size (`alloc_contig_range`);
 //! - `cma`: areas that are lent to movable pages (`mm/cma.c`);
+//! - `dma`: memory for devices, from an area or not;
 //! - `create`: areas made while the machine runs;
 //! - `reserve`: the area that the command line asks for.
 //!
@@ -10,6 +11,7 @@
 
 mod cma;
 mod create;
+mod dma;
 mod isolation;
 mod range;
 mod reserve;

@@ -14,6 +14,7 @@ mod bulk;
 mod context;
 mod exact;
 mod fast;
+mod frag;
 mod free;
 mod freelist;
 mod node_reclaim;
@@ -30,6 +31,7 @@ use crate::Mm;
 use crate::platform::Platform;
 
 pub(crate) use context::AllocContext;
+pub use frag::{PAGE_FRAG_CACHE_MAX_SIZE, PageFragCache};
 pub(crate) use free::allocated_order;
 pub(crate) use release::PageVec;
 pub(crate) use warn::Reports;

@@ -1,7 +1,8 @@
-//! What is built on slabs and pages: owned values, pools, shrinkers.
+//! What is built on slabs and pages: owned values, pools, shrinkers, parts of pages.
 
 mod mempool;
 mod owned;
+mod pages;
 mod shrinker;
 
 use pagevisor_mm::Mm;
