@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::region::records::ZONELIST_FALLBACK;
-use pagevisor_shared::slab::ArrayCache;
+use pagevisor_shared::slab::{ArrayCache, SlabFlags};
 use pagevisor_shared::units::{NodeId, VirtAddr};
 use pagevisor_shared::zone::ZoneRef;
 
@@ -42,6 +42,9 @@ impl<P: Platform> Mm<P> {
     /// An allocation with everything that is to be done before and after.
     pub(super) fn slab_alloc_hooked(&self, cache: Cache, gfp: Gfp, node: Option<NodeId>) -> u64 {
         let addr = self.do_cache_alloc(cache, gfp, node);
+        if addr != 0 && cache.flags().intersects(SlabFlags::DEBUG) {
+            self.debug_alloc(cache, VirtAddr::new(addr));
+        }
         if addr != 0 && gfp.contains(Gfp::ZERO) {
             let size = cache.record().object_size.get() as usize;
             self.slab_memory().fill(VirtAddr::new(addr), size, 0);

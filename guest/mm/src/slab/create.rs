@@ -101,12 +101,18 @@ impl<P: Platform> Mm<P> {
         flags: SlabFlags,
         ctor: Option<fn(VirtAddr)>,
     ) -> Result<Cache, CacheError> {
-        let request =
-            Request { object_size, align, flags, keeps_content: ctor.is_some(), max_order: self.slab_max_order() };
+        let request = Request {
+            object_size,
+            align,
+            flags,
+            keeps_content: ctor.is_some() || flags.contains(SlabFlags::POISON),
+            max_order: self.slab_max_order(),
+        };
         let layout = self.layout_of(&request)?;
         let addr = self.kmem_cache_alloc(self.slab.caches.any(), Gfp::KERNEL).ok_or(CacheError::Memory)?;
         let cache = Cache::at(self.slab_memory(), addr.raw()).ok_or(CacheError::Memory)?;
         self.fill_record(cache, name, object_size, &layout, constructor(ctor));
+        self.shut_gates(cache);
         sync::lock(&self.slab.lock, || self.platform.relax());
         let id = (1..self.slab.table.len()).find(|id| self.slab.table[*id].get() == 0);
         if let Some(id) = id {

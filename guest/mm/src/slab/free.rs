@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::region::zone::ListHead;
-use pagevisor_shared::slab::{ALIEN_LIMIT, ArrayCache, SlabWord};
+use pagevisor_shared::slab::{ALIEN_LIMIT, ArrayCache, SlabFlags, SlabWord};
 use pagevisor_shared::units::VirtAddr;
 
 use super::node::copy;
@@ -44,6 +44,9 @@ impl<P: Platform> Mm<P> {
 
     /// Frees an object of a slab whose first page says `word`.
     pub(super) fn slab_free(&self, cache: Cache, word: SlabWord, addr: VirtAddr) {
+        if cache.flags().intersects(SlabFlags::DEBUG) && !self.debug_free(cache, addr) {
+            return;
+        }
         let local = self.platform.this_cpu();
         let one = [AtomicU64::new(addr.raw())];
         if word.node() as usize != local.mem_node.index() {

@@ -72,6 +72,9 @@ impl<P: Platform> Mm<P> {
         self.mark_slab(cache, pfn, order, node);
         slab.init_list(colour, off_slab);
         self.construct_all(cache, &slab);
+        if cache.flags().intersects(SlabFlags::DEBUG) {
+            self.debug_init(cache, &slab);
+        }
         self.mod_node_page_state(node, vmstat_of(cache.flags()), order.pages() as i64);
         Some(slab)
     }
@@ -123,7 +126,8 @@ impl<P: Platform> Mm<P> {
     /// Calls the constructor for every object.
     pub(super) fn construct_all(&self, cache: Cache, slab: &SlabPage) {
         let ctor = cache.record().ctor.get();
-        if ctor != 0 {
+        // Poisoned objects are constructed whenever they are handed out.
+        if ctor != 0 && !cache.flags().contains(SlabFlags::POISON) {
             (0..slab.num()).for_each(|number| construct(ctor, slab.object(number)));
         }
     }
@@ -175,6 +179,9 @@ impl<P: Platform> Mm<P> {
     #[inline(always)]
     fn slab_destroy(&self, cache: Cache, pfn: u32, order: Order) {
         let slab = self.slab_page(cache, pfn);
+        if cache.flags().intersects(SlabFlags::DEBUG) {
+            self.debug_destroy(cache, &slab);
+        }
         let freelist = slab.off_slab_list();
         for tail in 0..order.pages() as u32 {
             let page = self.memmap().page(pfn + tail);

@@ -15,6 +15,7 @@
 //! | `page` | a slab and its list of free objects |
 //! | `grow` | slabs from the page allocator and back |
 //! | `arrays` | making, changing and emptying arrays |
+//! | `debug` | red zones, poison, last users |
 //! | `layout` | how objects lie in slabs |
 //! | `create`, `boot` | caches, and the first of them |
 //!
@@ -38,6 +39,7 @@ mod arrays;
 mod boot;
 mod bulk;
 mod create;
+mod debug;
 mod fast;
 mod free;
 mod grow;

@@ -1,11 +1,12 @@
 //! Mistakes of callers are reported, and do no harm.
 
-use pagevisor_mm::slab::CacheError;
+use pagevisor_mm::hosted::Machine;
+use pagevisor_mm::slab::{Cache, CacheError};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::slab::SlabFlags;
 use pagevisor_shared::units::{Order, VirtAddr};
 
-use crate::{assert_sound, small};
+use crate::{assert_sound, read, small, write};
 
 #[test]
 fn a_cache_with_objects_in_use_stays() {
@@ -69,5 +70,76 @@ fn impossible_caches() {
     assert_eq!(create("huge", 5 << 20, 0), Err(CacheError::Invalid));
     assert_eq!(create("crooked", 8, 24), Err(CacheError::Invalid));
     assert_eq!(machine.platform().stacks_dumped(), 4);
+    assert_sound(mm);
+}
+
+/// A cache that watches for everything, and an object of it.
+fn watched(machine: &Machine) -> (Cache, VirtAddr) {
+    let flags = SlabFlags::RED_ZONE.with(SlabFlags::POISON).with(SlabFlags::STORE_USER);
+    let cache = machine.mm().kmem_cache_create("watched", 48, 0, flags, None).expect("a cache");
+    let object = machine.mm().kmem_cache_alloc(cache, Gfp::KERNEL).expect("an object");
+    (cache, object)
+}
+
+#[test]
+fn correct_use_of_a_watched_cache_is_silent() {
+    let machine = small();
+    let mm = machine.mm();
+    let (cache, first) = watched(&machine);
+    assert_eq!(read(first, 48)[..47], [0x5a; 47]);
+    let mut objects: Vec<_> = (0..300).map(|_| mm.kmem_cache_zalloc(cache, Gfp::KERNEL).expect("an object")).collect();
+    assert!(objects.iter().all(|object| read(*object, 48) == [0; 48]));
+    objects.push(first);
+    objects.iter().for_each(|object| write(*object, 48, 7));
+    assert_sound(mm);
+    objects.into_iter().for_each(|object| mm.kmem_cache_free(cache, object));
+    assert_sound(mm);
+    mm.kmem_cache_destroy(cache);
+    assert_eq!(machine.log_text(), "");
+}
+
+#[test]
+fn a_double_free_is_reported_and_ignored() {
+    let machine = small();
+    let mm = machine.mm();
+    let (cache, object) = watched(&machine);
+    mm.kmem_cache_free(cache, object);
+    mm.kmem_cache_free(cache, object);
+    let log = machine.log_text();
+    assert!(log.starts_with("slab error in verify_redzone_free(): cache `watched': double free detected\n"), "{log}");
+    assert!(log.contains("redzone 1:0x9f911029d74e35b, redzone 2:0x9f911029d74e35b"), "{log}");
+    assert!(log.contains("Last user: ("), "{log}");
+    mm.kmem_cache_destroy(cache);
+    assert_sound(mm);
+}
+
+#[test]
+fn a_write_past_the_end_is_reported() {
+    let machine = small();
+    let mm = machine.mm();
+    let (cache, object) = watched(&machine);
+    write(object, 49, 1);
+    mm.kmem_cache_free(cache, object);
+    let log = machine.log_text();
+    let line = "slab error in verify_redzone_free(): cache `watched': memory outside object was overwritten\n";
+    assert!(log.starts_with(line), "{log}");
+    mm.kmem_cache_destroy(cache);
+    assert_sound(mm);
+}
+
+#[test]
+fn a_use_after_free_is_reported() {
+    let machine = small();
+    let mm = machine.mm();
+    let (cache, object) = watched(&machine);
+    mm.kmem_cache_free(cache, object);
+    write(object, 3, 0x41);
+    assert_eq!(mm.kmem_cache_alloc(cache, Gfp::KERNEL), Some(object));
+    let log = machine.log_text();
+    assert!(log.starts_with("Slab corruption (Not tainted): watched start="), "{log}");
+    assert!(log.contains("Redzone: 0x9f911029d74e35b/0x9f911029d74e35b\nLast user: ("), "{log}");
+    assert!(log.contains("000: 41 41 41 6b 6b 6b 6b 6b 6b 6b 6b 6b 6b 6b 6b 6b  AAAkkkkkkkkkkkkk\n"), "{log}");
+    mm.kmem_cache_free(cache, object);
+    mm.kmem_cache_destroy(cache);
     assert_sound(mm);
 }
