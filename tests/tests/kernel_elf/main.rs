@@ -4,7 +4,10 @@
 
 mod checker;
 
+use std::collections::BTreeSet;
+
 use checker::{Finding, check};
+use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
 use object::{Object, ObjectSection, ObjectSymbol, SectionFlags, SymbolKind, elf};
 use pagevisor_tests::command::kernel_elf;
 
@@ -33,6 +36,32 @@ fn functions(file: &object::File<'_>) -> Vec<(String, u64, Vec<u8>)> {
         }
     }
     functions
+}
+
+/// An operation on a per-CPU variable is one instruction with the GS segment; without the lock prefix, as only the CPU
+/// itself writes there.
+#[test]
+fn operations_on_per_cpu_variables_are_one_instruction() {
+    let path = kernel_elf();
+    let data = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let file = object::File::parse(&*data).expect("an ELF");
+    let mut found = BTreeSet::new();
+    for (_, address, code) in functions(&file) {
+        for instruction in &mut Decoder::with_ip(64, &code, address, DecoderOptions::NONE) {
+            if instruction.segment_prefix() == Register::GS && instruction.mnemonic() != Mnemonic::Nop {
+                assert!(!instruction.has_lock_prefix(), "{:#x}: {instruction}", instruction.ip());
+                if instruction.op0_kind() == OpKind::Memory {
+                    found.insert((instruction.mnemonic(), instruction.memory_size().size()));
+                }
+            }
+        }
+    }
+    use Mnemonic::{Add, And, Cmpxchg, Dec, Inc, Mov, Or, Sub, Xadd, Xchg};
+    for mnemonic in [Add, And, Cmpxchg, Dec, Inc, Mov, Or, Sub, Xadd, Xchg] {
+        for size in [4, 8] {
+            assert!(found.contains(&(mnemonic, size)), "{mnemonic:?} of {size} bytes");
+        }
+    }
 }
 
 #[test]
