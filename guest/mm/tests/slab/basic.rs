@@ -1,6 +1,7 @@
 //! What everybody relies on.
 
 use std::collections::HashSet;
+use std::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_mm::slab::{KMALLOC_MAX_CACHE_SIZE, KMALLOC_MAX_SIZE, ZERO_SIZE_PTR};
 use pagevisor_shared::gfp::Gfp;
@@ -62,4 +63,26 @@ fn kmalloc_gives_what_was_asked_for() {
     assert_eq!(free_pages(mm), start);
     assert_sound(mm);
     assert_eq!(machine.log_text(), "");
+}
+
+/// Slabs of kmalloc's classes are all objects, as those of Linux's slab.params are.
+#[test]
+fn classes_waste_nothing() {
+    let machine = small();
+    let mm = machine.mm();
+    for (size, name) in
+        [(8, "kmalloc-8"), (32, "kmalloc-32"), (96, "kmalloc-96"), (192, "kmalloc-192"), (256, "kmalloc-256")]
+            .into_iter()
+            .chain([
+                (1024, "kmalloc-1k"),
+                (4096, "kmalloc-4k"),
+                (8192, "kmalloc-8k"),
+                (64, "dma-kmalloc-64"),
+                (16, "kmalloc-rcl-16"),
+            ])
+    {
+        let record = mm.kmem_cache_record(mm.kmem_cache_find(name).expect("a cache of kmalloc"));
+        let bytes = 4096 << record.gfporder.load(Relaxed);
+        assert_eq!((record.size.load(Relaxed), record.num.load(Relaxed)), (size, bytes / size), "{name}");
+    }
 }
