@@ -278,6 +278,8 @@ fn settings_move_watermarks_and_reserves() {
         let zone = |kind| state.zone(node(0), kind).ok_or("a zone");
         let above = zone(ZoneType::Dma32)?.managed + zone(ZoneType::Normal)?.managed;
         assert_eq!(zone(ZoneType::Dma)?.lowmem_reserve[ZoneType::Normal as usize], above / 32);
+        guest.set(Setting::DropCaches, 0, 3)?;
+        assert_eq!(guest.set(Setting::DropCaches, 0, 0).unwrap_err().op(), Some(OpError::Invalid));
         assert_eq!(guest.set(Setting::WatermarkScaleFactor, 0, 0).unwrap_err().op(), Some(OpError::Invalid));
         Ok(())
     });

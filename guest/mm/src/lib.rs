@@ -27,6 +27,8 @@
 //!
 //! # Locks, by rank
 //!
+//! Outside of all: the list of shrinkers, read while they work; and those of [`slab`], which says more of them.
+//!
 //! 1. a pageset ([`PcpState`](pagevisor_shared::region::zone::PcpState)): taken by `try` on the hot paths,
 //!    so an interrupt that finds it held goes to the zone instead;
 //! 2. per-CPU memory ([`PcpuRoot::lock`](pagevisor_shared::percpu::PcpuRoot::lock)): taken with interrupts off;

@@ -19,6 +19,20 @@ pub trait Source<P: Platform> {
     fn free(&self, mm: &Mm<P>, element: Self::Element);
 }
 
+impl<P: Platform, S: Source<P>> Source<P> for &S {
+    type Element = S::Element;
+
+    #[inline]
+    fn alloc(&self, mm: &Mm<P>, gfp: Gfp) -> Option<S::Element> {
+        (**self).alloc(mm, gfp)
+    }
+
+    #[inline]
+    fn free(&self, mm: &Mm<P>, element: S::Element) {
+        (**self).free(mm, element);
+    }
+}
+
 /// Objects of a slab cache (`mempool_alloc_slab`).
 #[derive(Clone, Copy, Debug)]
 pub struct SlabSource(pub Cache);

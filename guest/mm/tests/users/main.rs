@@ -1,5 +1,6 @@
 //! What is built on slabs and pages: owned values, pools, shrinkers, parts of pages.
 
+mod failure;
 mod mempool;
 mod owned;
 mod pages;
