@@ -1,6 +1,6 @@
 //! Messages: what is written is what is read, and nothing that is read harms the reader.
 
-use pagevisor_shared::command::workload::{Kind, Mark, Params, Phase, Report, TraceRecord};
+use pagevisor_shared::command::workload::{Kind, MAX_IDS, Mark, Params, Part, Phase, Report, TraceRecord};
 use pagevisor_shared::command::{
     BUFFER_BYTES, CommandHeader, Fault, Isolate, MAX_OPS, Op, OpCode, OpError, OpResult, Placement, RawOp, ReplyHeader,
     Setting, Status,
@@ -8,7 +8,7 @@ use pagevisor_shared::command::{
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::region::event::{EVENT_SLOTS, EVENT_WORDS, Event, EventKind, EventRead, EventRing};
-use pagevisor_shared::units::{CpuMask, MAX_ORDER, NodeId, NodeMask, Order, Pfn};
+use pagevisor_shared::units::{CpuId, CpuMask, MAX_ORDER, NodeId, NodeMask, Order, Pfn};
 use proptest::prelude::*;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -212,7 +212,8 @@ proptest! {
         let params = Params {
             seed: raw[0], ops: raw[1], cpus: CpuMask(raw[2]), placement: Placement::Bind(NodeMask(raw[3] | 1)),
             order: order(small[0] % 11), nth: small[1], fill: small[2], hold: small[3], touch: small[4], mix,
-            keep: small[0] & 1 != 0, records: small[1], ..Params::new(Kind::ALL[kind])
+            keep: small[0] & 1 != 0, records: small[1], ids: small[2],
+            part: Part::ALL[small[3] as usize % 4], ..Params::new(Kind::ALL[kind])
         };
         prop_assert_eq!(Params::decode(&params.encode()), Ok(params));
         let mark = Mark::new(&params, Phase::ALL[raw[0] as usize % 6], raw[1] & 1 != 0, small[0] as u8);
@@ -231,6 +232,20 @@ proptest! {
     fn any_trace_record_decodes_or_is_refused(word in any::<u64>()) {
         if let Ok(record) = TraceRecord::decode(word) {
             prop_assert_eq!(TraceRecord::decode(record.encode()), Ok(record));
+        }
+    }
+
+    #[test]
+    fn trace_records_come_back(cpu in 0..64usize, id in 0..MAX_IDS, raw in 0u32..11, bits in 0u32..1 << 23) {
+        let (at, peer) = (CpuId::new(cpu).unwrap(), CpuId::new(63 - cpu).unwrap());
+        let gfp = Gfp::from_bits(bits).unwrap();
+        for record in [
+            TraceRecord::Alloc { cpu: at, id, order: order(raw), gfp },
+            TraceRecord::Free { cpu: at, id },
+            TraceRecord::Wait { cpu: at, peer, record: id },
+        ] {
+            prop_assert_eq!(TraceRecord::decode(record.encode()), Ok(record));
+            prop_assert_eq!(TraceRecord::cpu_of(record.encode()), cpu);
         }
     }
 

@@ -109,7 +109,8 @@ impl Bench {
     #[track_caller]
     pub fn new(workload: &str) -> Self {
         let guest = Guest::keep("timed", &["--node", "mem=128M,cpus=1"]);
-        let words = workload.parse::<Workload>().expect("a workload").encode().expect("a workload");
+        let messages = workload.parse::<Workload>().expect("a workload").encode().expect("a workload");
+        let [words] = messages.payloads() else { panic!("{workload} is several messages") };
         let payload = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let driver = Client::of(&guest);
         let bench = Self { guest, driver, payload };

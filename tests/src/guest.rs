@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::time::Duration;
 
 use pagevisor::guest::{Builder, Guest};
 use pagevisor::machine::Machine;
@@ -10,6 +11,10 @@ use pagevisor_shared::region::event::EventKind;
 
 /// What a test gives: `?` takes every error.
 pub type Outcome = Result<(), Box<dyn Error>>;
+
+/// How long a guest may take over a command. Where ring 0 is emulated and the machine busy, thousands of allocations
+/// take ten seconds.
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Events that each guest records, for what a test that fails prints. Those that are rare: none of them is looked for
 /// where an allocation is fast, and so no test is slower, or different, for it. A test that wants others has them with
@@ -41,7 +46,7 @@ pub fn guest(topology: &str, test: impl FnOnce(&Guest) -> Outcome) {
 /// As there.
 pub fn guest_appended(topology: &str, append: &str, test: impl FnOnce(&Guest) -> Outcome) {
     let machine = Topology::from_toml(topology, "topology").unwrap_or_else(|error| panic!("{error}"));
-    guest_with(Machine::builder().append(append), &machine, test);
+    guest_with(Machine::builder().append(append).command_timeout(COMMAND_TIMEOUT), &machine, test);
 }
 
 /// As [`guest()`], of a machine that has been described further.

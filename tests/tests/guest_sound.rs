@@ -7,7 +7,7 @@ use pagevisor::guest::Guest;
 use pagevisor::machine::Machine;
 use pagevisor::topology::Topology;
 use pagevisor::workload::Workload;
-use pagevisor_tests::guest::{Outcome, guest_with, sound};
+use pagevisor_tests::guest::{COMMAND_TIMEOUT, Outcome, guest_with, sound};
 
 /// Runs a workload and verifies what it leaves.
 fn run(guest: &Guest, workload: &str) -> Outcome {
@@ -20,7 +20,7 @@ fn run(guest: &Guest, workload: &str) -> Outcome {
 fn ten_thousand(file: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../vmm/topologies").join(file);
     let topology = Topology::from_toml_file(path).unwrap_or_else(|error| panic!("{error}"));
-    guest_with(Machine::builder(), &topology, |guest| {
+    guest_with(Machine::builder().command_timeout(COMMAND_TIMEOUT), &topology, |guest| {
         run(guest, "random:ops=2500,seed=1")?;
         run(guest, "random:ops=2500,seed=2,mix=0:8+1:4+2:2+3:1+5:1+8:1+9:1+10:1,hold=40")?;
         run(guest, "random:ops=2500,seed=3,gfp=KERNEL|MOVABLE,keep=yes")?;

@@ -71,6 +71,10 @@ codes! {
         NoRoom = 9, "the reply has no room for the result";
         /// This machine was not booted for it.
         Unavailable = 10, "this machine was not booted with what it needs";
+        /// A record of a trace cannot be replayed; the value is its number in the message, `aux` the error in it.
+        BadRecord = 11, "a record of the trace cannot be replayed";
+        /// The CPU is not there, or does not take part.
+        NoSuchCpu = 12, "the CPU is not there or does not take part";
     }
 }
 

@@ -27,6 +27,7 @@ mod error;
 mod message;
 mod op;
 mod raw;
+pub mod trace;
 pub mod workload;
 
 pub use args::{Fault, Isolate, Placement, Setting};

@@ -225,7 +225,7 @@ pub enum Op {
         /// Bytes of parameters and what they carry.
         len: u32,
     },
-    /// Frees the pages that workloads have kept.
+    /// Frees the pages that workloads have kept, and ends a replay whose last message has not come.
     ReleaseWorkload,
     /// Switches on exactly these events: bits by [`crate::region::event::EventKind`].
     SetEvents {

@@ -11,6 +11,8 @@ use crate::region::event::{Event, EventKind};
 use crate::units::{CpuMask, MAX_ORDER, Order};
 use crate::zone::MAX_NR_ZONES;
 
+pub use super::trace::{MAX_IDS, Part, TraceRecord};
+
 /// The workloads.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
@@ -30,7 +32,7 @@ pub enum Kind {
     NodeExhaust = 5,
     /// Two CPUs alternate between filling and emptying their pagesets.
     PcpPingPong = 6,
-    /// Replays the records of an allocation trace.
+    /// Replays the records of an allocation trace, each on the CPU that it names.
     Replay = 7,
     /// Reads and writes `ops` random words of `fill` percent of free memory, allocated as placement says: nothing
     /// but accesses, for comparing placements.
@@ -81,7 +83,8 @@ pub struct Params {
     pub seed: u64,
     /// Steps; what a step is, the workload says.
     pub ops: u64,
-    /// CPUs that take part; empty for the executing one (or as many as the workload needs, from there on).
+    /// CPUs that take part; empty for the executing one (or as many as the workload needs, from there on). Records of
+    /// a trace are for these only.
     pub cpus: CpuMask,
     /// Flags of its allocations.
     pub gfp: Gfp,
@@ -104,6 +107,10 @@ pub struct Params {
     pub keep: bool,
     /// [`Kind::Replay`]: records that follow, [`TraceRecord::WORDS`] words each.
     pub records: u32,
+    /// [`Kind::Replay`]: which part of the trace these are.
+    pub part: Part,
+    /// [`Kind::Replay`], where a trace begins: ids of its blocks are below this, which is at most [`MAX_IDS`].
+    pub ids: u32,
 }
 
 impl Params {
@@ -127,6 +134,8 @@ impl Params {
             touch: 0,
             keep: false,
             records: 0,
+            part: Part::Whole,
+            ids: 0,
         }
     }
 
@@ -145,6 +154,7 @@ impl Params {
         for (order, weight) in self.mix.iter().enumerate() {
             words[8 + order / 4] |= (*weight as u64) << (order % 4 * 16);
         }
+        words[11] = self.ids as u64 | (self.part as u64) << 32;
         words
     }
 
@@ -173,6 +183,8 @@ impl Params {
             touch: words[7] as u32,
             keep: byte(24) != 0,
             records: (words[7] >> 32) as u32,
+            part: *Part::ALL.get((words[11] >> 32 & 0xff) as usize).ok_or(OpError::Invalid)?,
+            ids: words[11] as u32,
         })
     }
 }
@@ -254,56 +266,6 @@ impl Mark {
             ops: event.args[1],
             seed: event.args[2],
         })
-    }
-}
-
-/// A step of a recorded trace.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum TraceRecord {
-    /// Allocate a block and call it `id`.
-    Alloc {
-        /// The block's name in the trace, below 65536.
-        id: u16,
-        /// Size.
-        order: Order,
-        /// Flags.
-        gfp: Gfp,
-    },
-    /// Free the block `id`.
-    Free {
-        /// The block's name in the trace.
-        id: u16,
-    },
-}
-
-impl TraceRecord {
-    /// 64-bit words of a record.
-    pub const WORDS: usize = 1;
-
-    /// As a word.
-    pub const fn encode(self) -> u64 {
-        match self {
-            Self::Alloc { id, order, gfp } => {
-                1 | (order.raw() as u64) << 8 | (id as u64) << 16 | (gfp.bits() as u64) << 32
-            }
-            Self::Free { id } => 2 | (id as u64) << 16,
-        }
-    }
-
-    /// From a word.
-    ///
-    /// # Errors
-    /// [`OpError::Invalid`] for numbers that mean nothing.
-    pub fn decode(word: u64) -> Result<Self, OpError> {
-        let id = (word >> 16) as u16;
-        match word & 0xff {
-            1 => {
-                let order = Order::new((word >> 8 & 0xff) as u32).map_err(|_| OpError::Invalid)?;
-                Ok(Self::Alloc { id, order, gfp: Gfp::from_bits((word >> 32) as u32).ok_or(OpError::Invalid)? })
-            }
-            2 => Ok(Self::Free { id }),
-            _ => Err(OpError::Invalid),
-        }
     }
 }
 

@@ -172,7 +172,11 @@ impl<'a> Session<'a> {
                 Ok(report) => reports.push((work.name().to_owned(), report)),
                 Err(ErrorKind::Stopped | ErrorKind::TimedOut { .. } | ErrorKind::Ended(_)) => break,
                 Err(error) => {
-                    let error = format!("workload {}: {error}", work.name());
+                    let error = match error {
+                        // It says so itself.
+                        ErrorKind::Workload { .. } => error.to_string(),
+                        error => format!("workload {}: {error}", work.name()),
+                    };
                     outcome = Err(Failure::new(exit_status::FAILURE, error));
                     break;
                 }

@@ -211,7 +211,7 @@ fn key(
         kernel.to_owned(),
         topology.to_toml(),
         // With the contents of a trace, whatever its file is called.
-        format!("{}{:?}", workload.name, workload.encode().unwrap_or_default()),
+        format!("{}{:?}", workload.name, workload.encode().map_or(Vec::new(), |messages| messages.payloads().to_vec())),
         settings.join("\n"),
         seed.to_string(),
     ];

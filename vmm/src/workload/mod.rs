@@ -4,6 +4,7 @@
 //! reports.
 
 mod params;
+mod replay;
 mod report;
 mod trace;
 
@@ -14,6 +15,7 @@ use std::str::FromStr;
 use pagevisor_shared::command::workload::Kind;
 use serde::{Deserialize, Serialize};
 
+pub use replay::Messages;
 pub use report::{BadReport, WorkloadReport};
 pub use trace::{Action, BadTrace, Trace, TraceRecord};
 

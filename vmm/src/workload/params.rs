@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `seed` | number | where its random numbers start |
 //! | `ops` | number | steps |
-//! | `cpus` | `0-3+6` | CPUs that take part |
+//! | `cpus` | `0-3+6` | CPUs that take part; in a `replay` those that stand in for the trace's, in turn |
 //! | `gfp` | `KERNEL\|DMA32` | flags of its allocations |
 //! | `order` | 0 to 10 | size of its blocks |
 //! | `mix` | `0:90+3:9+9:1` | how often it takes which order |
@@ -14,22 +14,19 @@
 //! | `hold` | number | most blocks held at a time; a `fragment` that says neither this nor `fill` takes 16384 |
 //! | `touch` | 0 to 64 | cache lines written and read in each page |
 //! | `keep` | `yes`, `no` | whether pages stay allocated at the end; those of a `fragment` do |
-//! | `file` | path | trace to replay |
+//! | `file` | path | trace to replay: the text of `trace_pipe` or `pagevisor events` |
 
 use std::path::Path;
 
 use pagevisor_shared::MAX_NUMNODES;
-use pagevisor_shared::command::workload::{Kind, Params, TraceRecord};
-use pagevisor_shared::command::{BUFFER_BYTES, CommandHeader, Placement, RawOp};
+use pagevisor_shared::command::Placement;
+use pagevisor_shared::command::workload::{Kind, Params};
 use pagevisor_shared::units::{CpuMask, MAX_ORDER, NodeId, NodeMask, Order};
 
-use super::trace::{Action, Trace};
-use super::{Value, Workload};
+use super::{Messages, Value, Workload};
 
 /// The keys, as an error names them.
 const KEYS: &str = "seed, ops, cpus, gfp, order, mix, placement, nth, fill, hold, touch, keep, file";
-/// Most records of a trace: all of them go into one message, behind head, operation and parameters.
-const MAX_RECORDS: usize = (BUFFER_BYTES - CommandHeader::BYTES - RawOp::BYTES) / 8 - Params::WORDS;
 /// Pages that a `fragment` fills which does not say how much: 64 MiB.
 const FRAGMENT_PAGES: u32 = 16384;
 /// Cache lines in a page.
@@ -41,15 +38,13 @@ impl Workload {
     ///
     /// # Errors
     /// In one line, with the key.
-    pub fn encode(&self) -> Result<Vec<u64>, String> {
-        let mut params = self.decode()?;
-        let mut records = Vec::new();
-        if params.kind == Kind::Replay {
-            let path = self.params.get("file").ok_or("file: a replay needs one")?.to_string();
-            records = replay(Path::new(&path)).map_err(|reason| format!("file: {path}: {reason}"))?;
-            params.records = u32::try_from(records.len()).unwrap_or(u32::MAX);
+    pub fn encode(&self) -> Result<Messages, String> {
+        let params = self.decode()?;
+        if params.kind != Kind::Replay {
+            return Ok(Messages::of(&params));
         }
-        Ok(params.encode().into_iter().chain(records.iter().map(|record| record.encode())).collect())
+        let path = self.params.get("file").ok_or("file: a replay needs one")?.to_string();
+        Messages::of_trace(&params, Path::new(&path)).map_err(|reason| format!("file: {path}: {reason}"))
     }
 
     /// The parameters, those that are not said with their defaults.
@@ -171,26 +166,11 @@ fn set_of(text: &str, limit: usize) -> Result<u64, String> {
     Ok(bits)
 }
 
-/// The records of the trace in a file.
-fn replay(path: &Path) -> Result<Vec<TraceRecord>, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
-    let trace = Trace::parse(&text).map_err(|error| error.to_string())?;
-    if trace.records.len() > MAX_RECORDS {
-        return Err(format!("{} events are more than the {MAX_RECORDS} possible", trace.records.len()));
-    }
-    let id = |slot: u32| u16::try_from(slot).map_err(|_| "too many blocks are held at a time".to_owned());
-    let record = |record: &super::trace::TraceRecord| {
-        Ok(match record.action {
-            Action::Alloc { slot, order, gfp } => TraceRecord::Alloc { id: id(slot)?, order, gfp },
-            Action::Free { slot } => TraceRecord::Free { id: id(slot)? },
-        })
-    };
-    trace.records.iter().map(record).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use pagevisor_shared::command::workload::TraceRecord;
     use pagevisor_shared::gfp::Gfp;
+    use pagevisor_shared::units::CpuId;
 
     use super::*;
 
@@ -221,7 +201,8 @@ mod tests {
             ..Params::new(Kind::Fragment)
         };
         assert_eq!(params, expected);
-        let words = text.parse::<Workload>().unwrap().encode().unwrap();
+        let messages = text.parse::<Workload>().unwrap().encode().unwrap();
+        let [words] = messages.payloads() else { panic!("{messages:?}") };
         assert_eq!(Params::decode(words[..].try_into().unwrap()), Ok(expected));
         for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Fragment) {
             assert_eq!(decoded(kind.name()), Ok(Params::new(kind)));
@@ -270,13 +251,14 @@ mod tests {
         let free = " x-1 [002] d..1. 1.5: mm_page_free: page=0 pfn=0x10 order=3\n";
         std::fs::write(&path, [event, free].concat()).unwrap();
         let workload: Workload = format!("replay:file={}", path.display()).parse().unwrap();
-        let words = workload.encode().unwrap();
-        let (params, records) = words.split_at(Params::WORDS);
+        let messages = workload.encode().unwrap();
+        let (params, records) = messages.payloads()[0].split_at(Params::WORDS);
         assert_eq!(Params::decode(params.try_into().unwrap()).unwrap().records, 2);
-        let order = Order::new(3).unwrap();
-        let expected = [TraceRecord::Alloc { id: 0, order, gfp: Gfp::KERNEL }, TraceRecord::Free { id: 0 }];
+        let (order, cpu) = (Order::new(3).unwrap(), CpuId::new(2).unwrap());
+        let expected = [TraceRecord::Alloc { cpu, id: 0, order, gfp: Gfp::KERNEL }, TraceRecord::Free { cpu, id: 0 }];
         assert_eq!(records.iter().map(|&word| TraceRecord::decode(word).unwrap()).collect::<Vec<_>>(), expected);
-        std::fs::write(&path, event.repeat(MAX_RECORDS / 2 + 1)).unwrap();
-        assert!(workload.encode().unwrap_err().contains("events are more than the 81"));
+        std::fs::write(&path, event.replace("order=3", "order=11")).unwrap();
+        let reason = "line 1: \"11\" is not an order: that is 0 to 10";
+        assert_eq!(workload.encode().unwrap_err(), format!("file: {}: {reason}", path.display()));
     }
 }

@@ -79,6 +79,27 @@ pub struct BadReport {
 }
 
 impl WorkloadReport {
+    /// Adds what the next part of the workload has done, on the same machine.
+    pub fn add(&mut self, next: &Self) {
+        let fields: [(&mut u64, u64); 9] = [
+            (&mut self.allocs, next.allocs),
+            (&mut self.failed, next.failed),
+            (&mut self.freed, next.freed),
+            (&mut self.kept, next.kept),
+            (&mut self.node_fallback, next.node_fallback),
+            (&mut self.zone_fallback, next.zone_fallback),
+            (&mut self.tries, next.tries),
+            (&mut self.hits, next.hits),
+            (&mut self.ticks, next.ticks),
+        ];
+        let placement = self.placement.iter_mut().flatten().zip(next.placement.iter().flatten().copied());
+        let accesses = self.accesses.iter_mut().flatten().zip(next.accesses.iter().flatten().copied());
+        // The guest may say anything.
+        fields.into_iter().chain(placement).chain(accesses).for_each(|(sum, more)| *sum = sum.saturating_add(more));
+        let least = self.min_free.iter_mut().flatten().zip(next.min_free.iter().flatten());
+        least.for_each(|(least, next)| *least = (*least).min(*next));
+    }
+
     /// From the words of a reply of a machine of `nodes` nodes.
     ///
     /// # Errors
@@ -124,6 +145,17 @@ mod tests {
         assert_eq!(report.placement, [[116, 117, 118, 119, 120], [121, 122, 123, 124, 125]]);
         assert_eq!(report.accesses, [[126, 127], [128, 129]]);
         assert_eq!(report.min_free, [[130, 131, 132, 133, 134], [135, 136, 137, 138, 139]]);
+    }
+
+    #[test]
+    fn parts_of_a_workload_add_up() {
+        let words: Vec<u64> = (0..Report::words(1) as u64).map(|word| if word == 9 { 1 } else { 100 + word }).collect();
+        let first = WorkloadReport::from_words(&words, 1).unwrap();
+        let mut sum = first.clone();
+        sum.add(&WorkloadReport { min_free: vec![[200, 0, 200, 200, 200]], ticks: u64::MAX, ..first.clone() });
+        assert_eq!((sum.allocs, sum.hits, sum.ticks), (200, 214, u64::MAX));
+        assert_eq!((&sum.placement[0], &sum.accesses[0]), (&[232, 234, 236, 238, 240], &vec![242]));
+        assert_eq!(sum.min_free[0], [122, 0, 124, 125, 126]);
     }
 
     #[test]

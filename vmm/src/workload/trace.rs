@@ -7,15 +7,21 @@
 //! ```
 //!
 //! What counts is the order of the events, the CPU, the order of the block, and the flags. Frames only tell which
-//! allocation a free belongs to: the machine that repeats them gives frames of its own.
+//! allocation a free belongs to: the machine that repeats them gives frames of its own. The order is kept on each CPU,
+//! and wherever two events are about the same block: [`pagevisor_shared::command::trace`] says more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{BufRead, Read};
 
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::units::{MAX_ORDER, Order};
 
-/// Most events of a trace.
-const MAX_RECORDS: usize = 1 << 20;
+/// Slots that are free before one is used again. Who uses a slot waits for the one who has freed it; what was freed
+/// this long ago has been freed by all means.
+const SPARE: usize = 1024;
+/// Most bytes of a line, and lines of a trace.
+const MAX_LINE: u64 = 1 << 16;
+const MAX_LINES: u32 = u32::MAX - 1;
 
 /// Something to be done again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,9 +30,11 @@ pub struct TraceRecord {
     pub cpu: u32,
     /// What it did.
     pub action: Action,
+    /// The line that says so, from 1.
+    pub line: u32,
 }
 
-/// What was done. Slots stand for allocations; one that was freed is used again.
+/// What was done. Slots stand for allocations; one that was freed is used again after a while.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Action {
     /// A block was allocated.
@@ -61,7 +69,7 @@ pub struct Trace {
 #[error("line {line}: {reason}")]
 pub struct BadTrace {
     /// The line, from 1; 0 for the text as a whole.
-    pub line: usize,
+    pub line: u32,
     /// What is wrong with it.
     pub reason: String,
 }
@@ -78,24 +86,35 @@ struct Block {
 #[derive(Default)]
 struct Reader {
     trace: Trace,
+    /// Lines so far.
+    lines: u32,
     /// By first frame.
     blocks: BTreeMap<u64, Block>,
-    free_slots: Vec<u32>,
+    /// In the order in which they were freed.
+    free_slots: VecDeque<u32>,
 }
 
 impl Trace {
-    /// Reads the text of a trace. Lines of other events, and comments, are passed over.
+    /// Reads the text of a trace, of any length. Lines of other events, and comments, are passed over.
     ///
     /// # Errors
-    /// When an event lacks something, or there is none.
-    pub fn parse(text: &str) -> Result<Self, BadTrace> {
-        let mut reader = Reader::default();
-        for (line, number) in text.lines().zip(1..) {
-            reader.line(line).map_err(|reason| BadTrace { line: number, reason })?;
-            if reader.trace.records.len() > MAX_RECORDS {
-                let reason = format!("more than {MAX_RECORDS} events");
-                return Err(BadTrace { line: number, reason });
+    /// When an event lacks something, there is none, or the text cannot be read.
+    pub fn read(mut text: impl BufRead) -> Result<Self, BadTrace> {
+        let (mut reader, mut line) = (Reader::default(), Vec::new());
+        loop {
+            line.clear();
+            let bad = |line, reason: String| BadTrace { line, reason };
+            let number = reader.lines + 1;
+            let len = text.by_ref().take(MAX_LINE).read_until(b'\n', &mut line);
+            let len = len.map_err(|error| bad(number, error.to_string()))?;
+            if len == 0 {
+                break;
             }
+            if len as u64 == MAX_LINE || number > MAX_LINES {
+                return Err(bad(number, "the text is no trace: it is too long".to_owned()));
+            }
+            reader.lines = number;
+            reader.line(&String::from_utf8_lossy(&line)).map_err(|reason| bad(number, reason))?;
         }
         match reader.trace.records.is_empty() {
             true => Err(BadTrace { line: 0, reason: "there is no mm_page_alloc in it".to_owned() }),
@@ -122,7 +141,7 @@ impl Reader {
     }
 
     fn push(&mut self, cpu: u32, action: Action) {
-        self.trace.records.push(TraceRecord { cpu, action });
+        self.trace.records.push(TraceRecord { cpu, action, line: self.lines });
     }
 
     /// Frame 0 stands for an allocation that failed. It is tried again, and keeps what it may get this time.
@@ -134,7 +153,8 @@ impl Reader {
         {
             self.release(cpu, first);
         }
-        let slot = self.free_slots.pop().unwrap_or_else(|| {
+        let oldest = if self.free_slots.len() > SPARE { self.free_slots.pop_front() } else { None };
+        let slot = oldest.unwrap_or_else(|| {
             self.trace.slots += 1;
             self.trace.slots - 1
         });
@@ -158,7 +178,7 @@ impl Reader {
 
     fn release(&mut self, cpu: u32, first: u64) {
         if let Some(Block { slot, .. }) = self.blocks.remove(&first) {
-            self.free_slots.push(slot);
+            self.free_slots.push_back(slot);
             self.push(cpu, Action::Free { slot });
         }
     }
@@ -208,7 +228,7 @@ mod tests {
 
     /// `+SLOT/ORDER` and `-SLOT` for each record, with its CPU.
     fn actions(text: &str) -> Vec<String> {
-        let trace = Trace::parse(text).unwrap_or_else(|error| panic!("{error}"));
+        let trace = Trace::read(text.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
         let action = |record: &TraceRecord| match record.action {
             Action::Alloc { slot, order, .. } => format!("{}+{slot}/{}", record.cpu, order.raw()),
             Action::Free { slot } => format!("{}-{slot}", record.cpu),
@@ -220,9 +240,10 @@ mod tests {
     fn events_become_actions() {
         let other = "# tracer: nop\n x-1 [001] d..1. 1.5: mm_page_free_batched: page=0 pfn=0x10 order=0\nnonsense\n";
         let text = [other.to_owned(), alloc("0x10", 0), alloc("0x800", 3), free("0x10", 0), alloc("32", 1)].concat();
-        assert_eq!(actions(&text), ["2+0/0", "2+1/3", "0-0", "2+0/1"]);
-        let trace = Trace::parse(&text).unwrap();
-        assert_eq!((trace.slots, trace.skipped), (2, 0));
+        assert_eq!(actions(&text), ["2+0/0", "2+1/3", "0-0", "2+2/1"]);
+        let trace = Trace::read(text.as_bytes()).unwrap();
+        assert_eq!((trace.slots, trace.skipped), (3, 0));
+        assert_eq!(trace.records.iter().map(|record| record.line).collect::<Vec<_>>(), [4, 5, 6, 7]);
         let Action::Alloc { gfp, .. } = trace.records[0].action else { panic!("{trace:?}") };
         assert_eq!(gfp, Gfp::KERNEL);
     }
@@ -234,15 +255,25 @@ mod tests {
     }
 
     #[test]
+    fn slots_are_used_again() {
+        let pair = |pfn: usize| [alloc(&pfn.to_string(), 0), free(&pfn.to_string(), 0)].concat();
+        let text: String = (1..5000).map(pair).collect();
+        assert_eq!(Trace::read(text.as_bytes()).unwrap().slots as usize, SPARE + 1);
+        let actions = actions(&text);
+        let second = 2 * (SPARE + 1);
+        assert_eq!(actions[second - 2..second + 2], ["2+1024/0", "0-1024", "2+0/0", "0-0"]);
+    }
+
+    #[test]
     fn what_the_trace_lacks_is_made_up_for() {
         let text = [free("0x99", 0), alloc("0x10", 2), alloc("0x12", 0), alloc("0x0", 9), alloc("0x0", 9)].concat();
-        assert_eq!(actions(&text), ["2+0/2", "2-0", "2+0/0", "2+1/9", "2+2/9"], "a lost free; two that failed");
-        assert_eq!(Trace::parse(&text).unwrap().skipped, 1);
+        assert_eq!(actions(&text), ["2+0/2", "2-0", "2+1/0", "2+2/9", "2+3/9"], "a lost free; two that failed");
+        assert_eq!(Trace::read(text.as_bytes()).unwrap().skipped, 1);
     }
 
     #[test]
     fn mistakes_are_named_with_their_line() {
-        let refused = |text: &str| Trace::parse(text).unwrap_err().to_string();
+        let refused = |text: &str| Trace::read(text.as_bytes()).unwrap_err().to_string();
         assert_eq!(refused(""), "line 0: there is no mm_page_alloc in it");
         assert_eq!(refused(&format!("\n{}", alloc("0x10", 11))), "line 2: \"11\" is not an order: that is 0 to 10");
         assert_eq!(refused(&alloc("zero", 0)), "line 1: \"zero\" is not a frame");
@@ -251,5 +282,7 @@ mod tests {
             "line 1: \"GFP_COLONEL\" is not a set of GFP flags"
         });
         assert_eq!(refused(" x-1 [002] 1.5: mm_page_free: pfn=0x10\n"), "line 1: no order=");
+        let long = "x".repeat(MAX_LINE as usize);
+        assert_eq!(refused(&format!("\n\n{long}")), "line 3: the text is no trace: it is too long");
     }
 }

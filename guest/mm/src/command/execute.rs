@@ -90,7 +90,7 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
             Op::ReserveCma { pages, node } => self.reserve_cma(pages, node),
             Op::CmaAlloc { area, pages, align, handle } => self.cma_alloc(area, pages, align, handle),
             Op::Run { payload, len } => self.run_workload(payload, len),
-            Op::ReleaseWorkload => done(self.state.kept.release(self.mm, self.services)),
+            Op::ReleaseWorkload => done(self.state.left.release(self.mm, self.services)),
             Op::SetEvents { mask } => self.set_events(mask),
             Op::Barrier => {
                 self.services.barrier();
@@ -425,12 +425,13 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
         let params = Params::decode(&words)?;
         let size = Report::words(self.mm.nodes.len());
         let (aux, report) = self.reply.room(size)?;
-        let result = workload::run(self.mm, &self.state.kept, self.services, &params, records, report);
-        if let Err(error) = result {
-            self.reply.shrink(size);
-            return Err(error);
-        }
-        Ok(OpResult { aux, ..OpResult::ok(size as u64) })
+        let result = match workload::run(self.mm, &self.state.left, self.services, &params, records, report) {
+            Ok(None) => return Ok(OpResult { aux, ..OpResult::ok(size as u64) }),
+            Ok(Some(bad)) => Ok(partly(OpError::BadRecord, bad.number, bad.error as u32)),
+            Err(error) => Err(error),
+        };
+        self.reply.shrink(size);
+        result
     }
 }
 

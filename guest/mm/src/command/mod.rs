@@ -17,7 +17,7 @@ use pagevisor_shared::units::CpuMask;
 
 use crate::Mm;
 use crate::platform::Platform;
-use crate::workload::Kept;
+use crate::workload::Left;
 use handles::Handles;
 use reply::Reply;
 
@@ -51,7 +51,7 @@ pub trait Services: Sync {
 #[derive(Debug)]
 pub struct Commands {
     handles: Handles,
-    pub(crate) kept: Kept,
+    left: Left,
     /// Allocations whose nodes took turns.
     turn: AtomicU64,
     /// Held while page blocks are isolated.
@@ -62,7 +62,7 @@ impl Commands {
     /// Nothing is allocated.
     pub const fn new() -> Self {
         let (turn, contig) = (AtomicU64::new(0), AtomicU32::new(0));
-        Self { handles: Handles::new(), kept: Kept::new(), turn, contig }
+        Self { handles: Handles::new(), left: Left::new(), turn, contig }
     }
 }
 

@@ -4,7 +4,7 @@
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use pagevisor_shared::command::workload::{Count, Kind, Phase, TraceRecord};
+use pagevisor_shared::command::workload::{Count, Kind, Phase};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::units::{Order, Pfn};
 
@@ -33,12 +33,12 @@ const FIRST: usize = 8;
 const LEN: usize = 9;
 
 /// A block as a word that is not 0.
-fn word(pfn: Pfn, order: Order) -> u64 {
+pub(super) fn word(pfn: Pfn, order: Order) -> u64 {
     pfn.raw() << 8 | u64::from(order.raw())
 }
 
 /// The block that a word stands for.
-fn block(word: u64) -> (Pfn, Order) {
+pub(super) fn block(word: u64) -> (Pfn, Order) {
     (Pfn::new(word >> 8), Order::new((word & 0xff) as u32).unwrap_or_default())
 }
 
@@ -291,43 +291,6 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
             words[TURN].store(turn + 1, Release);
             turn += lanes;
         }
-    }
-
-    #[inline(never)]
-    fn replay(&mut self) {
-        // A trace has one order; lanes beyond the first would only repeat it.
-        if self.number != 0 {
-            return;
-        }
-        let ids = self.run.records.iter().map(|record| u64::from(record[2]) | u64::from(record[3]) << 8);
-        let ids = ids.max().map_or(0, |last| last + 1);
-        let Ok(table) = SharedPages::of_words(self.run.mm, ids) else { return self.run.add(Count::Failed, 1) };
-        let mut lost = Chain::default();
-        for record in self.run.records {
-            match TraceRecord::decode(u64::from_le_bytes(*record)) {
-                Ok(TraceRecord::Alloc { id, order, gfp }) => {
-                    let slot = table.word(id.into());
-                    if slot.get() != 0 {
-                        lost.push(self.run.mm, block(slot.get()).0);
-                        slot.set(0);
-                    }
-                    if let Some(pfn) = self.alloc(gfp, order) {
-                        slot.set(word(pfn, order));
-                    }
-                }
-                Ok(TraceRecord::Free { id }) => {
-                    let slot = table.word(id.into());
-                    if slot.get() != 0 {
-                        let (pfn, order) = block(slot.get());
-                        slot.set(0);
-                        self.free(pfn, order);
-                    }
-                }
-                Err(_) => {}
-            }
-        }
-        self.finish(lost);
-        self.finish_table(&table, ids);
     }
 
     #[inline(never)]

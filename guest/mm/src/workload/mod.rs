@@ -8,13 +8,14 @@
 mod chain;
 mod kinds;
 mod lane;
+mod replay;
 mod shared;
 
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::command::OpError;
-use pagevisor_shared::command::workload::{Count, Kind, Params, Phase, Report, TraceRecord};
+use pagevisor_shared::command::workload::{Count, Kind, Params, Part, Phase, Report};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::units::{CpuId, CpuMask};
 
@@ -23,9 +24,12 @@ use crate::command::{Placer, Services, may_try};
 use crate::platform::Platform;
 use crate::sync::Plain;
 use lane::Lane;
+use replay::Replay;
 use shared::SharedPages;
 
 pub use chain::Kept;
+pub(crate) use replay::BadRecord;
+pub use replay::Unfinished;
 
 /// Most lines of a page that are touched.
 const MAX_TOUCH: u32 = 64;
@@ -40,8 +44,11 @@ struct Run<'a, P: Platform, S> {
     /// Records of a trace, a word each.
     records: &'a [[u8; 8]],
     report: &'a [AtomicU64],
-    /// CPUs that take part.
+    /// CPUs that take part, and how many they are.
+    cpus: CpuMask,
     lanes: usize,
+    /// The trace that is replayed, if one is.
+    replay: Option<Replay<'a, P>>,
     /// Pages that were free at the start.
     free: u64,
     /// Words that the lanes share.
@@ -60,50 +67,76 @@ impl<P: Platform, S: Services> Run<'_, P, S> {
     }
 }
 
-/// Runs a workload; counts its report in `report`, which has [`Report::words`] words.
+/// What workloads leave behind.
+#[derive(Debug)]
+pub(crate) struct Left {
+    /// Blocks.
+    pub(crate) kept: Kept,
+    /// A trace whose next records are still to come.
+    pub(crate) unfinished: Unfinished,
+}
+
+impl Left {
+    pub(crate) const fn new() -> Self {
+        Self { kept: Kept::new(), unfinished: Unfinished::new() }
+    }
+
+    /// Frees all of it; gives how many blocks there were.
+    pub(crate) fn release<P: Platform, S: Services>(&self, mm: &Mm<P>, services: &S) -> u64 {
+        self.unfinished.release(mm, services) + self.kept.release(mm, services)
+    }
+}
+
+/// Runs a workload; counts its report in `report`, which has [`Report::words`] words. Gives the record that has ended a
+/// replay.
 ///
 /// # Errors
 /// [`OpError::Invalid`] for parameters that mean nothing on this machine, [`OpError::NoMemory`] when there is not even
-/// memory for its own tables.
+/// memory for its own tables; for parts of a trace also [`OpError::Busy`] and [`OpError::Unavailable`].
 pub(crate) fn run<P: Platform, S: Services>(
     mm: &Mm<P>,
-    kept: &Kept,
+    left: &Left,
     services: &S,
     params: &Params,
     records: &[u8],
     report: &[AtomicU64],
-) -> Result<(), OpError> {
-    let nodes = mm.nodes.len();
+) -> Result<Option<BadRecord>, OpError> {
     let records = records.as_chunks().0;
     let records = records.get(..params.records as usize).ok_or(OpError::Invalid)?;
-    if report.len() < Report::words(nodes) || params.touch > MAX_TOUCH {
-        return Err(OpError::Invalid);
-    }
-    for record in records {
-        match TraceRecord::decode(u64::from_le_bytes(*record))? {
-            TraceRecord::Alloc { gfp, .. } if gfp.contains(Gfp::NOFAIL) => return Err(OpError::Invalid),
-            _ => {}
-        }
-    }
-    if params.gfp.contains(Gfp::NOFAIL) {
+    if report.len() < Report::words(mm.nodes.len()) || params.touch > MAX_TOUCH || params.gfp.contains(Gfp::NOFAIL) {
         return Err(OpError::Invalid);
     }
     may_try(mm, params.gfp, params.order, params.placement)?;
+    if params.kind != Kind::Replay || params.part == Part::Whole {
+        return run_lanes(mm, left, services, params, records, report);
+    }
+    left.unfinished.lock(services);
+    let result = run_lanes(mm, left, services, params, records, report);
+    left.unfinished.unlock();
+    result
+}
+
+/// Has the CPUs do their parts.
+fn run_lanes<P: Platform, S: Services>(
+    mm: &Mm<P>,
+    left: &Left,
+    services: &S,
+    params: &Params,
+    records: &[[u8; 8]],
+    report: &[AtomicU64],
+) -> Result<Option<BadRecord>, OpError> {
     let placer = Placer::new(mm, params.placement, 0)?;
     let cpus = cpus(mm, services, params)?;
     prepare(mm, report);
     let lanes = cpus.weight() as usize;
-    let run = Run {
-        mm,
-        kept,
-        services,
-        params,
-        records,
-        report,
-        lanes,
-        free: placer.free_pages(mm, params.gfp),
-        shared: SharedPages::new(mm, shared_order(params.kind, lanes))?,
+    let shared = SharedPages::new(mm, shared_order(params.kind, lanes))?;
+    // Last: what is taken over from an earlier message must not be lost.
+    let replay = match params.kind {
+        Kind::Replay => Some(Replay::new(mm, services, &left.unfinished, params)?),
+        _ => None,
     };
+    let (kept, free) = (&left.kept, placer.free_pages(mm, params.gfp));
+    let run = Run { mm, kept, services, params, records, report, cpus, lanes, replay, free, shared };
     let part = |number| {
         let start = services.ticks();
         // The placement was tried above.
@@ -117,7 +150,7 @@ pub(crate) fn run<P: Platform, S: Services>(
     } else {
         services.run_on(cpus, &part)
     }
-    Ok(())
+    Ok(run.replay.and_then(|replay| replay.end(&left.unfinished)))
 }
 
 /// The CPUs that take part.

@@ -39,6 +39,21 @@ impl<'a, P: Platform> SharedPages<'a, P> {
         Self::new(mm, Some(order.raw()))
     }
 
+    /// The block that [`Self::leave`] gave, which nobody else uses.
+    pub(super) fn left(mm: &'a Mm<P>, block: (Pfn, Order)) -> Self {
+        Self { mm, block: Some(block) }
+    }
+
+    /// Leaves the block to the caller: it is not freed.
+    pub(super) fn leave(&mut self) -> Option<(Pfn, Order)> {
+        self.block.take()
+    }
+
+    /// Whether there is no block.
+    pub(super) fn is_empty(&self) -> bool {
+        self.block.is_none()
+    }
+
     /// The words of page `number`; none where there is no such page.
     pub(super) fn page(&self, number: u64) -> &[AtomicU64] {
         match self.block {

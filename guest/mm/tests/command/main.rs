@@ -3,6 +3,7 @@
 mod misuse;
 mod operations;
 mod random;
+mod replay;
 mod workloads;
 
 use std::sync::atomic::{AtomicU64, Ordering};

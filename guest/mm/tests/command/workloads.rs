@@ -5,17 +5,17 @@ use pagevisor_shared::command::workload::{Count, Kind, Mark, Params, Phase, Repo
 use pagevisor_shared::command::{Op, Placement};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::region::event::{EventKind, EventRead};
-use pagevisor_shared::units::{CpuId, NodeId, NodeMask, Order};
+use pagevisor_shared::units::{CpuId, NodeId, NodeMask, Order, Pfn};
 use pagevisor_shared::vmstat::ZoneStat;
 use pagevisor_shared::zone::MAX_NR_ZONES;
 
 use crate::{Guest, cpus, small, two_nodes};
 
-fn count(report: &[u64], which: Count) -> u64 {
+pub fn count(report: &[u64], which: Count) -> u64 {
     report[which as usize]
 }
 
-fn free_pages(guest: &Guest) -> u64 {
+pub fn free_pages(guest: &Guest) -> u64 {
     let mm = guest.machine.mm();
     mm.drain_all_pages(None);
     mm.populated_zones().map(|(index, _)| mm.zone_page_state_snapshot(index, ZoneStat::NrFreePages)).sum()
@@ -26,29 +26,29 @@ fn placed(report: &[u64], nodes: usize) -> Vec<u64> {
     table.chunks(MAX_NR_ZONES).map(|node| node.iter().sum()).collect()
 }
 
-fn of(kind: Kind) -> Params {
+pub fn of(kind: Kind) -> Params {
     Params { gfp: Gfp::KERNEL | Gfp::NOWARN, ..Params::new(kind) }
 }
 
-fn order(raw: u32) -> Order {
+pub fn order(raw: u32) -> Order {
     Order::new(raw).expect("an order")
 }
 
 #[test]
 fn every_kind_gives_back_what_it_took() {
     let guest = two_nodes();
-    let records = [
-        TraceRecord::Alloc { id: 3, order: order(1), gfp: Gfp::KERNEL }.encode(),
-        TraceRecord::Alloc { id: 3, order: order(0), gfp: Gfp::KERNEL }.encode(),
-        TraceRecord::Alloc { id: 900, order: order(2), gfp: Gfp::KERNEL }.encode(),
-        TraceRecord::Free { id: 900 }.encode(),
-        TraceRecord::Free { id: 77 }.encode(),
-    ];
     let before = free_pages(&guest);
     for kind in Kind::ALL {
         for lanes in [cpus(&[]), cpus(&[0]), cpus(&[1, 2]), cpus(&[0, 1, 3]), cpus(&[0, 1, 2, 3])] {
             let params = Params { ops: 500, cpus: lanes, fill: 20, touch: 1, order: order(1), ..of(kind) };
-            let report = guest.run(&Params { records: records.len() as u32, ..params }, &records);
+            let cpu = lanes.iter().next().unwrap_or_default();
+            let records = [
+                TraceRecord::Alloc { cpu, id: 3, order: order(1), gfp: Gfp::KERNEL }.encode(),
+                TraceRecord::Alloc { cpu, id: 900, order: order(2), gfp: Gfp::KERNEL }.encode(),
+                TraceRecord::Free { cpu, id: 900 }.encode(),
+                TraceRecord::Alloc { cpu, id: 900, order: order(0), gfp: Gfp::KERNEL }.encode(),
+            ];
+            let report = guest.run(&Params { records: records.len() as u32, ids: 901, ..params }, &records);
             let (allocs, freed) = (count(&report, Count::Allocs), count(&report, Count::Freed));
             assert_eq!(allocs, freed, "{kind:?} {lanes}");
             assert!(allocs > 2, "{kind:?} {lanes}: {allocs}");
@@ -57,6 +57,19 @@ fn every_kind_gives_back_what_it_took() {
             guest.assert_sound();
         }
     }
+}
+
+/// All free lists, in order.
+pub fn free_lists(guest: &Guest) -> Vec<Vec<Pfn>> {
+    let mm = guest.machine.mm();
+    let kinds = pagevisor_shared::migrate::MigrateType::ALL;
+    let mut lists = Vec::new();
+    for (zone, _) in mm.populated_zones() {
+        for raw in 0..11 {
+            lists.extend(kinds.iter().map(|kind| free_list(mm, zone, order(raw), *kind)));
+        }
+    }
+    lists
 }
 
 #[test]
@@ -68,15 +81,7 @@ fn the_same_again() {
         let params = Params { ops: 3000, seed: 42, mix, touch: 2, keep: true, ..of(Kind::Random) };
         let mut report = guest.run(&params, &[]);
         report[Count::Ticks as usize] = 0;
-        let mm = guest.machine.mm();
-        let zones: Vec<_> = mm.populated_zones().map(|(zone, _)| zone).collect();
-        let kinds = pagevisor_shared::migrate::MigrateType::ALL;
-        let mut lists = Vec::new();
-        for zone in zones {
-            for raw in 0..11 {
-                lists.extend(kinds.iter().map(|kind| free_list(mm, zone, order(raw), *kind)));
-            }
-        }
+        let lists = free_lists(&guest);
         (report, lists)
     };
     let (first, second) = (run(), run());
@@ -184,10 +189,18 @@ fn the_marks_of_every_kind_are_pairs_around_what_it_does() {
     for kind in Kind::ALL {
         let guest = small();
         guest.machine.mm().set_events(EventKind::WorkloadMark.bit() | EventKind::MmPageAlloc.bit());
-        let records = [TraceRecord::Alloc { id: 3, order: order(0), gfp: Gfp::KERNEL }.encode()];
+        let cpu = CpuId::default();
+        let records = [TraceRecord::Alloc { cpu, id: 3, order: order(0), gfp: Gfp::KERNEL }.encode()];
         let limited = kind != Kind::DmaExhaust && kind != Kind::NodeExhaust;
-        let params =
-            Params { ops: 20, hold: 20, fill: 1, records: 1, order: order(if limited { 0 } else { 9 }), ..of(kind) };
+        let params = Params {
+            ops: 20,
+            hold: 20,
+            fill: 1,
+            records: 1,
+            ids: 4,
+            order: order(if limited { 0 } else { 9 }),
+            ..of(kind)
+        };
         guest.run(&params, &records);
         let marks = marks(&guest, 0);
         let mut open = Vec::new();
