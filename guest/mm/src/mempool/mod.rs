@@ -92,10 +92,18 @@ impl<'a, P: Platform, S: Source<P>> Mempool<'a, P, S> {
 
     /// Allocates an element (`mempool_alloc`): from the source, if that has one without waiting; else from the reserve;
     /// else from the source once more, with all that `gfp` allows. If there is still none and `gfp` allows to wait
-    /// (`__GFP_DIRECT_RECLAIM`), it waits until somebody frees one: then there is always one. Elements from the reserve
-    /// are not cleared, whatever `gfp` says.
-    #[inline]
+    /// (`__GFP_DIRECT_RECLAIM`), it waits until somebody frees one: then there is always one. Elements are not
+    /// cleared: `__GFP_ZERO` is not for pools.
+    #[inline(always)]
     pub fn alloc(&self, gfp: Gfp) -> Option<S::Element> {
+        match self.source.alloc_quickly(self.mm) {
+            Some(element) => Some(element),
+            None => self.alloc_general(gfp),
+        }
+    }
+
+    #[inline(never)]
+    fn alloc_general(&self, gfp: Gfp) -> Option<S::Element> {
         // No emergency reserves, no loops, no complaints: the pool knows what to do.
         let gfp = gfp | Gfp::NOMEMALLOC | Gfp::NORETRY | Gfp::NOWARN;
         let element = self.source.alloc(self.mm, gfp.without(Gfp::DIRECT_RECLAIM | Gfp::IO));
@@ -146,20 +154,20 @@ impl<'a, P: Platform, S: Source<P>> Mempool<'a, P, S> {
 
     /// Frees an element of the pool (`mempool_free`): it goes to the reserve, unless that is full. Never waits, and may
     /// be called from interrupts.
-    #[inline]
+    #[inline(always)]
     pub fn free(&self, element: S::Element) {
         // Acquire: this CPU got the element from one that took it out of the reserve, and must see that it did, or the
         // reserve would seem full, and be short of this one for ever.
-        if self.curr_nr.load(Acquire) < self.min_nr.load(Relaxed) {
-            return self.free_reserve(element);
+        let short = self.curr_nr.load(Acquire) < self.min_nr.load(Relaxed);
+        if short || !self.source.free_quickly(self.mm, element) {
+            self.free_general(element, short);
         }
-        self.source.free(self.mm, element);
     }
 
-    #[cold]
     #[inline(never)]
-    fn free_reserve(&self, element: S::Element) {
-        if let Err(element) = self.put(element) {
+    fn free_general(&self, element: S::Element, short: bool) {
+        let spare = if short { self.put(element) } else { Err(element) };
+        if let Err(element) = spare {
             self.source.free(self.mm, element);
         }
     }

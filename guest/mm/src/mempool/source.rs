@@ -17,6 +17,19 @@ pub trait Source<P: Platform> {
 
     /// Frees an element. Never waits.
     fn free(&self, mm: &Mm<P>, element: Self::Element);
+
+    /// Allocates an element if that takes a few instructions, which are put where the pool is used. If this gives none,
+    /// [`Self::alloc`] is asked.
+    #[inline(always)]
+    fn alloc_quickly(&self, _mm: &Mm<P>) -> Option<Self::Element> {
+        None
+    }
+
+    /// Frees an element if that takes a few instructions; tells whether it did. If not, [`Self::free`] does.
+    #[inline(always)]
+    fn free_quickly(&self, _mm: &Mm<P>, _element: Self::Element) -> bool {
+        false
+    }
 }
 
 impl<P: Platform, S: Source<P>> Source<P> for &S {
@@ -48,6 +61,16 @@ impl<P: Platform> Source<P> for SlabSource {
     #[inline(always)]
     fn free(&self, mm: &Mm<P>, element: VirtAddr) {
         mm.kmem_cache_free(self.0, element);
+    }
+
+    #[inline(always)]
+    fn alloc_quickly(&self, mm: &Mm<P>) -> Option<VirtAddr> {
+        mm.take_object(self.0).map(VirtAddr::new)
+    }
+
+    #[inline(always)]
+    fn free_quickly(&self, mm: &Mm<P>, element: VirtAddr) -> bool {
+        mm.give_object(self.0, element)
     }
 }
 

@@ -41,28 +41,41 @@ impl<P: Platform> Mm<P> {
     /// An object that need not be cleared; 0 for none.
     #[inline(never)]
     fn slab_alloc_plain(&self, cache: Cache, gfp: Gfp) -> u64 {
+        match self.take_object(cache) {
+            Some(object) => object,
+            None => self.slab_alloc_general(cache, gfp),
+        }
+    }
+
+    /// An object from this CPU's array, if there is one and nobody watches.
+    #[inline(always)]
+    pub(crate) fn take_object(&self, cache: Cache) -> Option<u64> {
         let array = cache.array(self.platform.this_cpu());
         if !sync::try_lock(&array.lock) {
-            return self.slab_alloc_general(cache, gfp);
+            return None;
         }
         let Some(left) = array.avail.get().checked_sub(1) else {
             sync::unlock(&array.lock);
-            return self.slab_alloc_general(cache, gfp);
+            return None;
         };
         let object = self.slab_memory().entry(array, left).get();
         array.avail.set(left);
         sync::unlock(&array.lock);
-        object
+        Some(object)
     }
 
     /// Frees an object of `cache` (`kmem_cache_free`).
     #[inline(never)]
     pub fn kmem_cache_free(&self, cache: Cache, addr: VirtAddr) {
-        let word = self.slab_word(addr);
-        let freed = word.is_some_and(|word| self.put_object(cache, word, addr));
-        if !freed {
+        if !self.give_object(cache, addr) {
             self.slab_free_general(cache, addr);
         }
+    }
+
+    /// Frees an object to this CPU's array, if it is right there, there is room and nobody watches; tells whether it did.
+    #[inline(always)]
+    pub(crate) fn give_object(&self, cache: Cache, addr: VirtAddr) -> bool {
+        self.slab_word(addr).is_some_and(|word| self.put_object(cache, word, addr))
     }
 
     /// Frees what [`Self::kmalloc`] or a relative gave (`kfree`). Nothing happens for a null address and
