@@ -27,6 +27,7 @@ const BOUNDS: &[(&str, f64)] = &[
     ("kmem_cache_256_hot", 60.0),
     ("kmem_cache_256_burst1024", 110.0),
     ("kmem_cache_256_bulk64", 15.0),
+    ("mempool_slab256_hot", 80.0),
     ("percpu_8_hot", 400.0),
     ("percpu_512_hot", 1500.0),
 ];
