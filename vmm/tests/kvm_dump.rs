@@ -5,7 +5,10 @@ mod tiny;
 
 use std::time::{Duration, Instant};
 
+use damage::areas::AREAS;
 use damage::mutations::{FREE_LISTS, MAPS, PAGES, ZONES};
+use damage::percpu::PERCPU;
+use damage::slabs::SLABS;
 use damage::{Bench, used_guest};
 use pagevisor::dump::{Dump, write};
 use pagevisor::runtime::{Connection, ControlServer, Endpoint, Guest, Phase, RuntimeDir};
@@ -22,7 +25,7 @@ fn a_dump_shows_the_same_damage_as_the_guest() {
     let directory = tempfile::tempdir().unwrap();
     let core = directory.path().join("damaged.core");
     let told = |report: &Report| report.findings.clone();
-    for (what, rule, damage) in [FREE_LISTS, PAGES, ZONES, MAPS].into_iter().flatten() {
+    for (what, rule, damage) in [FREE_LISTS, PAGES, ZONES, MAPS, SLABS, AREAS, PERCPU].into_iter().flatten() {
         damage(&bench);
         write(&bench.view, paused.registers(), &core).unwrap();
         let live = verify(&bench.view, paused.registers()).unwrap();

@@ -6,7 +6,10 @@ mod tiny;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
+use damage::areas::AREAS;
 use damage::mutations::{FREE_LISTS, MAPS, Mutation, PAGES, ZONES};
+use damage::percpu::PERCPU;
+use damage::slabs::SLABS;
 use damage::{Bench, used_guest};
 use pagevisor::machine::{Deadline, MachineConfig, PauseError};
 use pagevisor::topology::Topology;
@@ -57,6 +60,21 @@ fn damaged_maps_and_memory_tables_are_found() {
 }
 
 #[test]
+fn damaged_slab_caches_are_found() {
+    check_mutations(SLABS);
+}
+
+#[test]
+fn damaged_areas_and_page_tables_are_found() {
+    check_mutations(AREAS);
+}
+
+#[test]
+fn damaged_per_cpu_memory_is_found() {
+    check_mutations(PERCPU);
+}
+
+#[test]
 fn a_foreign_page_table_root_is_found() {
     let machine = used_guest();
     let paused = machine.pause().unwrap();
@@ -71,7 +89,7 @@ fn a_foreign_page_table_root_is_found() {
 
 #[test]
 fn every_rule_has_its_damage() {
-    let all = [FREE_LISTS, PAGES, ZONES, MAPS];
+    let all = [FREE_LISTS, PAGES, ZONES, MAPS, SLABS, AREAS, PERCPU];
     let damaged = |rule: &Rule| all.iter().flat_map(|kinds| kinds.iter()).any(|(_, tells, _)| tells == rule);
     let missing: Vec<_> = Rule::ALL.iter().filter(|rule| !damaged(rule)).collect();
     assert_eq!(missing, [&Rule::PageTableRoot], "this one has a test of its own");

@@ -22,8 +22,10 @@
 //! | `heap-exhausted` | a vector larger than memory: a panic |
 //! | `mem-info` | takes all blocks of order 10, so that an allocation fails with its report; gives them back |
 //! | `scatter` | takes blocks of all orders and mobilities, gives every other one back and keeps the rest |
+//! | `layers` | the same, and then leaves slab caches, vmalloc areas and per-CPU memory partly in use; logs `selftest: layers ok` |
 
 mod heap;
+mod layers;
 mod per_cpu;
 mod vmalloc;
 
@@ -67,6 +69,10 @@ pub fn run(name: &str) {
         "heap-exhausted" => heap::exhaust(),
         "mem-info" => mem_info(),
         "scatter" => scatter(),
+        "layers" => {
+            scatter();
+            layers::run();
+        }
         _ => pr_err!("{OPTION}: no test is named {name}"),
     }
 }

@@ -217,16 +217,12 @@ impl Verifier<'_> {
 
     /// No table lies on a page that somebody else could be given.
     fn check_tables(&mut self) {
-        for frame in &self.tables.frames {
-            if !self.memory.present.contains(*frame) {
-                let evidence = format_args!("a page table lies in what is no memory");
-                self.findings.add(Rule::PageTable, Place::Pfn(*frame), evidence);
-            } else if self.free.contains(*frame) {
-                self.findings.add(
-                    Rule::PageTable,
-                    Place::Pfn(*frame),
-                    format_args!("a page table lies on a free page"),
-                );
+        for table in &self.tables.tables {
+            let place = Place::Pfn(table.frame);
+            if !self.memory.present.contains(table.frame) {
+                self.findings.add(Rule::PageTable, place, format_args!("a page table lies in what is no memory"));
+            } else if self.free.contains(table.frame) {
+                self.findings.add(Rule::PageTable, place, format_args!("a page table lies on a free page"));
             }
         }
     }

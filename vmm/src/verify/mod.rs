@@ -11,6 +11,8 @@
 //! metadata   touched page metadata                  pagesets   per-CPU lists
 //! pages      every page in exactly one state        zones      counters and sizes
 //! settings   watermarks, reserves, pageset sizes    order      fallback order, zonelists
+//! slabs      slab caches, slabs, objects, arrays    areas      vmalloc areas and what they map
+//! percpu     chunks of per-CPU memory               page_tables   tables that were allocated
 //! ```
 //!
 //! The guest must not run meanwhile: its machine is paused ([`crate::machine::Machine::pause`],
@@ -21,16 +23,20 @@
 //! known to be zero, and free blocks that nobody has touched are linked implicitly.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod areas;
 mod free;
 mod maps;
 mod memory;
 mod metadata;
 mod order;
+mod page_tables;
 mod pages;
 mod pagesets;
+mod percpu;
 mod report;
 mod rule;
 mod settings;
+mod slabs;
 mod spans;
 mod tables;
 #[cfg(test)]
@@ -77,6 +83,12 @@ struct Verifier<'v> {
     cached: Vec<Cached>,
     /// Frames of both.
     free: Spans,
+    /// Frames of blocks in use.
+    in_use: Spans,
+    /// Frames of slabs.
+    slab_frames: Spans,
+    /// Pages of addresses in the vmalloc space where per-CPU memory is.
+    percpu_pages: Spans,
     /// By zone.
     usage: Vec<Usage>,
 }
@@ -99,6 +111,9 @@ pub fn verify(view: &StateView, registers: &[CpuRegisters]) -> Result<Report, St
         blocks: Vec::new(),
         cached: Vec::new(),
         free: Spans::default(),
+        in_use: Spans::default(),
+        slab_frames: Spans::default(),
+        percpu_pages: Spans::default(),
         usage: Vec::new(),
     };
     verifier.run(registers)?;
@@ -116,6 +131,10 @@ impl Verifier<'_> {
         self.check_pagesets();
         self.check_pages()?;
         self.check_maps();
+        self.check_page_tables();
+        self.check_slabs()?;
+        self.check_percpu()?;
+        self.check_areas()?;
         self.check_zones();
         self.check_nodes();
         self.check_settings();

@@ -14,6 +14,11 @@ use super::rule::Rule;
 use super::spans::Spans;
 use crate::state::{PageMeta, StateError};
 
+/// The order that the flags of a block in use name.
+pub(super) const fn order_of(page: &PageMeta) -> u32 {
+    (page.flags & PG_ORDER_MASK) >> PG_ORDER_SHIFT
+}
+
 /// Who has a range of frames.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum State {
@@ -65,8 +70,10 @@ impl Verifier<'_> {
             state: State::Cached(block.list.cpu),
         }));
         self.free = Spans::new(claims.iter().map(|claim| claim.frames.clone()));
-        claims.extend(self.memory.reserved.iter().map(|frames| Claim { frames, state: State::Reserved }));
+        let before = claims.len();
         self.collect_in_use(&mut claims);
+        self.in_use = Spans::new(claims.iter().skip(before).map(|claim| claim.frames.clone()));
+        claims.extend(self.memory.reserved.iter().map(|frames| Claim { frames, state: State::Reserved }));
         claims.sort_by_key(|claim| claim.frames.start);
         self.check_overlaps(&claims);
         self.check_gaps(&claims);
@@ -99,7 +106,7 @@ impl Verifier<'_> {
                 found.add(Rule::ReservedReferences, place, evidence);
                 continue;
             }
-            let order = (page.flags & PG_ORDER_MASK) >> PG_ORDER_SHIFT;
+            let order = order_of(page);
             let head = page.flags & PageFlag::Head.mask() != 0;
             if order as usize >= MAX_ORDER || pfn & ((1 << order) - 1) != 0 {
                 let evidence = format_args!("_refcount is {}, the order {order} in its flags is wrong", page.refcount);

@@ -72,6 +72,12 @@ pub struct Checked {
     pub tables: u64,
     /// Zones with memory.
     pub zones: u64,
+    /// Slabs.
+    pub slabs: u64,
+    /// Areas of the vmalloc space.
+    pub areas: u64,
+    /// Chunks of per-CPU memory.
+    pub chunks: u64,
 }
 
 /// The result of a verification.
@@ -105,7 +111,7 @@ impl Report {
 
     /// One line: what was checked and how it came out.
     pub fn summary(&self) -> String {
-        let Checked { pages, touched, blocks, lists, tables, zones } = self.checked;
+        let Checked { pages, touched, blocks, lists, tables, zones, slabs, areas, chunks } = self.checked;
         let result = match self.count() {
             0 => "sound".to_owned(),
             1 => "1 finding".to_owned(),
@@ -113,7 +119,7 @@ impl Report {
         };
         format!(
             "{result}: {pages} pages in {zones} zones ({touched} touched), {blocks} free blocks, {lists} lists, \
-             {tables} page tables, {} rules, {:.1} ms",
+             {tables} page tables, {slabs} slabs, {areas} areas, {chunks} chunks, {} rules, {:.1} ms",
             Rule::ALL.len(),
             self.elapsed.as_secs_f64() * 1e3
         )

@@ -179,6 +179,88 @@ rules! {
     NodeFirstZone = "node-first-zone",
     /// A CPU allocates from its node first, or from the nearest with memory.
     CpuMemNode = "cpu-mem-node",
+    /// Page tables that were allocated are typed as such, and no other page is.
+    PageTableType = "page-table-type",
+    /// A page table's count is that of its entries.
+    PageTableEntries = "page-table-entries",
+    /// `nr_page_table_pages` of a node is the number of its page tables.
+    PageTableStat = "page-table-stat",
+    /// The table of slab caches holds the descriptors in use, each once, and all of them.
+    SlabTable = "slab-table",
+    /// What a slab cache's descriptor says of sizes can be.
+    SlabDescriptor = "slab-descriptor",
+    /// Locks of slab lists and arrays are free, and sequence counters even.
+    SlabLock = "slab-lock",
+    /// Links of a list of slabs lead forth and back, each slab is on one list, and the list ends where its head says.
+    SlabListLink = "slab-list-link",
+    /// What is on a list of slabs is a slab, allocated with the cache's order.
+    SlabListMember = "slab-list-member",
+    /// A slab is on the list that its number of free objects says.
+    SlabListPlace = "slab-list-place",
+    /// A node's counters of slabs and free objects are those of its lists.
+    SlabCounters = "slab-counters",
+    /// Every page of a slab names the cache, the node, and its distance to the first.
+    SlabPageWord = "slab-page-word",
+    /// A slab's memory is of the node whose list it is on.
+    SlabPageNode = "slab-page-node",
+    /// A page that is marked as a slab's belongs to a slab on a list.
+    SlabPageStray = "slab-page-stray",
+    /// A slab's list of free objects names as many as are free, objects that there are, and each once.
+    SlabFreelist = "slab-freelist",
+    /// A slab's list of free objects lies in memory that is there for it.
+    SlabFreelistPlace = "slab-freelist-place",
+    /// An array has no more objects than it may have, and none without memory.
+    SlabArrayLimit = "slab-array-limit",
+    /// An array lies in memory that is allocated and large enough.
+    SlabArrayMemory = "slab-array-memory",
+    /// What is in an array is the start of an object of the cache.
+    SlabArrayObject = "slab-array-object",
+    /// Objects in an array are of the node that it is for.
+    SlabArrayNode = "slab-array-node",
+    /// A free object is in its slab or in one array, and once.
+    SlabObjectTwice = "slab-object-twice",
+    /// `nr_slab_reclaimable` and `nr_slab_unreclaimable` of a node are the pages of its slabs and of large blocks of kmalloc.
+    SlabStat = "slab-stat",
+    /// The lock of per-CPU memory is free, and its sizes and units fit.
+    PercpuRoot = "percpu-root",
+    /// Chunks are linked both ways, and each is on the list of its largest free area.
+    PercpuChunks = "percpu-chunks",
+    /// A chunk's maps have a start for each allocation, as many as it counts, and none where others' memory is.
+    PercpuMaps = "percpu-maps",
+    /// `free_bytes` of a chunk is what its map has left.
+    PercpuFreeBytes = "percpu-free-bytes",
+    /// What is known of the free areas of a chunk and its blocks is so.
+    PercpuHints = "percpu-hints",
+    /// The counts of pages with memory, and of empty ones, are those of the maps.
+    PercpuPopulated = "percpu-populated",
+    /// Pages of per-CPU memory are mapped, for every CPU, to memory of their own.
+    PercpuMapped = "percpu-mapped",
+    /// `nr_percpu_pages` is the pages of all units.
+    PercpuPages = "percpu-pages",
+    /// The lock of the vmalloc space is free and its sequence counter even.
+    VmallocLock = "vmalloc-lock",
+    /// The trees of areas are trees of records in memory, whose links up are those down.
+    VmapTree = "vmap-tree",
+    /// The trees of areas are red-black trees.
+    VmapBalance = "vmap-balance",
+    /// The areas of a tree ascend, do not overlap, and are whole pages of the vmalloc space.
+    VmapOrder = "vmap-order",
+    /// The list of a tree's areas has them in the tree's order.
+    VmapList = "vmap-list",
+    /// `subtree_max_size` of a free area is the largest at or below it.
+    VmapMaxSize = "vmap-max-size",
+    /// All areas together are the vmalloc space, each address once, and free areas do not touch.
+    VmapTiling = "vmap-tiling",
+    /// `lazy_nr` is the pages of the areas that wait to be purged.
+    VmapLazy = "vmap-lazy",
+    /// An area in use has a record that agrees with it.
+    VmapRecord = "vmap-record",
+    /// Exactly the pages of areas in use are mapped in the vmalloc space: no guard page, and nothing that was freed.
+    VmapMapped = "vmap-mapped",
+    /// An area maps pages in use of its own, each once, somebody's pages, or its device.
+    VmapBacking = "vmap-backing",
+    /// `nr_vmalloc_pages` is the pages that areas have of their own.
+    VmallocPages = "vmalloc-pages",
 }
 
 impl fmt::Display for Rule {

@@ -59,15 +59,35 @@ impl Mapping {
 pub(super) struct Tables {
     /// In order of address.
     pub mappings: Vec<Mapping>,
-    /// Frames of the tables.
-    pub frames: Vec<u64>,
+    /// The tables.
+    pub tables: Vec<Table>,
+}
+
+/// A page table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Table {
+    /// The frame that it lies in.
+    pub frame: u64,
+    /// 3 for the top.
+    pub level: u32,
+    /// First address it maps.
+    pub virt: u64,
+    /// Entries that map or lead somewhere.
+    pub present: u32,
 }
 
 impl Tables {
+    /// The mappings of addresses from `start` up to `end`, as far as they lie there.
+    pub fn within(&self, start: u64, end: u64) -> impl Iterator<Item = Mapping> + '_ {
+        let first = self.mappings.partition_point(|mapping| mapping.virt.saturating_add(mapping.len) <= start);
+        let mappings = self.mappings.get(first..).unwrap_or(&[]).iter();
+        mappings.take_while(move |mapping| mapping.virt < end).filter_map(move |mapping| mapping.part(start, end))
+    }
+
     fn push(&mut self, mapping: Mapping) {
         if let Some(last) = self.mappings.last_mut()
             && last.end() == mapping.virt
-            && last.gpa + last.len == mapping.gpa
+            && last.gpa.checked_add(last.len) == Some(mapping.gpa)
             && (last.large, last.writable, last.executable) == (mapping.large, mapping.writable, mapping.executable)
         {
             last.len += mapping.len;
@@ -83,6 +103,8 @@ struct Walk<'w, 'v> {
     tables: Tables,
     seen: HashSet<u64>,
     most: u64,
+    /// There are more than that.
+    too_many: bool,
 }
 
 /// Where a table stands.
@@ -117,10 +139,9 @@ fn entries(memory: &dyn GuestMemory, table: u64) -> Result<Option<[u64; 512]>, S
 impl Walk<'_, '_> {
     fn table(&mut self, at: At) -> Result<(), StateError> {
         let found = &mut self.verifier.findings;
-        if self.tables.frames.len() as u64 >= self.most {
-            if self.tables.frames.len() as u64 == self.most {
+        if self.tables.tables.len() as u64 >= self.most {
+            if !std::mem::replace(&mut self.too_many, true) {
                 found.add(Rule::PageTable, Place::Virtual(at.virt), format_args!("more than {} tables", self.most));
-                self.tables.frames.push(at.table >> PAGE_SHIFT);
             }
             return Ok(());
         }
@@ -134,7 +155,8 @@ impl Walk<'_, '_> {
             self.verifier.findings.add(Rule::PageTable, Place::Virtual(at.virt), evidence);
             return Ok(());
         };
-        self.tables.frames.push(at.table >> PAGE_SHIFT);
+        let present = words.iter().filter(|entry| *entry & PRESENT != 0).count() as u32;
+        self.tables.tables.push(Table { frame: at.table >> PAGE_SHIFT, level: at.level, virt: at.virt, present });
         for (index, entry) in (0u64..).zip(words) {
             if entry & PRESENT != 0 {
                 self.entry(at, index, entry)?;
@@ -177,10 +199,10 @@ impl Verifier<'_> {
     pub(super) fn walk_tables(&mut self) -> Result<(), StateError> {
         let root = self.roots.pgd & ADDRESS;
         let most = TABLES + (self.view.memory().size() >> 26);
-        let mut walk = Walk { verifier: self, tables: Tables::default(), seen: HashSet::new(), most };
+        let mut walk = Walk { verifier: self, tables: Tables::default(), seen: HashSet::new(), most, too_many: false };
         walk.table(At { table: root, level: 3, virt: 0, writable: true, executable: true })?;
         let tables = walk.tables;
-        self.checked.tables = tables.frames.len() as u64;
+        self.checked.tables = tables.tables.len() as u64;
         self.tables = tables;
         Ok(())
     }

@@ -1,7 +1,11 @@
 //! Damaging a paused guest's memory, word by word, and taking it back.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod areas;
 pub mod mutations;
+pub mod percpu;
+pub mod records;
+pub mod slabs;
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -26,11 +30,11 @@ use super::tiny::{PATIENCE, start, stop_event};
 /// A guest that is ready and whose memory has seen some use.
 pub fn used_guest() -> Machine {
     let mut config = MachineConfig::new(Topology::default()).unwrap();
-    config.append = "pagevisor.test=scatter cma=16M".into();
+    config.append = "pagevisor.test=layers cma=16M".into();
     let machine = start(config);
     machine.wait_ready(Deadline::after(PATIENCE), &stop_event()).unwrap_or_else(|end| panic!("{end}"));
     let deadline = Instant::now() + PATIENCE;
-    while !logged(&machine, "selftest: scatter ok") {
+    while !logged(&machine, "selftest: layers ok") {
         assert!(Instant::now() < deadline, "the guest does not get ready");
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -60,6 +64,7 @@ pub enum Field {
     Private = 3,
     Next = 4,
     Prev = 5,
+    Mapping = 6,
     Index = 7,
 }
 

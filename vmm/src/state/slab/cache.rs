@@ -15,19 +15,22 @@ const TRIES: u32 = 100;
 
 /// A record in bytes that were copied out of the guest.
 #[derive(Clone, Copy)]
-struct Record<'b>(&'b [u8]);
+pub(crate) struct Record<'b>(pub &'b [u8]);
 
 impl Record<'_> {
-    fn part(&self, start: usize, len: usize) -> Record<'_> {
+    /// The record of `len` bytes at `start`.
+    pub fn part(&self, start: usize, len: usize) -> Record<'_> {
         Record(self.0.get(start..).and_then(|rest| rest.get(..len)).unwrap_or(&[]))
     }
 
-    fn u32(&self, offset: usize) -> u32 {
+    /// The word of 32 bits at `offset`; 0 behind the end.
+    pub fn u32(&self, offset: usize) -> u32 {
         let bytes = self.0.get(offset..).and_then(|rest| rest.first_chunk());
         bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
     }
 
-    fn u64(&self, offset: usize) -> u64 {
+    /// The word of 64 bits at `offset`; 0 behind the end.
+    pub fn u64(&self, offset: usize) -> u64 {
         let bytes = self.0.get(offset..).and_then(|rest| rest.first_chunk());
         bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
     }
@@ -41,6 +44,8 @@ impl Record<'_> {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[allow(missing_docs, reason = "named and documented in the contract")]
 pub struct ArrayInfo {
+    pub lock: u32,
+    pub hot_lock: u32,
     pub avail: u32,
     pub limit: u32,
     pub batchcount: u32,
@@ -54,6 +59,8 @@ pub struct ArrayInfo {
 impl ArrayInfo {
     fn of(record: Record<'_>) -> Self {
         Self {
+            lock: record.u32(offset_of!(ArrayCache, lock)),
+            hot_lock: record.u32(offset_of!(ArrayCache, hot_lock)),
             avail: record.u32(offset_of!(ArrayCache, avail)),
             limit: record.u32(offset_of!(ArrayCache, limit)),
             batchcount: record.u32(offset_of!(ArrayCache, batchcount)),
@@ -66,7 +73,7 @@ impl ArrayInfo {
     }
 
     /// The array in the bytes of an [`ArrayCache`].
-    pub(super) fn of_bytes(bytes: &[u8]) -> Self {
+    pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
         Self::of(Record(bytes))
     }
 }
@@ -78,6 +85,7 @@ pub struct NodeSlabs {
     pub node: usize,
     /// Guest-virtual address of the record.
     pub address: u64,
+    pub list_lock: u32,
     pub seq: u32,
     pub slabs_partial: (u32, u32),
     pub slabs_full: (u32, u32),
@@ -96,6 +104,7 @@ impl NodeSlabs {
         Self {
             node,
             address,
+            list_lock: record.u32(offset_of!(KmemCacheNode, list_lock)),
             seq: record.u32(offset_of!(KmemCacheNode, seq)),
             slabs_partial: record.list(offset_of!(KmemCacheNode, slabs_partial)),
             slabs_full: record.list(offset_of!(KmemCacheNode, slabs_full)),
@@ -124,6 +133,7 @@ pub struct SlabCache {
     pub flags: SlabFlags,
     pub size: u32,
     pub object_size: u32,
+    pub reciprocal_size: u32,
     pub num: u32,
     pub order: Order,
     pub limit: u32,
@@ -205,6 +215,7 @@ impl SlabCache {
             flags,
             size,
             object_size: u32_at(offset_of!(KmemCache, object_size)),
+            reciprocal_size: u32_at(offset_of!(KmemCache, reciprocal_size)),
             num,
             order,
             limit: u32_at(offset_of!(KmemCache, limit)),

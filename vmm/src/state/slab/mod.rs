@@ -18,6 +18,7 @@ mod tests;
 mod walk;
 
 pub use arrays::{ArrayFault, ArrayFaultKind, Arrays, Holder};
+pub(crate) use cache::Record;
 pub use cache::{ArrayInfo, NodeSlabs, SlabCache, SlabCaches};
 pub use objects::{FreelistFault, ObjectState, SlabObjects};
 pub use walk::{NodeWalk, Slab, SlabList, SlabListFault, SlabWalk};

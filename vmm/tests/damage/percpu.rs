@@ -1,0 +1,84 @@
+//! Damage to per-CPU memory.
+
+use std::mem::offset_of;
+
+use pagevisor::verify::Rule;
+use pagevisor_shared::percpu::{ChunkLayout, PCPU_BLOCK_BITS, PcpuChunk, PcpuRoot};
+
+use super::Bench;
+use super::mutations::Mutation;
+use crate::at;
+
+/// The dynamic chunk's maps.
+fn layout(bench: &Bench<'_>) -> ChunkLayout {
+    ChunkLayout::new(bench.field(bench.chunk(), at!(PcpuChunk, nr_pages)) as usize)
+}
+
+/// Flips a bit of one of the dynamic chunk's maps.
+fn flip(bench: &Bench<'_>, map: usize, bit: usize) {
+    let at = bench.chunk() + (map + bit / 64 * 8) as u64;
+    bench.set_word(at, bench.word(at) ^ 1 << (bit % 64));
+}
+
+/// The first bit that is the chunk's own.
+fn own(bench: &Bench<'_>) -> usize {
+    bench.field(bench.chunk(), at!(PcpuChunk, start_offset)) as usize / 4
+}
+
+pub const PERCPU: &[Mutation] = &[
+    ("per-CPU memory that is locked", Rule::PercpuRoot, |bench| {
+        bench.set_field(bench.pcpu(), at!(PcpuRoot, lock), 1);
+    }),
+    ("units that overlap", Rule::PercpuRoot, |bench| {
+        let units = bench.pcpu() + offset_of!(PcpuRoot, unit_off) as u64;
+        bench.set_word(units, bench.word(units + 8) + 64);
+    }),
+    ("per-CPU memory that is nowhere", Rule::PercpuRoot, |bench| {
+        bench.set(&bench.region.header().roots.percpu, 0xffff_0000);
+    }),
+    ("a chunk on another list", Rule::PercpuChunks, |bench| {
+        bench.change_field(bench.chunk(), at!(PcpuChunk, slot), |slot| slot - 1);
+    }),
+    ("a chunk that links back to elsewhere", Rule::PercpuChunks, |bench| {
+        bench.set_field(bench.chunk(), at!(PcpuChunk, prev), 0x1000);
+    }),
+    ("a chunk that the list of all leaves out", Rule::PercpuChunks, |bench| {
+        let first = bench.field(bench.pcpu(), at!(PcpuRoot, chunks));
+        bench.set_field(first, at!(PcpuChunk, all_next), 0);
+    }),
+    ("a slot that is marked as empty", Rule::PercpuChunks, |bench| {
+        bench.set_field(bench.pcpu(), at!(PcpuRoot, slot_mask), 0);
+    }),
+    ("an allocation without a start", Rule::PercpuMaps, |bench| {
+        flip(bench, layout(bench).bound_map, own(bench));
+    }),
+    ("an allocation that is not counted", Rule::PercpuMaps, |bench| {
+        bench.change_field(bench.chunk(), at!(PcpuChunk, nr_alloc), |count| count - 1);
+    }),
+    ("static variables that are free", Rule::PercpuMaps, |bench| flip(bench, layout(bench).alloc_map, 0)),
+    ("free bytes too many", Rule::PercpuFreeBytes, |bench| {
+        bench.change_field(bench.chunk(), at!(PcpuChunk, free_bytes), |bytes| bytes + 4);
+    }),
+    ("a largest free area that is none", Rule::PercpuHints, |bench| {
+        bench.change_field(bench.chunk(), at!(PcpuChunk, md.contig_hint), |bits| bits - 1);
+    }),
+    ("a largest free area elsewhere", Rule::PercpuHints, |bench| {
+        bench.change_field(bench.chunk(), at!(PcpuChunk, md.contig_hint_start), |start| start + 1);
+    }),
+    ("a free area that nobody knows", Rule::PercpuHints, |bench| {
+        let size = bench.field(bench.chunk(), at!(PcpuChunk, nr_pages)) as usize;
+        bench.set_field(bench.chunk(), at!(PcpuChunk, md.first_free), (size * PCPU_BLOCK_BITS) as u64);
+    }),
+    ("a page of a chunk that is not counted", Rule::PercpuPopulated, |bench| {
+        bench.change_field(bench.chunk(), at!(PcpuChunk, nr_populated), |pages| pages - 1);
+    }),
+    ("an empty page too many", Rule::PercpuPopulated, |bench| {
+        bench.change_field(bench.pcpu(), at!(PcpuRoot, nr_empty_pop_pages), |pages| pages + 1);
+    }),
+    ("a chunk in memory that nobody gave it", Rule::PercpuMapped, |bench| {
+        bench.change_field(bench.chunk(), at!(PcpuChunk, base_addr), |base| base + (64 << 20));
+    }),
+    ("per-CPU pages that are not counted", Rule::PercpuPages, |bench| {
+        bench.change(&bench.region.header().nr_percpu_pages, |pages| pages - 1);
+    }),
+];
