@@ -2,12 +2,13 @@
 
 use pagevisor_shared::command::workload::{Kind, MAX_IDS, Mark, Params, Part, Phase, Report, TraceRecord};
 use pagevisor_shared::command::{
-    BUFFER_BYTES, CommandHeader, Fault, Isolate, MAX_OPS, Op, OpCode, OpError, OpResult, Placement, RawOp, ReplyHeader,
-    Setting, Status,
+    BUFFER_BYTES, CommandHeader, Fault, Isolate, MAX_OBJECTS, MAX_OPS, Mapping, ObjectOp, Objects, Op, OpCode, OpError,
+    OpResult, Placement, RawOp, ReplyHeader, Setting, Status, Text,
 };
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::region::event::{EVENT_SLOTS, EVENT_WORDS, Event, EventKind, EventRead, EventRing};
+use pagevisor_shared::slab::SlabFlags;
 use pagevisor_shared::units::{CpuId, CpuMask, MAX_ORDER, NodeId, NodeMask, Order, Pfn};
 use proptest::prelude::*;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -69,6 +70,29 @@ fn every_op() -> Vec<Op> {
         Op::FailNth { nth: 1 << 40, this_cpu: true },
         Op::Shutdown { code: 3 },
     ]
+    .into_iter()
+    .chain(object_ops().into_iter().map(Op::Object))
+    .collect()
+}
+
+fn object_ops() -> [ObjectOp; 12] {
+    let objects = Objects { gfp: Gfp::KERNEL | Gfp::ZERO, node: NodeId::new(63), handle: 7, count: MAX_OBJECTS };
+    let text = Text { payload: 3, len: 40 };
+    let flags = SlabFlags::HWCACHE_ALIGN;
+    [
+        ObjectOp::CacheCreate { handle: 4, name: text, size: 4000, align: 64, flags },
+        ObjectOp::CacheDestroy { handle: 4 },
+        ObjectOp::CacheAlloc { cache: 4, objects },
+        ObjectOp::CacheFree { cache: 4, handle: 7, count: 8 },
+        ObjectOp::CacheShrink { handle: 4 },
+        ObjectOp::Kmalloc { size: 1 << 40, objects: Objects { node: None, ..objects } },
+        ObjectOp::Kfree { handle: 7, count: 8 },
+        ObjectOp::Vmalloc { size: 1 << 33, mapping: Mapping { user: true, huge: true }, objects },
+        ObjectOp::Vfree { handle: 7, count: 8 },
+        ObjectOp::AllocPercpu { size: 512, align: 64, objects },
+        ObjectOp::FreePercpu { handle: 7, count: 8 },
+        ObjectOp::SetSlabinfo { line: text },
+    ]
 }
 
 #[test]
@@ -94,11 +118,15 @@ fn arguments_that_mean_nothing_are_refused() {
         (RawOp { small: 2, a: 0, ..code(OpCode::AllocPages) }, OpError::Invalid),
         (RawOp { small: 1, a: 64, ..code(OpCode::AllocPages) }, OpError::Invalid),
         (RawOp { small: 4, a: 1, ..code(OpCode::AllocPages) }, OpError::Invalid),
-        (RawOp { small: 6, ..code(OpCode::Set) }, OpError::Invalid),
+        (RawOp { small: Setting::ALL.len() as u8, ..code(OpCode::Set) }, OpError::Invalid),
         (RawOp { order: 6, ..code(OpCode::Isolate) }, OpError::Invalid),
         (RawOp { b: 64, ..code(OpCode::ReserveCma) }, OpError::Invalid),
         (RawOp { b: 1 << 32, ..code(OpCode::WritePage) }, OpError::Invalid),
         (RawOp { count: 1 << 16, ..code(OpCode::Shutdown) }, OpError::Invalid),
+        (RawOp { order: 64, ..code(OpCode::Kmalloc) }, OpError::Invalid),
+        (RawOp { small: 4, ..code(OpCode::Vmalloc) }, OpError::Invalid),
+        (RawOp { gfp: u32::MAX, ..code(OpCode::KmemCacheCreate) }, OpError::Invalid),
+        (RawOp { a: 1 << 32, ..code(OpCode::KmemCacheAlloc) }, OpError::Invalid),
     ];
     for (raw, error) in cases {
         assert_eq!(Op::decode(&raw), Err(error), "{raw:?}");

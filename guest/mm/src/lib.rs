@@ -63,6 +63,7 @@ pub mod percpu;
 pub mod pgtable;
 pub mod platform;
 pub mod raw;
+mod scull;
 pub mod shrinker;
 pub mod slab;
 mod sparse;

@@ -25,6 +25,7 @@
 mod args;
 mod error;
 mod message;
+mod object;
 mod op;
 mod raw;
 pub mod trace;
@@ -33,6 +34,7 @@ pub mod workload;
 pub use args::{Fault, Isolate, Placement, Setting};
 pub use error::{OpError, Status};
 pub use message::{ANY_CPU, BUFFER_BYTES, CommandHeader, MAX_OPS, NR_BUFFERS, OpResult, ReplyHeader, STOP_ON_ERROR};
+pub use object::{MAX_OBJECTS, Mapping, ObjectOp, Objects, Text};
 pub use op::{Op, OpCode};
 pub use raw::RawOp;
 

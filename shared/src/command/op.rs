@@ -2,6 +2,7 @@
 
 use super::args::{Fault, Isolate, Placement, Setting};
 use super::error::OpError;
+use super::object::ObjectOp;
 use super::raw::RawOp;
 use crate::gfp::Gfp;
 use crate::migrate::MigrateType;
@@ -54,11 +55,35 @@ pub enum OpCode {
     FailNth = 19,
     /// [`Op::Shutdown`].
     Shutdown = 20,
+    /// [`ObjectOp::CacheCreate`].
+    KmemCacheCreate = 21,
+    /// [`ObjectOp::CacheDestroy`].
+    KmemCacheDestroy = 22,
+    /// [`ObjectOp::CacheAlloc`].
+    KmemCacheAlloc = 23,
+    /// [`ObjectOp::CacheFree`].
+    KmemCacheFree = 24,
+    /// [`ObjectOp::CacheShrink`].
+    KmemCacheShrink = 25,
+    /// [`ObjectOp::Kmalloc`].
+    Kmalloc = 26,
+    /// [`ObjectOp::Kfree`].
+    Kfree = 27,
+    /// [`ObjectOp::Vmalloc`].
+    Vmalloc = 28,
+    /// [`ObjectOp::Vfree`].
+    Vfree = 29,
+    /// [`ObjectOp::AllocPercpu`].
+    AllocPercpu = 30,
+    /// [`ObjectOp::FreePercpu`].
+    FreePercpu = 31,
+    /// [`ObjectOp::SetSlabinfo`].
+    SetSlabinfo = 32,
 }
 
 impl OpCode {
     /// All of them, by number.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 33] = [
         Self::Nop,
         Self::AllocPages,
         Self::FreePages,
@@ -80,6 +105,18 @@ impl OpCode {
         Self::FailPageAlloc,
         Self::FailNth,
         Self::Shutdown,
+        Self::KmemCacheCreate,
+        Self::KmemCacheDestroy,
+        Self::KmemCacheAlloc,
+        Self::KmemCacheFree,
+        Self::KmemCacheShrink,
+        Self::Kmalloc,
+        Self::Kfree,
+        Self::Vmalloc,
+        Self::Vfree,
+        Self::AllocPercpu,
+        Self::FreePercpu,
+        Self::SetSlabinfo,
     ];
 
     /// The one numbered `raw`.
@@ -108,7 +145,7 @@ pub enum Op {
         /// Number of blocks, 1 to 8192.
         count: u32,
     },
-    /// Frees what `count` handles stand for.
+    /// Frees what `count` handles stand for, whatever that is.
     FreePages {
         /// First handle.
         handle: u32,
@@ -248,6 +285,8 @@ pub enum Op {
         /// Exit code, 0 for a good end.
         code: u16,
     },
+    /// Something with objects.
+    Object(ObjectOp),
 }
 
 impl Op {
@@ -305,6 +344,7 @@ impl Op {
             Self::FailPageAlloc(fault) => fault.encode(op(OpCode::FailPageAlloc)),
             Self::FailNth { nth, this_cpu } => RawOp { a: nth, small: this_cpu as u8, ..op(OpCode::FailNth) },
             Self::Shutdown { code } => RawOp { count: code as u32, ..op(OpCode::Shutdown) },
+            Self::Object(object) => object.encode(),
         }
     }
 
@@ -315,7 +355,11 @@ impl Op {
     /// nothing.
     pub fn decode(raw: &RawOp) -> Result<Self, OpError> {
         let RawOp { handle, count, a, b, .. } = *raw;
-        Ok(match OpCode::new(raw.code).ok_or(OpError::Unknown)? {
+        let code = OpCode::new(raw.code).ok_or(OpError::Unknown)?;
+        if let Some(object) = ObjectOp::decode(code, raw)? {
+            return Ok(Self::Object(object));
+        }
+        Ok(match code {
             OpCode::Nop => Self::Nop,
             OpCode::AllocPages => Self::AllocPages {
                 gfp: gfp(raw.gfp)?,
@@ -357,6 +401,7 @@ impl Op {
             OpCode::FailPageAlloc => Self::FailPageAlloc(Fault::decode(raw)?),
             OpCode::FailNth => Self::FailNth { nth: a, this_cpu: raw.small != 0 },
             OpCode::Shutdown => Self::Shutdown { code: u16::try_from(count).map_err(|_| OpError::Invalid)? },
+            _ => return Err(OpError::Unknown),
         })
     }
 }

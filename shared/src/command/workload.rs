@@ -37,11 +37,47 @@ pub enum Kind {
     /// Reads and writes `ops` random words of `fill` percent of free memory, allocated as placement says: nothing
     /// but accesses, for comparing placements.
     Access = 8,
+    /// `ops` steps, each an allocation of a random size from `kmalloc` or a slab cache, or the freeing of one. CPUs free
+    /// what others have allocated.
+    SlabMix = 9,
+    /// As [`Self::SlabMix`], of `vmalloc` alone.
+    VmallocMix = 10,
+    /// As [`Self::SlabMix`], of everything: pages, `kmalloc`, caches, `vmalloc` and per-CPU memory.
+    MemoryMix = 11,
+    /// Each CPU has a scull device: `hold` KiB are written to it, `ops` random parts of it are read back and compared,
+    /// and it is trimmed. Its quanta come from `kmalloc`.
+    Scull = 12,
+    /// As [`Self::Scull`], with quanta from a slab cache.
+    Scullc = 13,
+    /// As [`Self::Scull`], with quanta that are blocks of pages of `order`.
+    Scullp = 14,
+    /// As [`Self::Scull`], with quanta from `vmalloc`, of the pages of `order`.
+    Scullv = 15,
 }
 
 impl Kind {
     /// All of them, by number.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 16] = [
+        Self::Sequential,
+        Self::Random,
+        Self::ProducerConsumer,
+        Self::Fragment,
+        Self::DmaExhaust,
+        Self::NodeExhaust,
+        Self::PcpPingPong,
+        Self::Replay,
+        Self::Access,
+        Self::SlabMix,
+        Self::VmallocMix,
+        Self::MemoryMix,
+        Self::Scull,
+        Self::Scullc,
+        Self::Scullp,
+        Self::Scullv,
+    ];
+
+    /// Those that allocate nothing but blocks of pages. They alone can keep them at the end.
+    pub const PAGES: [Self; 9] = [
         Self::Sequential,
         Self::Random,
         Self::ProducerConsumer,
@@ -65,6 +101,13 @@ impl Kind {
             "pcp-pingpong",
             "replay",
             "access",
+            "slab-mix",
+            "vmalloc-mix",
+            "memory-mix",
+            "scull",
+            "scullc",
+            "scullp",
+            "scullv",
         ][self as usize]
     }
 
@@ -98,7 +141,7 @@ pub struct Params {
     pub nth: u32,
     /// Percent of free memory to fill.
     pub fill: u32,
-    /// Most blocks held at a time; 0 for the workload's own choice.
+    /// Most blocks held at a time, or KiB of a scull device; 0 for the workload's own choice.
     pub hold: u32,
     /// 64-byte lines that are written and read in each page that was allocated, at most 64. These are the accesses
     /// that are counted.
@@ -286,14 +329,16 @@ pub enum Count {
     NodeFallback = 4,
     /// Pages that came from a lower zone of the node than the highest that its flags allow there.
     ZoneFallback = 5,
-    /// Attempts at [`Params::order`] after fragmenting.
+    /// Attempts at [`Params::order`] after fragmenting; parts of a device that were read back.
     Tries = 6,
-    /// Those that succeeded.
+    /// Those that succeeded, or were as they had been written.
     Hits = 7,
     /// Time stamp ticks from start to end, of the slowest CPU.
     Ticks = 8,
     /// Nodes of the machine: the size of the tables.
     Nodes = 9,
+    /// Objects, or parts of a device, whose content was not what had been written.
+    Mismatches = 10,
 }
 
 /// A report as it lies in a reply.

@@ -192,7 +192,7 @@ impl<'g> CpuHandle<'g> {
 
     /// Gives back handles for which the guest has nothing; those of a command without a reply it may have, or somebody
     /// else looks after them.
-    fn not_taken(&self, handle: u32, count: u32, error: Error) -> Error {
+    pub(super) fn not_taken(&self, handle: u32, count: u32, error: Error) -> Error {
         if let ErrorKind::Op { .. } | ErrorKind::Refused { .. } = error.kind() {
             self.guest.give_handles(handle, count);
         }

@@ -227,5 +227,6 @@ pub(super) fn op_name(op: &Op) -> &'static str {
         Op::FailPageAlloc(_) => "fail_page_alloc",
         Op::FailNth { .. } => "fail_nth",
         Op::Shutdown { .. } => "shutdown",
+        Op::Object(object) => object.name(),
     }
 }

@@ -43,6 +43,7 @@ mod error;
 mod estate;
 mod events;
 mod handles;
+mod objects;
 mod pages;
 mod prepared;
 mod session;
@@ -50,9 +51,10 @@ mod snapshot;
 mod state;
 mod text;
 
-pub use pagevisor_shared::command::{Fault, OpError, Placement, Setting};
+pub use pagevisor_shared::command::{Fault, Mapping, OpError, Placement, Setting};
 pub use pagevisor_shared::gfp::Gfp;
 pub use pagevisor_shared::migrate::MigrateType;
+pub use pagevisor_shared::slab::SlabFlags;
 pub use pagevisor_shared::units::{CpuId, CpuMask, NodeId, NodeMask, Order, Pfn};
 pub use pagevisor_shared::zone::ZoneType;
 
@@ -61,6 +63,7 @@ pub use builder::Builder;
 pub use cpu::CpuHandle;
 pub use error::{Error, ErrorKind};
 pub use events::Events;
+pub use objects::{Object, SlabCache};
 pub use pages::{Blocks, Frames, Pages};
 pub use prepared::PreparedWorkload;
 pub use session::{Executed, Guest};

@@ -24,8 +24,28 @@ impl<'g> Held<'g> {
         Self { cpu, handle, count }
     }
 
+    /// The CPU that frees it.
+    pub(super) fn cpu(&self) -> &CpuHandle<'g> {
+        &self.cpu
+    }
+
+    /// The first handle.
+    pub(super) fn handle(&self) -> u32 {
+        self.handle
+    }
+
+    /// As [`Self::free`]; if the guest refuses, the handles stay and may be tried again.
+    pub(super) fn try_release(&mut self, cpu: &CpuHandle<'_>) -> Result<(), Error> {
+        let count = self.count;
+        let result = self.release(cpu);
+        if result.as_ref().is_err_and(|error| error.op().is_some()) {
+            self.count = count;
+        }
+        result
+    }
+
     /// Frees what the handles stand for, on `cpu`.
-    fn free(mut self, cpu: &CpuHandle<'_>) -> Result<(), Error> {
+    pub(super) fn free(mut self, cpu: &CpuHandle<'_>) -> Result<(), Error> {
         self.release(cpu)
     }
 
@@ -52,7 +72,7 @@ impl<'g> Held<'g> {
         (self.handle, std::mem::take(&mut self.count))
     }
 
-    fn read(&self, mut offset: u64, buf: &mut [u8]) -> Result<(), Error> {
+    pub(super) fn read(&self, mut offset: u64, buf: &mut [u8]) -> Result<(), Error> {
         let bad = |cpu| ErrorKind::BadReply { cpu, what: "the bytes that were read" };
         for chunk in buf.chunks_mut(CHUNK as usize) {
             let len = chunk.len() as u32;
@@ -64,7 +84,7 @@ impl<'g> Held<'g> {
         Ok(())
     }
 
-    fn write(&self, mut offset: u64, bytes: &[u8]) -> Result<(), Error> {
+    pub(super) fn write(&self, mut offset: u64, bytes: &[u8]) -> Result<(), Error> {
         for chunk in bytes.chunks(CHUNK as usize) {
             let len = chunk.len() as u32;
             self.cpu.execute_with(Op::WritePage { handle: self.handle, offset, len, payload: 0 }, chunk)?;
@@ -73,11 +93,11 @@ impl<'g> Held<'g> {
         Ok(())
     }
 
-    fn fill(&self, seed: u64) -> Result<(), Error> {
+    pub(super) fn fill(&self, seed: u64) -> Result<(), Error> {
         self.cpu.execute(Op::FillPattern { handle: self.handle, count: self.count, seed }).map(drop)
     }
 
-    fn check(&self, seed: u64) -> Result<(), Error> {
+    pub(super) fn check(&self, seed: u64) -> Result<(), Error> {
         self.cpu.execute(Op::CheckPattern { handle: self.handle, count: self.count, seed }).map(drop)
     }
 }

@@ -11,7 +11,7 @@
 //! | `placement` | `local`, `preferred:1`, `bind:0-1`, `interleave:0+2` | where its pages come from |
 //! | `nth` | number | keep every so many-th page |
 //! | `fill` | percent | how much of free memory to fill |
-//! | `hold` | number | most blocks held at a time; a `fragment` that says neither this nor `fill` takes 16384 |
+//! | `hold` | number | most blocks held at a time, or KiB of a scull device; a `fragment` that says neither this nor `fill` takes 16384 |
 //! | `touch` | 0 to 64 | cache lines written and read in each page |
 //! | `keep` | `yes`, `no` | whether pages stay allocated at the end; those of a `fragment` do |
 //! | `file` | path | trace to replay: the text of `trace_pipe` or `pagevisor events` |

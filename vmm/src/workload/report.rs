@@ -21,10 +21,12 @@ pub struct WorkloadReport {
     pub node_fallback: u64,
     /// Pages that came from a lower zone of the node than the highest that their flags allow there.
     pub zone_fallback: u64,
-    /// Attempts at large blocks after fragmenting.
+    /// Attempts at large blocks after fragmenting; parts of a device that were read back.
     pub tries: u64,
-    /// Those that succeeded.
+    /// Those that succeeded, or were as they had been written.
     pub hits: u64,
+    /// Objects, or parts of a device, whose content was not what had been written.
+    pub mismatches: u64,
     /// Ticks of the time stamp counter from start to end, of the slowest CPU.
     pub ticks: u64,
     /// Pages that were allocated, by node, then zone type.
@@ -41,7 +43,10 @@ impl fmt::Display for WorkloadReport {
         let Self { allocs, failed, freed, kept, ticks, .. } = self;
         write!(f, "{allocs} allocations, {failed} failed, {freed} freed, {kept} kept")?;
         if self.tries != 0 {
-            write!(f, ", {} of {} large blocks", self.hits, self.tries)?;
+            write!(f, ", {} of {} tries", self.hits, self.tries)?;
+        }
+        if self.mismatches != 0 {
+            write!(f, ", {} NOT AS WRITTEN", self.mismatches)?;
         }
         let (node, zone) = (self.node_fallback, self.zone_fallback);
         write!(f, ", {node} pages from other nodes, {zone} from lower zones, {ticks} ticks")
@@ -60,6 +65,7 @@ impl WorkloadReport {
             "zone_fallback": self.zone_fallback,
             "tries": self.tries,
             "hits": self.hits,
+            "mismatches": self.mismatches,
             "ticks": self.ticks,
             "placement": self.placement,
             "accesses": self.accesses,
@@ -124,6 +130,7 @@ impl WorkloadReport {
             zone_fallback: count(Count::ZoneFallback),
             tries: count(Count::Tries),
             hits: count(Count::Hits),
+            mismatches: count(Count::Mismatches),
             ticks: count(Count::Ticks),
             placement: zones(Report::placement()),
             accesses: accesses.chunks_exact(nodes.max(1)).take(nodes).map(<[u64]>::to_vec).collect(),

@@ -29,9 +29,9 @@ use crate::workload;
 /// Most blocks of an operation.
 const MAX_COUNT: u32 = 8192;
 
-type Outcome = Result<OpResult, OpError>;
+pub(super) type Outcome = Result<OpResult, OpError>;
 
-fn done(value: u64) -> Outcome {
+pub(super) fn done(value: u64) -> Outcome {
     Ok(OpResult::ok(value))
 }
 
@@ -100,6 +100,7 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
                 self.services.shutdown(code);
                 done(0)
             }
+            Op::Object(object) => self.object(object),
         });
         outcome.unwrap_or_else(OpResult::err)
     }
@@ -161,7 +162,7 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
 
     /// Does `work` with each of `count` handles, until one fails; the value counts those that did not, unless `work`
     /// says otherwise.
-    fn each(
+    pub(super) fn each(
         &mut self,
         first: u32,
         count: u32,
@@ -204,6 +205,7 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
                     return Err(OpResult::err(OpError::Busy));
                 }
             }
+            object => return self.free_object(slot, object).map_err(OpResult::err),
         }
         slot.clear();
         Ok(())
@@ -253,7 +255,8 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
         let words = (len as usize).div_ceil(8);
         let (aux, room) = self.reply.room(words)?;
         let result = self.state.handles.take(self.mm, handle).and_then(|(slot, held)| {
-            let result = Content::new(&slot, held).read(self.mm, offset, len as usize, room);
+            let content = Content::new(self.mm, &slot, held);
+            let result = content.and_then(|content| content.read(self.mm, offset, len as usize, room));
             slot.put(held);
             result
         });
@@ -269,7 +272,7 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
     fn write(&self, handle: u32, offset: u64, len: u32, payload: u32) -> Outcome {
         let from = self.bytes(payload, len)?;
         let (slot, held) = self.state.handles.take(self.mm, handle)?;
-        let result = Content::new(&slot, held).write(self.mm, offset, from);
+        let result = Content::new(self.mm, &slot, held).and_then(|content| content.write(self.mm, offset, from));
         slot.put(held);
         result.and_then(|()| done(len.into()))
     }
@@ -277,15 +280,16 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
     /// Fills a block with its pattern, or checks it.
     fn pattern(&self, handle: u32, seed: u64, number: u32, check: bool) -> Result<(), OpResult> {
         let (slot, held) = self.state.handles.take(self.mm, handle).map_err(OpResult::err)?;
-        let content = Content::new(&slot, held);
-        let mismatch = if check {
-            content.mismatch(self.mm, seed, number)
-        } else {
-            content.fill(self.mm, seed, number);
-            None
-        };
+        let mismatch = Content::new(self.mm, &slot, held).map(|content| {
+            if check {
+                content.mismatch(self.mm, seed, number)
+            } else {
+                content.fill(self.mm, seed, number);
+                None
+            }
+        });
         slot.put(held);
-        mismatch.map_or(Ok(()), |offset| Err(partly(OpError::Mismatch, offset, number)))
+        mismatch.map_err(OpResult::err)?.map_or(Ok(()), |offset| Err(partly(OpError::Mismatch, offset, number)))
     }
 
     fn set(&self, setting: Setting, index: u8, value: u64) -> Outcome {

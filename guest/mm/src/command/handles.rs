@@ -1,18 +1,20 @@
 //! What the host has allocated, by the handles it chose.
 //!
-//! A table of words in pages, three levels deep, that grows with the handles in use and never shrinks. A word is 0 or
-//! says what the handle stands for; while an operation uses it, it is locked, so that two CPUs cannot use it at once.
+//! A table in pages, three levels deep, that grows with the handles in use and never shrinks. A handle has two words: the
+//! first is 0 or says what kind of thing the handle stands for, the second is its address or length. While an operation
+//! uses a handle its first word is locked, so that two CPUs cannot use it at once.
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use pagevisor_shared::command::{MAX_HANDLE, OpError};
 use pagevisor_shared::gfp::Gfp;
-use pagevisor_shared::units::{Order, Pfn};
+use pagevisor_shared::units::{Order, Pfn, VirtAddr};
 
 use crate::Mm;
+use crate::percpu::PerCpuPtr;
 use crate::platform::Platform;
-use crate::sync;
+use crate::sync::{self, Plain};
 
 /// What a handle stands for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,69 +25,87 @@ pub(super) enum Held {
     Range(Pfn, u64),
     /// So many frames of the contiguous memory area of that number.
     Cma(u8, Pfn, u64),
+    /// What `kmalloc` gave.
+    Kmalloc(VirtAddr),
+    /// An object of a slab cache.
+    Object(VirtAddr),
+    /// So many pages from `vmalloc`.
+    Vmalloc(VirtAddr, u32),
+    /// Per-CPU memory, so many bytes for each CPU.
+    Percpu(PerCpuPtr, u32),
+    /// A slab cache, by the address of its descriptor.
+    Cache(VirtAddr),
 }
 
 /// Set while an operation uses the handle.
 const LOCKED: u64 = 1 << 63;
 const KIND_SHIFT: u32 = 32;
-const ARG_SHIFT: u32 = 34;
-const AREA_BITS: u32 = 5;
+const SMALL_SHIFT: u32 = 40;
 /// First number of frames that a range cannot have.
 pub(super) const MAX_RANGE: u64 = 1 << 24;
 
 impl Held {
-    fn encode(self) -> u64 {
-        let (kind, pfn, arg) = match self {
-            Self::Block(pfn, order) => (1, pfn, u64::from(order.raw())),
-            Self::Range(pfn, count) => (2, pfn, count),
-            Self::Cma(area, pfn, count) => (3, pfn, u64::from(area) | count << AREA_BITS),
+    fn encode(self) -> [u64; 2] {
+        let (kind, small, low, second) = match self {
+            Self::Block(pfn, order) => (1, order.raw() as u8, pfn.raw() as u32, 0),
+            Self::Range(pfn, count) => (2, 0, pfn.raw() as u32, count),
+            Self::Cma(area, pfn, count) => (3, area, pfn.raw() as u32, count),
+            Self::Kmalloc(addr) => (4, 0, 0, addr.raw()),
+            Self::Object(addr) => (5, 0, 0, addr.raw()),
+            Self::Vmalloc(addr, pages) => (6, 0, pages, addr.raw()),
+            Self::Percpu(ptr, size) => (7, 0, size, ptr.raw()),
+            Self::Cache(addr) => (8, 0, 0, addr.raw()),
         };
-        pfn.raw() | kind << KIND_SHIFT | arg << ARG_SHIFT
+        [u64::from(low) | kind << KIND_SHIFT | u64::from(small) << SMALL_SHIFT, second]
     }
 
-    fn decode(word: u64) -> Option<Self> {
-        let pfn = Pfn::new(word & 0xffff_ffff);
-        let arg = (word & !LOCKED) >> ARG_SHIFT;
-        match word >> KIND_SHIFT & 3 {
-            1 => Some(Self::Block(pfn, Order::new(arg as u32).ok()?)),
-            2 => Some(Self::Range(pfn, arg)),
-            3 => Some(Self::Cma((arg & ((1 << AREA_BITS) - 1)) as u8, pfn, arg >> AREA_BITS)),
+    fn decode(first: u64, second: u64) -> Option<Self> {
+        let (low, small) = (first as u32, (first >> SMALL_SHIFT) as u8);
+        let (pfn, addr) = (Pfn::new(low.into()), VirtAddr::new(second));
+        match first >> KIND_SHIFT & 0xff {
+            1 => Some(Self::Block(pfn, Order::new(small.into()).ok()?)),
+            2 => Some(Self::Range(pfn, second)),
+            3 => Some(Self::Cma(small, pfn, second)),
+            4 => Some(Self::Kmalloc(addr)),
+            5 => Some(Self::Object(addr)),
+            6 => Some(Self::Vmalloc(addr, low)),
+            7 => Some(Self::Percpu(PerCpuPtr::new(second), low)),
+            8 => Some(Self::Cache(addr)),
             _ => None,
         }
     }
-
-    /// The first frame, and how many there are.
-    pub(super) fn frames(self) -> (Pfn, u64) {
-        match self {
-            Self::Block(pfn, order) => (pfn, order.pages()),
-            Self::Range(pfn, count) | Self::Cma(_, pfn, count) => (pfn, count),
-        }
-    }
 }
-
-const _: () = assert!(MAX_RANGE << AREA_BITS <= 1 << (63 - ARG_SHIFT));
 
 /// A handle that its holder alone uses. Dropped without a word it stays locked, so each way ends in one of the methods.
 #[derive(Debug)]
 #[must_use]
-pub(super) struct Slot(&'static AtomicU64);
+pub(super) struct Slot(&'static [AtomicU64; 2]);
 
 impl Slot {
     /// The handle stands for `held` from now on.
     pub(super) fn put(self, held: Held) {
-        // Release: who takes the handle sees what was done with what it stands for.
-        self.0.store(held.encode(), Release);
+        store(self.0, held);
     }
 
     /// The handle stands for nothing.
     pub(super) fn clear(self) {
-        self.0.store(0, Release);
+        self.0[0].store(0, Release);
     }
+}
+
+/// Writes what a locked handle stands for from now on, and unlocks it.
+fn store(words: &[AtomicU64; 2], held: Held) {
+    let [first, second] = held.encode();
+    words[1].set(second);
+    // Release: who takes the handle sees its second word, and what was done with what it stands for.
+    words[0].store(first, Release);
 }
 
 /// Words in a page, as a shift.
 const LEVEL_BITS: u32 = 9;
-const ROOTS: usize = (MAX_HANDLE >> (2 * LEVEL_BITS)) as usize;
+/// Handles that have their words in a page, as a shift.
+const LEAF_BITS: u32 = LEVEL_BITS - 1;
+const ROOTS: usize = (MAX_HANDLE >> (LEVEL_BITS + LEAF_BITS)) as usize;
 
 /// The table.
 #[derive(Debug)]
@@ -103,7 +123,7 @@ impl Handles {
     /// Takes hold of a handle that stands for nothing yet.
     pub(super) fn reserve<P: Platform>(&self, mm: &Mm<P>, handle: u32) -> Result<Slot, OpError> {
         let word = self.word(mm, handle, true)?.ok_or(OpError::NoMemory)?;
-        match word.compare_exchange(0, LOCKED, Acquire, Relaxed) {
+        match word[0].compare_exchange(0, LOCKED, Acquire, Relaxed) {
             Ok(_) => Ok(Slot(word)),
             Err(_) => Err(OpError::HandleInUse),
         }
@@ -113,12 +133,12 @@ impl Handles {
     pub(super) fn take<P: Platform>(&self, mm: &Mm<P>, handle: u32) -> Result<(Slot, Held), OpError> {
         let word = self.word(mm, handle, false)?.ok_or(OpError::BadHandle)?;
         loop {
-            let now = word.load(Relaxed);
+            let now = word[0].load(Relaxed);
             if now == 0 {
                 return Err(OpError::BadHandle);
             }
-            if now & LOCKED == 0 && word.compare_exchange(now, now | LOCKED, Acquire, Relaxed).is_ok() {
-                let held = Held::decode(now).ok_or(OpError::BadHandle)?;
+            if now & LOCKED == 0 && word[0].compare_exchange(now, now | LOCKED, Acquire, Relaxed).is_ok() {
+                let held = Held::decode(now, word[1].get()).ok_or(OpError::BadHandle)?;
                 return Ok((Slot(word), held));
             }
             mm.platform.relax();
@@ -128,23 +148,31 @@ impl Handles {
     /// Lets go of a handle that [`Self::reserve`] took hold of: it stands for `held` from now on.
     pub(super) fn unlock<P: Platform>(&self, mm: &Mm<P>, handle: u32, held: Option<Held>) {
         if let Ok(Some(word)) = self.word(mm, handle, false) {
-            word.store(held.map_or(0, Held::encode), Release);
+            match held {
+                Some(held) => store(word, held),
+                None => word[0].store(0, Release),
+            }
         }
     }
 
-    /// The word of a handle, if there is a page for it.
-    fn word<P: Platform>(&self, mm: &Mm<P>, handle: u32, create: bool) -> Result<Option<&'static AtomicU64>, OpError> {
+    /// The words of a handle, if there is a page for them.
+    fn word<P: Platform>(
+        &self,
+        mm: &Mm<P>,
+        handle: u32,
+        create: bool,
+    ) -> Result<Option<&'static [AtomicU64; 2]>, OpError> {
         if handle >= MAX_HANDLE {
             return Err(OpError::BadHandle);
         }
         let (high, middle, low) = (
-            handle >> (2 * LEVEL_BITS),
-            handle >> LEVEL_BITS & ((1 << LEVEL_BITS) - 1),
-            handle & ((1 << LEVEL_BITS) - 1),
+            handle >> (LEVEL_BITS + LEAF_BITS),
+            handle >> LEAF_BITS & ((1 << LEVEL_BITS) - 1),
+            handle & ((1 << LEAF_BITS) - 1),
         );
         let Some(second) = self.page(mm, &self.roots[high as usize % ROOTS], create) else { return Ok(None) };
         let Some(leaf) = self.page(mm, &second[middle as usize], create) else { return Ok(None) };
-        Ok(leaf.get(low as usize))
+        Ok(leaf.as_chunks().0.get(low as usize))
     }
 
     /// The page that `entry` names.

@@ -7,6 +7,7 @@
 mod content;
 mod execute;
 mod handles;
+mod object;
 mod place;
 mod reply;
 
@@ -56,13 +57,15 @@ pub struct Commands {
     turn: AtomicU64,
     /// Held while page blocks are isolated.
     contig: AtomicU32,
+    /// Held while caches come, go or are tuned by their names.
+    caches: AtomicU32,
 }
 
 impl Commands {
     /// Nothing is allocated.
     pub const fn new() -> Self {
-        let (turn, contig) = (AtomicU64::new(0), AtomicU32::new(0));
-        Self { handles: Handles::new(), left: Left::new(), turn, contig }
+        let (turn, contig, caches) = (AtomicU64::new(0), AtomicU32::new(0), AtomicU32::new(0));
+        Self { handles: Handles::new(), left: Left::new(), turn, contig, caches }
     }
 }
 

@@ -4,6 +4,7 @@
 #![allow(unsafe_code, reason = "guest memory is reached through pointers")]
 
 mod area;
+mod content;
 mod frames;
 mod locked;
 mod memmap;
@@ -16,6 +17,7 @@ mod window;
 mod words;
 
 pub(crate) use area::{AREA_BYTES, AreaRef, AreaWord, VmRef};
+pub(crate) use content::Owned;
 pub use frames::{FrameTables, Home};
 pub(crate) use locked::{RwSem, SpinLock};
 pub use memmap::Memmap;

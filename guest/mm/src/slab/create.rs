@@ -191,12 +191,18 @@ impl<P: Platform> Mm<P> {
         self.kmem_cache_free(self.slab.caches.any(), cache.addr());
     }
 
+    /// Whether a cache has a number: it has been made, and not been given up meanwhile. `Slab::lock` is held.
+    fn is_published(&self, cache: Cache) -> bool {
+        let id = cache.record().id.get() as usize;
+        id != 0 && self.slab.table.get(id).is_some_and(|word| word.get() == cache.addr().raw())
+    }
+
     /// Gives a cache up (`kmem_cache_destroy`). If objects of it are still in use that is reported, and the cache stays
     /// as it is. Nobody allocates from it meanwhile. Not from interrupts.
     pub fn kmem_cache_destroy(&self, cache: Cache) {
         let id = cache.record().id.get() as usize;
         sync::lock(&self.slab.lock, || self.platform.relax());
-        let known = id != 0 && self.slab.table.get(id).is_some_and(|word| word.get() == cache.addr().raw());
+        let known = self.is_published(cache);
         let empty = known && !self.shrink_cache(cache);
         if empty {
             self.slab.table[id].set(0);
@@ -213,7 +219,7 @@ impl<P: Platform> Mm<P> {
     /// (`kmem_cache_shrink`); tells whether it still has slabs. Not from interrupts.
     pub fn kmem_cache_shrink(&self, cache: Cache) -> bool {
         sync::lock(&self.slab.lock, || self.platform.relax());
-        let left = self.shrink_cache(cache);
+        let left = self.is_published(cache) && self.shrink_cache(cache);
         sync::unlock(&self.slab.lock);
         left
     }
@@ -265,8 +271,8 @@ impl<P: Platform> Mm<P> {
 
     /// Sets a cache's tunables, as a line `name limit batchcount shared` written to slabinfo does
     /// (`do_tune_cpucache`): arrays hold at most `limit` objects and exchange `batchcount` at a time; a node's shared
-    /// array has room for `shared * batchcount`. False, and nothing changes, for a limit or batch of 0 and for a batch
-    /// above the limit. Not from interrupts.
+    /// array has room for `shared * batchcount`. False, and nothing changes, for a limit or batch of 0, for a batch
+    /// above the limit, and for a cache that is gone. Not from interrupts.
     pub fn kmem_cache_tune(&self, cache: Cache, limit: u32, batchcount: u32, shared: u32) -> bool {
         let room = u64::from(shared) * u64::from(batchcount) * 8;
         if limit < 1 || batchcount < 1 || batchcount > limit || room.max(8 * u64::from(limit)) > KMALLOC_MAX_SIZE as u64
@@ -274,9 +280,12 @@ impl<P: Platform> Mm<P> {
             return false;
         }
         sync::lock(&self.slab.lock, || self.platform.relax());
-        self.set_tunables(cache, limit, batchcount, shared);
-        self.drain_cpu_caches(cache);
+        let known = self.is_published(cache);
+        if known {
+            self.set_tunables(cache, limit, batchcount, shared);
+            self.drain_cpu_caches(cache);
+        }
         sync::unlock(&self.slab.lock);
-        true
+        known
     }
 }

@@ -159,6 +159,11 @@ impl<P: Platform> Mm<P> {
         Cache::at(self.slab_memory(), self.slab.table[id as usize % MAX_CACHES].get())
     }
 
+    /// The cache whose descriptor is at `addr`, which [`Cache::addr`] gave.
+    pub(crate) fn cache_at(&self, addr: VirtAddr) -> Option<Cache> {
+        Cache::at(self.slab_memory(), addr.raw())
+    }
+
     /// All caches, by number.
     pub fn kmem_caches(&self) -> impl Iterator<Item = Cache> {
         (1..self.slab.table.len()).filter_map(|id| self.cache_by_id(id as u16))

@@ -55,6 +55,8 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
             Kind::PcpPingPong => self.ping_pong(),
             Kind::Replay => self.replay(),
             Kind::Access => self.accesses(),
+            Kind::SlabMix | Kind::VmallocMix | Kind::MemoryMix => self.object_steps(),
+            Kind::Scull | Kind::Scullc | Kind::Scullp | Kind::Scullv => self.scull(),
         }
     }
 

@@ -8,6 +8,7 @@
 mod chain;
 mod kinds;
 mod lane;
+mod objects;
 mod replay;
 mod shared;
 
@@ -24,6 +25,7 @@ use crate::command::{Placer, Services, may_try};
 use crate::platform::Platform;
 use crate::sync::Plain;
 use lane::Lane;
+use objects::Caches;
 use replay::Replay;
 use shared::SharedPages;
 
@@ -53,6 +55,8 @@ struct Run<'a, P: Platform, S> {
     free: u64,
     /// Words that the lanes share.
     shared: SharedPages<'a, P>,
+    /// Slab caches of the run's own.
+    caches: Caches<'a, P>,
 }
 
 impl<P: Platform, S: Services> Run<'_, P, S> {
@@ -103,7 +107,9 @@ pub(crate) fn run<P: Platform, S: Services>(
 ) -> Result<Option<BadRecord>, OpError> {
     let records = records.as_chunks().0;
     let records = records.get(..params.records as usize).ok_or(OpError::Invalid)?;
-    if report.len() < Report::words(mm.nodes.len()) || params.touch > MAX_TOUCH || params.gfp.contains(Gfp::NOFAIL) {
+    let keeps = params.keep && !Kind::PAGES.contains(&params.kind);
+    let bad = keeps || params.touch > MAX_TOUCH || params.gfp.contains(Gfp::NOFAIL);
+    if report.len() < Report::words(mm.nodes.len()) || bad {
         return Err(OpError::Invalid);
     }
     may_try(mm, params.gfp, params.order, params.placement)?;
@@ -130,13 +136,14 @@ fn run_lanes<P: Platform, S: Services>(
     prepare(mm, report);
     let lanes = cpus.weight() as usize;
     let shared = SharedPages::new(mm, shared_order(params.kind, lanes))?;
+    let caches = Caches::new(mm, params.kind)?;
     // Last: what is taken over from an earlier message must not be lost.
     let replay = match params.kind {
         Kind::Replay => Some(Replay::new(mm, services, &left.unfinished, params)?),
         _ => None,
     };
     let (kept, free) = (&left.kept, placer.free_pages(mm, params.gfp));
-    let run = Run { mm, kept, services, params, records, report, cpus, lanes, replay, free, shared };
+    let run = Run { mm, kept, services, params, records, report, cpus, lanes, replay, free, shared, caches };
     let part = |number| {
         let start = services.ticks();
         // The placement was tried above.
@@ -184,6 +191,7 @@ fn shared_order(kind: Kind, lanes: usize) -> Option<u32> {
     match kind {
         Kind::ProducerConsumer => Some((lanes / 2).max(1).next_power_of_two().ilog2()),
         Kind::PcpPingPong => Some(0),
+        Kind::SlabMix | Kind::VmallocMix | Kind::MemoryMix if lanes > 1 => Some(0),
         _ => None,
     }
 }

@@ -1,6 +1,7 @@
 //! Commands on hosted machines: what each operation does, every misuse an error, and random messages.
 
 mod misuse;
+mod objects;
 mod operations;
 mod random;
 mod replay;
@@ -154,6 +155,12 @@ fn message(ops: &[RawOp], payload: &[u8], flags: u32) -> Vec<u8> {
 /// One node and CPU: 64 MiB of DMA32.
 fn small() -> Guest {
     Guest::new(&Topology::pages_only().node(&[(16 * MIB, 80 * MIB)], 1))
+}
+
+/// Two nodes of two CPUs each, with slab caches, `vmalloc` and per-CPU memory.
+fn complete() -> Guest {
+    let topology = Topology::new().percpu(1500, 8 << 10, 28 << 10, 4096);
+    Guest::new(&topology.node(&[(0, 640 << 10), (MIB, 128 * MIB)], 2).node(&[(4 * GIB, 4 * GIB + 128 * MIB)], 2))
 }
 
 /// Two nodes of two CPUs each, with all three zones.

@@ -3,11 +3,12 @@
 use pagevisor_shared::command::{Op, RawOp};
 use proptest::prelude::*;
 
-use crate::{message, two_nodes};
+use crate::{complete, message, two_nodes};
 
 /// An operation with arguments that often mean something.
 fn op() -> impl Strategy<Value = RawOp> {
-    let code = prop_oneof![6 => Just(1u16), 4 => Just(2u16), 6 => 0u16..13, 1 => 15u16..20, 1 => any::<u16>()];
+    let code =
+        prop_oneof![6 => Just(1u16), 4 => Just(2u16), 6 => 0u16..13, 1 => 15u16..20, 6 => 21u16..33, 1 => any::<u16>()];
     let order = prop_oneof![8 => 0u8..4, 1 => 0u8..11, 1 => any::<u8>()];
     let small = prop_oneof![8 => 0u8..4, 1 => any::<u8>()];
     let gfp = prop_oneof![8 => Just(0x2cc0u32), 2 => Just(0x2ccau32), 1 => 0u32..1 << 23, 1 => any::<u32>()];
@@ -23,13 +24,23 @@ fn op() -> impl Strategy<Value = RawOp> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn batches(batches in proptest::collection::vec(proptest::collection::vec(op(), 1..120), 1..6)) {
         let guest = two_nodes();
         for ops in &batches {
             let answer = guest.raw(&message(ops, &[0xa5; 256], 0));
+            prop_assert_eq!(answer.results.len(), ops.len());
+        }
+        guest.assert_sound();
+    }
+
+    #[test]
+    fn batches_with_objects(batches in proptest::collection::vec(proptest::collection::vec(op(), 1..120), 1..6)) {
+        let guest = complete();
+        for ops in &batches {
+            let answer = guest.raw(&message(ops, b"a-cache kmalloc-64 12 6 2 another", 0));
             prop_assert_eq!(answer.results.len(), ops.len());
         }
         guest.assert_sound();
