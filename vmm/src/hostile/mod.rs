@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 mod core_file;
+mod layers;
 mod memory;
 mod region;
 mod registers;
