@@ -65,6 +65,35 @@ pub fn push_tail_chain(memmap: Memmap, list: &ListHead, first: u32, last: u32) {
     list.last.set(last);
 }
 
+/// Puts the chain from `first` to `last`, linked inside and with 0 before its first, in front (`list_splice`).
+#[inline]
+pub fn push_head_chain(memmap: Memmap, list: &ListHead, first: u32, last: u32) {
+    let old = list.first.get();
+    // The same word links both ways.
+    let link = encode_next(last, old);
+    memmap.page(last).next.set(link);
+    if old == 0 {
+        list.last.set(last);
+    } else {
+        memmap.page(old).prev.set(link);
+    }
+    list.first.set(first);
+}
+
+/// Takes frame `first` and all behind it out of a zone list, linked as they are but with 0 before the first.
+#[inline]
+pub fn cut_tail(memmap: Memmap, list: &ListHead, first: u32) {
+    let page = memmap.page(first);
+    let before = prev(first, page);
+    list.last.set(before);
+    if before == 0 {
+        list.first.set(0);
+    } else {
+        memmap.page(before).next.set(encode_next(before, 0));
+    }
+    page.prev.set(encode_prev(first, 0));
+}
+
 /// Puts frame `pfn` at the end (`list_add_tail`).
 #[inline]
 pub fn push_tail(memmap: Memmap, list: &ListHead, pfn: u32) {

@@ -38,7 +38,7 @@ const fn frame(raw: u64) -> Option<Pfn> {
 /// Whether `zone` is above its low watermark for an allocation that prefers it. The preferred zone is the highest
 /// populated one of its node that the allocation may use, so it keeps nothing from it (`lowmem_reserve` is 0).
 #[inline(always)]
-fn above_low_watermark(zone: &ZoneState, order: u32) -> bool {
+pub(super) fn above_low_watermark(zone: &ZoneState, order: u32) -> bool {
     let free = zone.vm_stat[ZoneStat::NrFreePages.index()].get() - ((1i64 << order) - 1);
     free > zone.alloc_mark.get() && (order == 0 || has_free_block(zone, order))
 }

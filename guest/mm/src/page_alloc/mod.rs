@@ -20,6 +20,7 @@ mod freelist;
 mod node_reclaim;
 mod prep;
 mod release;
+mod several;
 mod slow;
 mod warn;
 mod watermark;

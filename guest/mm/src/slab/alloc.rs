@@ -112,6 +112,10 @@ impl<P: Platform> Mm<P> {
                 got = lists.take(slots);
             }
         }
+        if got == 0 && batch == array.batchcount.get() {
+            let room = self.slab_memory().words(array.entry.get(), array.limit.get() as usize);
+            got = self.cache_grow_several(cache, gfp, room, batch);
+        }
         if got == 0 {
             got = self.cache_grow(cache, gfp, node, slots);
         }

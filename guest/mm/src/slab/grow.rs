@@ -18,7 +18,7 @@ use crate::raw::construct;
 use crate::sync::Plain;
 
 /// What an allocation of an object passes on to that of a slab (`GFP_CONSTRAINT_MASK | GFP_RECLAIM_MASK`).
-const PASSED_ON: Gfp = Gfp::HARDWALL
+pub(super) const PASSED_ON: Gfp = Gfp::HARDWALL
     .with(Gfp::THISNODE)
     .with(Gfp::RECLAIM)
     .with(Gfp::HIGH)
@@ -136,16 +136,7 @@ impl<P: Platform> Mm<P> {
     pub(super) fn cache_grow_end(&self, cache: Cache, slab: &SlabPage) {
         let number = SlabWord(slab.page.mapping.get()).node() as usize;
         self.lock_slab_node(cache, number).add(slab);
-        let record = cache.record();
-        record.grown.fetch_add(1, Relaxed);
-        let in_use: u64 = self.nodes.iter().enumerate().fold(0, |sum, (number, _)| {
-            let state = self.slab_node(cache, number);
-            let total = state.total_slabs.get() * slab.num() as u64;
-            sum + total.saturating_sub(state.free_objects.get())
-        });
-        if in_use > record.high_mark.get() {
-            record.high_mark.set(in_use);
-        }
+        self.count_grown(cache, slab.num(), 1);
     }
 
     /// Gives back the slabs on `doomed`, which are on no other list (`slabs_destroy`).
@@ -166,6 +157,12 @@ impl<P: Platform> Mm<P> {
         let node = NodeId::new(word.node() as usize).unwrap_or_default();
         let mut slabs = 0;
         while pfn != 0 {
+            let (rest, done) = self.slabs_destroy_several(cache, pfn, order);
+            slabs += done as i64;
+            pfn = rest;
+            if pfn == 0 {
+                break;
+            }
             let next = list::next(pfn, self.memmap().page(pfn));
             self.slab_destroy(cache, pfn, order);
             slabs += 1;

@@ -14,6 +14,7 @@
 //! | `node` | a node's lists of slabs, locked |
 //! | `page` | a slab and its list of free objects |
 //! | `grow` | slabs from the page allocator and back |
+//! | `several` | the same, for several at once |
 //! | `arrays` | making, changing and emptying arrays |
 //! | `debug` | red zones, poison, last users |
 //! | `layout` | how objects lie in slabs |
@@ -47,6 +48,7 @@ mod kmalloc;
 mod layout;
 mod node;
 mod page;
+mod several;
 
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64};

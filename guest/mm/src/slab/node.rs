@@ -5,7 +5,7 @@ use core::sync::atomic::AtomicU64;
 
 use pagevisor_shared::region::seq;
 use pagevisor_shared::region::zone::ListHead;
-use pagevisor_shared::slab::{ArrayCache, KmemCacheNode};
+use pagevisor_shared::slab::{ArrayCache, KmemCacheNode, SlabFlags};
 use pagevisor_shared::units::VirtAddr;
 
 use super::Cache;
@@ -107,15 +107,27 @@ impl<P: Platform> LockedNode<'_, P> {
         state.free_objects.bump((slab.num() - slab.active()) as u64);
     }
 
+    /// Adds `count` new slabs, linked to each other, from which all objects were taken.
+    pub(super) fn add_full(&self, slabs: &ListHead, count: u32) {
+        self.state.total_slabs.bump(count as u64);
+        list::push_head_chain(self.memmap, &self.state.slabs_full, slabs.first.get(), slabs.last.get());
+    }
+
     /// Takes objects of this node back into their slabs, and what is free beyond the limit off the lists, for
     /// `slabs_destroy` (`free_block`).
     pub(super) fn free_block(&self, objects: &[AtomicU64], doomed: &ListHead) {
+        let record = self.cache.record();
+        let (num, flags) = (record.num.get(), SlabFlags::from_bits_truncate(record.flags.get()));
         let mut rest = objects;
+        if num == 1 && flags.contains(SlabFlags::OBJFREELIST) {
+            rest = &rest[self.free_whole(rest)..];
+        }
+        let mut freed = objects.len() - rest.len();
         while let Some(first) = rest.first() {
             let addr = VirtAddr::new(first.get());
             let mut count = 0;
             if let Some((pfn, word)) = self.mm.virt_to_slab(addr)
-                && word.cache() as u32 == self.cache.record().id.get()
+                && word.cache() as u32 == record.id.get()
             {
                 // Neighbours are freed together more often than not.
                 let slab = self.mm.slab_page(self.cache, pfn);
@@ -125,20 +137,73 @@ impl<P: Platform> LockedNode<'_, P> {
                     self.relist(&slab, before);
                 }
             }
-            self.state.free_objects.bump(count as u64);
+            freed += count;
             if count == 0 {
                 self.mm.bad_object(self.cache, addr);
                 count = 1;
             }
             rest = &rest[count..];
         }
-        let (state, num) = (self.state, self.cache.record().num.get() as u64);
-        while state.free_objects.get() > state.free_limit.get() as u64
-            && let Some(slab) = self.pop_free_slab()
-        {
-            state.free_objects.drop_by(num);
-            list::push_head(self.memmap, doomed, slab, self.memmap.page(slab));
+        let free_objects = self.state.free_objects.get() + freed as u64;
+        self.state.free_objects.set(free_objects);
+        let beyond = free_objects.saturating_sub(self.state.free_limit.get() as u64);
+        if beyond != 0 {
+            self.doom(beyond.div_ceil(num.max(1) as u64), doomed);
         }
+    }
+
+    /// Takes back the first of `objects`, as far as each is the only one of its slab and was handed out; gives how many.
+    /// For slabs with their list in the object.
+    fn free_whole(&self, objects: &[AtomicU64]) -> usize {
+        let (mm, memmap, state) = (self.mm, self.memmap, self.state);
+        let record = self.cache.record();
+        let Some((_, word)) = objects.first().and_then(|first| mm.virt_to_slab(VirtAddr::new(first.get()))) else {
+            return 0;
+        };
+        if word.cache() as u32 != record.id.get() {
+            return 0;
+        }
+        let mut count = 0;
+        for object in objects {
+            let addr = VirtAddr::new(object.get());
+            let pfn = mm.pfn_of(addr);
+            let Some(page) = mm.frames.page_of(memmap, pfn) else { break };
+            if page.mapping.get() != word.0 || page._mapcount.get() != 1 {
+                break;
+            }
+            let slab = mm.slab_page(self.cache, pfn as u32);
+            if slab.object(0) != addr {
+                break;
+            }
+            slab.put_only();
+            list::remove(memmap, &state.slabs_full, pfn as u32, page);
+            list::push_head(memmap, &state.slabs_free, pfn as u32, page);
+            count += 1;
+        }
+        state.free_slabs.bump(count as u64);
+        count
+    }
+
+    /// Takes the last `slabs` of the free slabs off the lists, or all, and links them in front of those in `doomed`, in
+    /// their order.
+    fn doom(&self, slabs: u64, doomed: &ListHead) {
+        let (state, memmap) = (self.state, self.memmap);
+        let last = state.slabs_free.last.get();
+        if last == 0 {
+            return;
+        }
+        let (mut first, mut count) = (last, 1);
+        let mut before = list::prev(first, memmap.page(first));
+        while before != 0 && count < slabs {
+            first = before;
+            before = list::prev(first, memmap.page(first));
+            count += 1;
+        }
+        list::cut_tail(memmap, &state.slabs_free, first);
+        list::push_head_chain(memmap, doomed, first, last);
+        state.free_slabs.drop_by(count);
+        state.total_slabs.drop_by(count);
+        state.free_objects.drop_by(count * self.cache.record().num.get() as u64);
     }
 
     /// Moves a slab, of which `before` objects were handed out before some came back, to where it belongs now.

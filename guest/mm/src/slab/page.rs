@@ -146,6 +146,14 @@ impl SlabPage {
         count
     }
 
+    /// Takes back the only object, which holds the list.
+    #[inline(always)]
+    pub(crate) fn put_only(&self) {
+        self.page.private.set(1);
+        self.memory.byte(self.object(0).raw()).set(0);
+        self.page._mapcount.set(0);
+    }
+
     /// Writes the numbers of objects below `end`, downwards, until one is not of this slab; gives how many.
     #[inline(always)]
     fn put_numbers(&self, objects: &[AtomicU64], end: u64) -> usize {
