@@ -170,6 +170,13 @@ fn ready(region: &'static RegionRef<'static>, options: &Options) -> ! {
     if options.test == Some(selftest::NEVER_READY) {
         idle::run();
     }
+    if let Some(mm) = platform::mm() {
+        // Now, not when this CPU first idles: memory and counters are the same whenever the first command comes.
+        mm.percpu_balance();
+        cpu::irq_disable();
+        mm.quiet_vmstat();
+        cpu::irq_enable();
+    }
     let header = region.header();
     let now = cpu::rdtsc();
     header.tsc_ready.store(now, Ordering::Relaxed);
