@@ -57,6 +57,11 @@ unsafe impl Platform for Kernel {
     }
 
     #[inline(always)]
+    fn slab_array(&self) -> usize {
+        percpu::slab_array()
+    }
+
+    #[inline(always)]
     fn irq_save(&self) -> IrqFlags {
         IrqFlags(cpu::irq_save())
     }

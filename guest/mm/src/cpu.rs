@@ -56,9 +56,12 @@ pub struct CpuLocal {
 }
 
 impl CpuLocal {
+    /// Where in the record [`Self::slab_array`] is, for platforms that reach it without the record's address.
+    pub const SLAB_ARRAY_OFFSET: usize = core::mem::offset_of!(Self, slab_array);
+
     /// From the start of a slab cache's descriptor to the CPU's array.
     #[inline(always)]
-    pub(crate) fn slab_array(&self) -> usize {
+    pub fn slab_array(&self) -> usize {
         self.slab_array
     }
 

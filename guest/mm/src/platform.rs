@@ -44,7 +44,7 @@ pub enum Level {
 /// the sections the stack asked to map are backed, zero at first; the rest is backed likewise or faults. Both stay
 /// for the life of the program. [`Self::kernel_root`] is a page-table root for ever, reached through the direct map too,
 /// whose entries for the vmalloc space are clear at first and nobody else's. [`Self::this_cpu`] is the record of the CPU that executes, and stays so while the
-/// caller does not sleep.
+/// caller does not sleep; [`Self::slab_array`] is what that record says.
 #[allow(unsafe_code, reason = "implementing it is a promise about addresses")]
 pub unsafe trait Platform: Sync + 'static {
     /// Virtual address of physical address 0.
@@ -56,6 +56,12 @@ pub unsafe trait Platform: Sync + 'static {
     /// The record of the current CPU, made by [`crate::Mm::cpu_local`]. Not called before [`crate::Mm::boot`] has
     /// returned.
     fn this_cpu(&self) -> &'static CpuLocal;
+
+    /// [`CpuLocal::slab_array`] of [`Self::this_cpu`], and nothing else: for platforms that have a shorter way to it.
+    #[inline(always)]
+    fn slab_array(&self) -> usize {
+        self.this_cpu().slab_array()
+    }
 
     /// Turns interrupts off on this CPU.
     fn irq_save(&self) -> IrqFlags;

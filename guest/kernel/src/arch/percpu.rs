@@ -249,6 +249,18 @@ pub fn local() -> *const CpuLocal {
     local
 }
 
+/// [`CpuLocal::slab_array`] of the current CPU, out of its unit. Nothing of use until `mm` runs.
+#[inline(always)]
+pub fn slab_array() -> usize {
+    let offset;
+    // SAFETY: GS points to this CPU's unit, which has the room for the record there.
+    unsafe {
+        asm!("mov {}, gs:[{} + {}]", out(reg) offset, sym LOCAL_ROOM, const CpuLocal::SLAB_ARRAY_OFFSET,
+            options(nostack, readonly, preserves_flags, pure));
+    }
+    offset
+}
+
 /// Number of the current CPU.
 #[inline(always)]
 pub fn cpu_number() -> u32 {

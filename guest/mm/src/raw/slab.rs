@@ -14,7 +14,7 @@ use pagevisor_shared::slab::{ArrayCache, KmemCache, KmemCacheNode, cpu_cache_off
 use pagevisor_shared::units::VirtAddr;
 
 use super::DirectMap;
-use crate::cpu::CpuLocal;
+use crate::platform::Platform;
 use crate::sync::Plain;
 
 /// CPUs and nodes that each descriptor has room for.
@@ -66,10 +66,11 @@ impl Cache {
         unsafe { &*self.0.as_ptr().cast::<u8>().add(offset).cast() }
     }
 
-    /// The array of the CPU that `local` is of.
+    /// The array of the CPU that executes.
     #[inline(always)]
-    pub(crate) fn array(self, local: &CpuLocal) -> &'static ArrayCache {
-        self.part(local.slab_array())
+    pub(crate) fn array<P: Platform>(self, platform: &P) -> &'static ArrayCache {
+        // Of a CPU that there is (promise of `Platform::slab_array`).
+        self.part(platform.slab_array())
     }
 
     /// The array of CPU `cpu`.
@@ -158,6 +159,13 @@ impl SlabMemory {
         unsafe { &*self.at(addr).cast() }
     }
 
+    /// Writes four bytes at `addr`, which is any address, the lowest first.
+    #[inline(always)]
+    pub(crate) fn set_four(self, addr: u64, bytes: u32) {
+        // SAFETY: as for `words`; whoever reads them holds the lock that the writer holds.
+        unsafe { self.at(addr).cast::<u32>().write_unaligned(bytes.to_le()) }
+    }
+
     /// Two bytes at `addr`, a multiple of 2.
     #[inline(always)]
     pub(crate) fn half(self, addr: u64) -> &'static AtomicU16 {
@@ -170,6 +178,13 @@ impl SlabMemory {
     pub(crate) fn entry(self, array: &ArrayCache, index: u32) -> &'static AtomicU64 {
         // SAFETY: there is room for `limit` words at `entry` (invariant of `ArrayCache`).
         unsafe { &*self.at(array.entry.get()).cast::<AtomicU64>().add(index as usize) }
+    }
+
+    /// The last of the `avail` objects of an array, at least one and at most its limit.
+    #[inline(always)]
+    pub(crate) fn last_entry(self, array: &ArrayCache, avail: u32) -> &'static AtomicU64 {
+        // SAFETY: there is room for `limit` words at `entry` (invariant of `ArrayCache`).
+        unsafe { &*self.at(array.entry.get()).cast::<AtomicU64>().add(avail as usize).sub(1) }
     }
 
     /// The array caches at `addr`.

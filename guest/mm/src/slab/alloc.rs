@@ -72,7 +72,7 @@ impl<P: Platform> Mm<P> {
 
     /// From this CPU's array, refilled if need be (`____cache_alloc`).
     fn cache_alloc_local(&self, cache: Cache, gfp: Gfp) -> u64 {
-        let array = cache.array(self.platform.this_cpu());
+        let array = cache.array(self.platform);
         // Held by what this interrupted, or by a CPU that empties it: the node's lists serve.
         let Some(held) = gated(array).try_lock() else { return 0 };
         if array.limit.get() == 0 {

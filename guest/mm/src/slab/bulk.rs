@@ -35,7 +35,7 @@ impl<P: Platform> Mm<P> {
     /// Takes objects out of this CPU's array, as many as it has and there is room for.
     #[inline]
     fn take_from_array(&self, cache: Cache, objects: &mut [VirtAddr]) -> usize {
-        let array = cache.array(self.platform.this_cpu());
+        let array = cache.array(self.platform);
         if !sync::try_lock(&array.lock) {
             return 0;
         }
@@ -76,7 +76,7 @@ impl<P: Platform> Mm<P> {
     /// Puts objects into this CPU's array as long as there is room and they belong there; gives how many.
     #[inline]
     fn put_into_array(&self, cache: Cache, objects: &[VirtAddr]) -> usize {
-        let array = cache.array(self.platform.this_cpu());
+        let array = cache.array(self.platform);
         if !sync::try_lock(&array.lock) {
             return 0;
         }

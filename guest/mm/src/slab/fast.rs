@@ -50,16 +50,17 @@ impl<P: Platform> Mm<P> {
     /// An object from this CPU's array, if there is one and nobody watches.
     #[inline(always)]
     pub(crate) fn take_object(&self, cache: Cache) -> Option<u64> {
-        let array = cache.array(self.platform.this_cpu());
+        let array = cache.array(self.platform);
         if !sync::try_lock(&array.lock) {
             return None;
         }
-        let Some(left) = array.avail.get().checked_sub(1) else {
+        let avail = array.avail.get();
+        if avail == 0 {
             sync::unlock(&array.lock);
             return None;
-        };
-        let object = self.slab_memory().entry(array, left).get();
-        array.avail.set(left);
+        }
+        let object = self.slab_memory().last_entry(array, avail).get();
+        array.avail.drop_by(1);
         sync::unlock(&array.lock);
         Some(object)
     }
@@ -95,7 +96,7 @@ impl<P: Platform> Mm<P> {
     /// whether it did.
     #[inline(always)]
     fn put_object(&self, cache: Cache, word: SlabWord, addr: VirtAddr) -> bool {
-        let array = cache.array(self.platform.this_cpu());
+        let array = cache.array(self.platform);
         // The cache and the node are right, or the page is in no slab at all.
         if word.of_any_page() != array.home.get() || !sync::try_lock(&array.lock) {
             return false;
@@ -106,7 +107,7 @@ impl<P: Platform> Mm<P> {
             return false;
         }
         self.slab_memory().entry(array, avail).set(addr.raw());
-        array.avail.set(avail + 1);
+        array.avail.bump(1);
         sync::unlock(&array.lock);
         true
     }

@@ -52,7 +52,7 @@ impl<P: Platform> Mm<P> {
         if word.node() as usize != local.mem_node.index() {
             return self.cache_free_alien(cache, word, addr);
         }
-        let array = cache.array(local);
+        let array = cache.array(self.platform);
         // Held by what this interrupted, or by a CPU that empties it: the object goes to its slab at once.
         let Some(held) = gated(array).try_lock() else {
             return self.free_to_slabs(cache, word.node() as usize, &one);

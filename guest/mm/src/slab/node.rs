@@ -171,11 +171,9 @@ impl<P: Platform> LockedNode<'_, P> {
             if page.mapping.get() != word.0 || page._mapcount.get() != 1 {
                 break;
             }
-            let slab = mm.slab_page(self.cache, pfn as u32);
-            if slab.object(0) != addr {
+            if !mm.slab_page(self.cache, pfn as u32).put_only(addr) {
                 break;
             }
-            slab.put_only();
             list::remove(memmap, &state.slabs_full, pfn as u32, page);
             list::push_head(memmap, &state.slabs_free, pfn as u32, page);
             count += 1;

@@ -146,12 +146,16 @@ impl SlabPage {
         count
     }
 
-    /// Takes back the only object, which holds the list.
+    /// Takes back the only object, which holds the list, if that is at `addr`; tells whether it is.
     #[inline(always)]
-    pub(crate) fn put_only(&self) {
-        self.page.private.set(1);
-        self.memory.byte(self.object(0).raw()).set(0);
-        self.page._mapcount.set(0);
+    pub(crate) fn put_only(&self, addr: VirtAddr) -> bool {
+        let right = self.first() == addr.raw();
+        if right {
+            self.page.private.set(1);
+            self.memory.byte(addr.raw()).set(0);
+            self.page._mapcount.set(0);
+        }
+        right
     }
 
     /// Writes the numbers of objects below `end`, downwards, until one is not of this slab; gives how many.
@@ -159,9 +163,10 @@ impl SlabPage {
     fn put_numbers(&self, objects: &[AtomicU64], end: u64) -> usize {
         let (first, size) = (self.first(), self.record.size.get() as u64);
         let (bytes, reciprocal) = (self.num() as u64 * size, self.record.reciprocal_size.get() as u64);
-        let mut at = end;
-        for object in objects {
-            let offset = object.get().wrapping_sub(first);
+        let (mut at, mut rest) = (end, objects);
+        while let Some((object, others)) = rest.split_first() {
+            let addr = object.get();
+            let offset = addr.wrapping_sub(first);
             let number = offset.wrapping_mul(reciprocal) >> 32;
             // Behind it, it may be a neighbour's.
             if offset >= bytes || number * size != offset {
@@ -169,8 +174,46 @@ impl SlabPage {
             }
             at -= 1;
             self.memory.byte(at).set(number as u8);
+            // Objects are handed out last first, and often freed in the order in which they were handed out.
+            let below = self.put_below(&others[..others.len().min(number as usize)], addr, number as u8, at);
+            at -= below as u64;
+            rest = &others[below..];
         }
         (end - at) as usize
+    }
+
+    /// Writes the numbers of objects below `end`, as long as each lies just before the one in front of it, and the first
+    /// before that at `addr` with this number; gives how many.
+    #[inline(always)]
+    fn put_below(&self, objects: &[AtomicU64], addr: u64, number: u8, end: u64) -> usize {
+        let size = self.record.size.get() as u64;
+        let (mut expected, mut at, mut count) = (addr.wrapping_sub(size), end, 0);
+        // Four numbers in a word: the first is the highest.
+        let mut numbers = (number as u32).wrapping_mul(0x0101_0101).wrapping_sub(0x0102_0304);
+        for four in objects.as_chunks::<4>().0 {
+            if four[0].get() != expected
+                || four[1].get() != expected.wrapping_sub(size)
+                || four[2].get() != expected.wrapping_sub(2 * size)
+                || four[3].get() != expected.wrapping_sub(3 * size)
+            {
+                break;
+            }
+            at -= 4;
+            self.memory.set_four(at, numbers);
+            numbers = numbers.wrapping_sub(0x0404_0404);
+            expected = expected.wrapping_sub(4 * size);
+            count += 4;
+        }
+        let mut number = number.wrapping_sub(count as u8);
+        for object in &objects[count..] {
+            if object.get() != expected {
+                break;
+            }
+            (at, number, expected) = (at - 1, number.wrapping_sub(1), expected.wrapping_sub(size));
+            self.memory.byte(at).set(number);
+            count += 1;
+        }
+        count
     }
 
     /// Links objects in front of those that are free, until one is not of this slab; gives how many.

@@ -25,10 +25,22 @@ use crate::sync::Plain;
 /// Slabs of caches with any of these are made and given back one by one.
 const ONE_BY_ONE: SlabFlags = SlabFlags::DEBUG.with(SlabFlags::OFF_SLAB);
 
+/// Calls `mark` for the distances from the first page of a slab to its others. There is hardly ever more than one.
+#[inline(always)]
+fn for_tails(order: Order, mut mark: impl FnMut(u32)) {
+    if order != Order::ZERO {
+        mark(1);
+        for tail in 2..order.pages() as u32 {
+            mark(tail);
+        }
+    }
+}
+
 impl<P: Platform> Mm<P> {
     /// Fills `slots` with the objects of new slabs on this CPU's node: of as many as hold `batch` objects, or of as
     /// many as there is room for. Gives how many objects; none if a slab holds more than there is room for, or if there
     /// are no pages but the general way.
+    #[inline(never)]
     pub(super) fn cache_grow_several(&self, cache: Cache, gfp: Gfp, slots: &[AtomicU64], batch: u32) -> u32 {
         let (record, flags) = (cache.record(), cache.flags());
         let num = record.num.get();
@@ -52,7 +64,7 @@ impl<P: Platform> Mm<P> {
         let words = [false, true].map(|tail| SlabWord::new(record.id.get() as u16, node, tail).0);
         let (full, base, memmap) = (ListHead::new(), self.virt(Pfn::new(0).addr()).raw(), self.memmap());
         let mut colour = state.colour_next.get();
-        let mut slots = slots.iter();
+        let mut slots = slots;
         let grown = self.alloc_blocks_here(gfp, order, most, |pfn, page| {
             colour = if colour + 1 >= colours { 0 } else { colour + 1 };
             page.flags.set(page.flags.get() | PageFlag::Slab.mask());
@@ -60,14 +72,24 @@ impl<P: Platform> Mm<P> {
             page.index.set(colour);
             page.private.set(0);
             page._mapcount.set(num);
-            for tail in 1..order.pages() as u32 {
+            for_tails(order, |tail| {
                 let page = memmap.page(pfn + tail);
                 page.mapping.set(words[1]);
                 page.index.set(tail);
-            }
+            });
             list::push_head(memmap, &full, pfn, page);
             let mut object = base + Pfn::new(pfn as u64).addr().raw() + colour as u64 * colour_off + offset;
-            for slot in slots.by_ref().take(num as usize) {
+            let (mine, others) = slots.split_at_checked(num as usize).unwrap_or((slots, &[]));
+            slots = others;
+            let (fours, rest) = mine.as_chunks::<4>();
+            for four in fours {
+                four[0].set(object);
+                four[1].set(object + size);
+                four[2].set(object + 2 * size);
+                four[3].set(object + 3 * size);
+                object += 4 * size;
+            }
+            for slot in rest {
                 slot.set(object);
                 object += size;
             }
@@ -108,11 +130,11 @@ impl<P: Platform> Mm<P> {
             page.mapping.set(0);
             page._mapcount.set(0);
             page.private.set(0);
-            for tail in 1..order.pages() as u32 {
+            for_tails(order, |tail| {
                 let page = memmap.page(pfn + tail);
                 page.mapping.set(0);
                 page.index.set(0);
-            }
+            });
         })
     }
 }
