@@ -134,13 +134,16 @@ impl SlabPage {
         let Some(first) = objects.first() else { return 0 };
         let count = if flags.contains(SlabFlags::LINKED) {
             self.put_linked(objects)
-        } else if !flags.contains(SlabFlags::OBJFREELIST) || self.page.private.get() != 0 {
-            self.put_numbers(objects, self.list() + active as u64)
         } else {
-            // The first that comes back to a slab without free objects holds their list.
-            let Some(number) = self.number(first.get()) else { return 0 };
-            self.page.private.set(number + 1);
-            self.put_numbers(objects, first.get() + active as u64)
+            let list = if !flags.contains(SlabFlags::OBJFREELIST) || self.page.private.get() != 0 {
+                self.list()
+            } else {
+                // The first that comes back to a slab without free objects holds their list.
+                let Some(number) = self.number(first.get()) else { return 0 };
+                self.page.private.set(number + 1);
+                first.get()
+            };
+            self.put_numbers(objects, list + active as u64)
         };
         self.page._mapcount.set(active - count as u32);
         count
@@ -174,46 +177,12 @@ impl SlabPage {
             }
             at -= 1;
             self.memory.byte(at).set(number as u8);
-            // Objects are handed out last first, and often freed in the order in which they were handed out.
-            let below = self.put_below(&others[..others.len().min(number as usize)], addr, number as u8, at);
-            at -= below as u64;
-            rest = &others[below..];
+            // Objects are often freed in the order in which they were handed out, or the other way round.
+            let run = put_run(self.memory, others, (addr, size), (number as u32, self.num()), at);
+            at -= run as u64;
+            rest = &others[run..];
         }
         (end - at) as usize
-    }
-
-    /// Writes the numbers of objects below `end`, as long as each lies just before the one in front of it, and the first
-    /// before that at `addr` with this number; gives how many.
-    #[inline(always)]
-    fn put_below(&self, objects: &[AtomicU64], addr: u64, number: u8, end: u64) -> usize {
-        let size = self.record.size.get() as u64;
-        let (mut expected, mut at, mut count) = (addr.wrapping_sub(size), end, 0);
-        // Four numbers in a word: the first is the highest.
-        let mut numbers = (number as u32).wrapping_mul(0x0101_0101).wrapping_sub(0x0102_0304);
-        for four in objects.as_chunks::<4>().0 {
-            if four[0].get() != expected
-                || four[1].get() != expected.wrapping_sub(size)
-                || four[2].get() != expected.wrapping_sub(2 * size)
-                || four[3].get() != expected.wrapping_sub(3 * size)
-            {
-                break;
-            }
-            at -= 4;
-            self.memory.set_four(at, numbers);
-            numbers = numbers.wrapping_sub(0x0404_0404);
-            expected = expected.wrapping_sub(4 * size);
-            count += 4;
-        }
-        let mut number = number.wrapping_sub(count as u8);
-        for object in &objects[count..] {
-            if object.get() != expected {
-                break;
-            }
-            (at, number, expected) = (at - 1, number.wrapping_sub(1), expected.wrapping_sub(size));
-            self.memory.byte(at).set(number);
-            count += 1;
-        }
-        count
     }
 
     /// Links objects in front of those that are free, until one is not of this slab; gives how many.
@@ -294,4 +263,53 @@ impl SlabPage {
     pub(crate) fn off_slab_list(&self) -> Option<VirtAddr> {
         self.flags().contains(SlabFlags::OFF_SLAB).then(|| VirtAddr::new(self.list()))
     }
+}
+
+/// Writes the numbers of objects below `end`, as long as each lies just before the one in front of it, or each just
+/// behind; the first is a neighbour of that at `addr`, whose `number`, of `num`, is given. Gives how many.
+#[inline(never)]
+fn put_run(
+    memory: SlabMemory,
+    objects: &[AtomicU64],
+    (addr, size): (u64, u64),
+    (number, num): (u32, u32),
+    end: u64,
+) -> usize {
+    let Some(next) = objects.first() else { return 0 };
+    let (step, one, most) = if next.get() == addr + size {
+        (size, 1, (num - 1).saturating_sub(number))
+    } else {
+        (size.wrapping_neg(), u32::MAX, number)
+    };
+    let objects = &objects[..objects.len().min(most as usize)];
+    let (fours, _) = objects.as_chunks::<4>();
+    let (mut expected, mut at, mut count) = (addr.wrapping_add(step), end, 0);
+    // Four numbers in a word, the first in its last byte.
+    let mut numbers = number.wrapping_mul(0x0101_0101).wrapping_add(one.wrapping_mul(0x0102_0304));
+    let more = one.wrapping_mul(0x0404_0404);
+    for four in fours {
+        let second = expected.wrapping_add(step);
+        let third = second.wrapping_add(step);
+        let fourth = third.wrapping_add(step);
+        let wrong =
+            (four[0].get() ^ expected) | (four[1].get() ^ second) | (four[2].get() ^ third) | (four[3].get() ^ fourth);
+        if wrong != 0 {
+            break;
+        }
+        at -= 4;
+        memory.set_four(at, numbers);
+        numbers = numbers.wrapping_add(more);
+        expected = fourth.wrapping_add(step);
+        count += 4;
+    }
+    let mut number = number.wrapping_add(one.wrapping_mul(count as u32 + 1));
+    for object in objects.iter().skip(count) {
+        if object.get() != expected {
+            break;
+        }
+        at -= 1;
+        memory.byte(at).set(number as u8);
+        (number, expected) = (number.wrapping_add(one), expected.wrapping_add(step));
+    }
+    (end - at) as usize
 }

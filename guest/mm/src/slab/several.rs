@@ -79,6 +79,13 @@ impl<P: Platform> Mm<P> {
             });
             list::push_head(memmap, &full, pfn, page);
             let mut object = base + Pfn::new(pfn as u64).addr().raw() + colour as u64 * colour_off + offset;
+            if num == 1
+                && let Some((slot, others)) = slots.split_first()
+            {
+                slot.set(object);
+                slots = others;
+                return;
+            }
             let (mine, others) = slots.split_at_checked(num as usize).unwrap_or((slots, &[]));
             slots = others;
             let (fours, rest) = mine.as_chunks::<4>();
