@@ -82,7 +82,8 @@ fn mistakes_are_named_with_their_place() {
     refused(&format!("{start}{seq}order = []\n"), "e.toml:2: workload \"boot\", order: the list is empty");
     refused(&format!("{start}[[workload]]\nname = \"sequel\"\n"), {
         "e.toml:2: workload \"sequel\", there is no workload \"sequel\"; there are boot, sequential, random, \
-         producer-consumer, fragment, dma-exhaust, node-exhaust, pcp-pingpong, replay, access"
+         producer-consumer, fragment, dma-exhaust, node-exhaust, pcp-pingpong, replay, access, slab-mix, vmalloc-mix, \
+         memory-mix, scull, scullc, scullp, scullv"
     });
     refused(&format!("{start}{seq}[settings]\n\"vm.swappiness\" = 3\n"), {
         "e.toml:5: unknown setting \"vm.swappiness\"; the settings are append, cpus, vm.lowmem_reserve_ratio, \
