@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::region::records::ZONELIST_FALLBACK;
 use pagevisor_shared::slab::{ArrayCache, SlabFlags};
-use pagevisor_shared::units::{NodeId, VirtAddr};
+use pagevisor_shared::units::{NodeId, PAGE_SIZE, VirtAddr};
 use pagevisor_shared::zone::ZoneRef;
 
 use super::fast::object;
@@ -114,7 +114,9 @@ impl<P: Platform> Mm<P> {
         }
         if got == 0 && batch == array.batchcount.get() {
             let room = self.slab_memory().words(array.entry.get(), array.limit.get() as usize);
-            got = self.cache_grow_several(cache, gfp, room, batch);
+            // Of objects larger than a page an array holds only a few.
+            let large = cache.record().size.get() as u64 > PAGE_SIZE;
+            got = self.cache_grow_several(cache, gfp, room, if large { room.len() as u32 } else { batch });
         }
         if got == 0 {
             got = self.cache_grow(cache, gfp, node, slots);

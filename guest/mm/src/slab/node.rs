@@ -6,7 +6,7 @@ use core::sync::atomic::AtomicU64;
 use pagevisor_shared::region::seq;
 use pagevisor_shared::region::zone::ListHead;
 use pagevisor_shared::slab::{ArrayCache, KmemCacheNode, SlabFlags};
-use pagevisor_shared::units::VirtAddr;
+use pagevisor_shared::units::{PAGE_SIZE, VirtAddr};
 
 use super::Cache;
 use super::page::SlabPage;
@@ -134,7 +134,7 @@ impl<P: Platform> LockedNode<'_, P> {
                 let before = slab.active();
                 count = slab.put(rest);
                 if count != 0 {
-                    self.relist(&slab, before);
+                    self.relist(&slab, before, before - count as u32);
                 }
             }
             freed += count;
@@ -148,7 +148,10 @@ impl<P: Platform> LockedNode<'_, P> {
         self.state.free_objects.set(free_objects);
         let beyond = free_objects.saturating_sub(self.state.free_limit.get() as u64);
         if beyond != 0 {
-            self.doom(beyond.div_ceil(num.max(1) as u64), doomed);
+            // Of objects larger than a page also what will come back next: their slabs go back several at a time.
+            let large = record.size.get() as u64 > PAGE_SIZE;
+            let room = if large { record.batchcount.get() as u64 } else { 0 };
+            self.doom((beyond + room).div_ceil(num.max(1) as u64), doomed);
         }
     }
 
@@ -204,11 +207,10 @@ impl<P: Platform> LockedNode<'_, P> {
         state.free_objects.drop_by(count * self.cache.record().num.get() as u64);
     }
 
-    /// Moves a slab, of which `before` objects were handed out before some came back, to where it belongs now.
+    /// Moves a slab, of which `before` objects were handed out before some came back and `after` are now, to where it belongs now.
     #[inline]
-    fn relist(&self, slab: &SlabPage, before: u32) {
+    fn relist(&self, slab: &SlabPage, before: u32, after: u32) {
         let state = self.state;
-        let after = slab.active();
         if after != 0 && before != slab.num() && state.slabs_partial.last.get() == slab.pfn {
             return;
         }

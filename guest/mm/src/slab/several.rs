@@ -4,6 +4,9 @@
 //! Linux adds a slab per refill. Here an array that finds no objects on its node's lists gets about as many as it would
 //! have got from there, out of as many new slabs as that takes. Objects are only ever taken out of these all at once,
 //! so they need no list of free objects yet.
+//!
+//! Of objects larger than a page it gets as many as it holds, and slabs go back as far below the limit as the next objects
+//! to come back will fill: a slab costs most there, and these arrays are short.
 
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
