@@ -270,7 +270,12 @@ macro_rules! mask {
 
             /// The members, lowest first.
             pub fn iter(self) -> impl Iterator<Item = $id> {
-                (0..64).filter(move |bit| self.0 >> bit & 1 != 0).map(|bit| $id(bit))
+                let mut left = self.0;
+                core::iter::from_fn(move || {
+                    let bit = left.trailing_zeros();
+                    left &= left.wrapping_sub(1);
+                    (bit < 64).then_some($id(bit as _))
+                })
             }
         }
 

@@ -26,8 +26,8 @@ pub(super) fn name_words(name: &str) -> [u64; NAME_WORDS] {
     while !name.is_char_boundary(end) {
         end -= 1;
     }
-    for (at, byte) in name.as_bytes()[..end].iter().enumerate() {
-        words[at / 8] |= u64::from(*byte) << (8 * (at % 8));
+    for (word, bytes) in words.iter_mut().zip(name.as_bytes()[..end].chunks(8)) {
+        *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
     }
     words
 }
