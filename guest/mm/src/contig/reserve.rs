@@ -40,6 +40,7 @@ impl<P: Platform> Mm<P> {
     /// line asked for one (`cma_init_reserved_areas`). Once. [`Self::slab_init`] comes before it.
     pub fn finish_boot(&self) {
         self.start_events();
+        self.start_faults();
         let Some(range) = &self.boot_area else { return };
         if let Err(error) = self.cma_init_named(range, Some("reserved")) {
             let line = format_args!("CMA area reserved could not be activated: {error}");

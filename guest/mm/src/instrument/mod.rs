@@ -52,6 +52,8 @@ pub(crate) struct Instrument {
     poison: Poison,
     /// Events that the command line asks for.
     events: u64,
+    /// Failures that the command line asks for.
+    faults: Option<FaultAttr>,
 }
 
 impl Instrument {
@@ -72,12 +74,13 @@ impl Instrument {
         if params.hot & hot::POISON != 0 {
             poison = Poison::allocate(platform, memblock, frames)?;
         }
-        Ok(Self { active: AtomicU32::new(0), lock: AtomicU32::new(0), owners, poison, events: params.events })
+        let (events, faults) = (params.events, params.fail_page_alloc);
+        Ok(Self { active: AtomicU32::new(0), lock: AtomicU32::new(0), owners, poison, events, faults })
     }
 }
 
 impl<P: Platform> Mm<P> {
-    /// Turns on what the command line asks for.
+    /// Turns on what the command line asks for, but for events and failures.
     pub(crate) fn init_instruments(&self, params: &Params) {
         self.init_faults();
         self.instrument.owners.publish(self.platform, &self.region.header().roots);
@@ -93,7 +96,12 @@ impl<P: Platform> Mm<P> {
         if wanted != 0 {
             self.set_instrumented(wanted, true);
         }
-        if let Some(attr) = params.fail_page_alloc {
+    }
+
+    /// Makes allocations fail as the command line asks for. Once slab caches are up, without which there is no kernel
+    /// whose allocations could fail.
+    pub(crate) fn start_faults(&self) {
+        if let Some(attr) = self.instrument.faults {
             // What `parse` gives can only be out of range in the number of failures.
             if let Err(error) = self.set_fail_page_alloc(attr) {
                 self.platform.log(Level::Warning, format_args!("FAULT_INJECTION: {error}"));
