@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use pagevisor_shared::page_owner::STACK_DEPTH;
 use pagevisor_tests::command::{Guest, run};
 
 /// Boots with `line`, and lets the guest allocate until 48 blocks stay in use.
@@ -23,22 +24,27 @@ fn every_page_has_an_owner_with_a_name() {
     let guest = scattered("page_owner=on");
     let text = guest.show(&["page_owner"]);
     let blocks: Vec<&str> = text.split_terminator("\n\n").collect();
-    assert!(blocks.len() >= 48, "{} blocks", blocks.len());
+    // Boot's own are slabs and page tables.
+    let scatter = "pagevisor_kernel::selftest::scatter";
+    let scattered = blocks.iter().filter(|block| block.contains(&format!(" {scatter}+0x"))).count();
+    assert!(scattered >= 48 && blocks.len() < scattered + 48, "{scattered} of {} blocks", blocks.len());
     for block in &blocks {
         let lines: Vec<&str> = block.lines().collect();
         assert!(lines[0].starts_with("Page allocated via order "), "{block}");
         assert!(lines[1].starts_with("PFN "), "{block}");
         assert!(lines[2..].iter().all(|line| line.starts_with(' ')), "{block}");
-        assert!(lines.iter().any(|line| line.contains("pagevisor_kernel::selftest::scatter+0x")), "{block}");
-        assert!(lines.iter().any(|line| line.starts_with(" kernel_main+0x")), "{block}");
+        // A trace that is cut off does not get down there.
+        let whole = lines.len() < 2 + STACK_DEPTH;
+        assert!(!whole || lines.iter().any(|line| line.starts_with(" kernel_main+0x")), "{block}");
     }
     let orders = |order: u32| text.matches(&format!("via order {order},")).count();
     assert!(orders(0) > 20 && orders(9) > 0);
     assert!(text.contains("type Movable Block ") && text.contains("GFP_HIGHUSER_MOVABLE"));
     let sites = guest.show(&["page_owner", "sites"]);
-    let counted: usize = sites.lines().skip(1).map(|line| line.split_whitespace().next().map_or(0, number)).sum();
-    assert_eq!(counted, blocks.len());
-    assert!(sites.lines().skip(1).all(|line| line.contains("pagevisor_kernel::selftest::scatter")), "{sites}");
+    let count = |line: &str| line.split_whitespace().next().map_or(0, number);
+    assert_eq!(sites.lines().skip(1).map(count).sum::<usize>(), blocks.len());
+    let here = sites.lines().skip(1).filter(|line| line.contains(scatter));
+    assert_eq!(here.map(count).sum::<usize>(), scattered, "{sites}");
     guest.stop();
 }
 

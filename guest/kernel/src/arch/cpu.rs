@@ -1,7 +1,8 @@
 //! Control registers, model-specific registers and the few instructions that have no name in Rust.
 
+use core::arch::asm;
 use core::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
-use core::arch::{asm, global_asm};
+use core::ptr::with_exposed_provenance;
 
 /// CR0 from boot on: protected mode, numeric errors by #MF, write protection also for ring 0, paging.
 pub const CR0_BOOT: u32 = 1 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 31;
@@ -168,44 +169,24 @@ pub fn irq_disable() {
     unsafe { asm!("cli", options(nostack, preserves_flags)) };
 }
 
-// By the architecture no interrupt comes between `sti` and the instruction behind it. Where KVM runs on an emulated
-// processor that forgets this when something else interrupts it just there, one does (seen in KVM's trace on QEMU 7.2: an
-// exit at the `hlt`, the window to inject, the interrupt), and the halt would sleep through what it was to wait for. So
-// the trap handler takes a CPU that it finds there past the halt.
-global_asm!(
-    r#"
-    .text
-    .globl halt_with_irqs
-    .type halt_with_irqs, @function
-halt_with_irqs:
-    sti
-    .globl halt_instruction
-halt_instruction:
-    hlt
-    .globl halt_end
-halt_end:
-    retq
-    "#,
-    options(att_syntax)
-);
-
-unsafe extern "C" {
-    #[link_name = "halt_with_irqs"]
-    safe fn sti_hlt();
-    static halt_instruction: u8;
-    static halt_end: u8;
-}
-
-/// Turns interrupts on and waits for one. None that comes between the two is missed.
+/// Turns interrupts on and waits for one. None that comes between the two is missed: see [`after_interrupt`].
 #[inline(always)]
 pub fn halt_with_irqs() {
-    sti_hlt();
+    // SAFETY: the handlers of interrupts work on every CPU that gets here.
+    unsafe { asm!("sti", "hlt", options(nostack)) };
 }
 
-/// Where a CPU goes on that an interrupt found at `rip`: behind the halt of [`halt_with_irqs`] if it was about to halt.
+/// Where a CPU goes on that an interrupt found at `rip` in the kernel: behind the halt if it was about to halt.
+///
+/// By the architecture no interrupt comes between `sti` and the instruction behind it. Where KVM runs on an emulated
+/// processor that forgets this when something else interrupts it just there, one does (seen in KVM's trace on QEMU 7.2:
+/// an exit at the `hlt`, the window to inject, the interrupt), and the halt would sleep through what it was to wait for.
 #[inline]
 pub fn after_interrupt(rip: u64) -> u64 {
-    if rip == (&raw const halt_instruction).addr() as u64 { (&raw const halt_end).addr() as u64 } else { rip }
+    const HLT: u8 = 0xf4;
+    // SAFETY: the CPU was about to execute what is there, so it is mapped; the kernel's text can be read.
+    let next = unsafe { *with_exposed_provenance::<u8>(rip as usize) };
+    rip + u64::from(next == HLT)
 }
 
 /// Stops this processor for good.
