@@ -86,6 +86,16 @@ impl Gfp {
     pub const ATOMIC_ALLOC: Self = Self(Self::HIGH.0 | Self::ATOMIC.0 | Self::KSWAPD_RECLAIM.0);
     /// `GFP_KERNEL`.
     pub const KERNEL: Self = Self(Self::RECLAIM.0 | Self::IO.0 | Self::FS.0);
+    /// `GFP_RECLAIM_MASK`: how hard an allocation may try, which holds for what it needs beside its own pages too.
+    pub const RECLAIM_MASK: Self = Self::KERNEL
+        .with(Self::HIGH)
+        .with(Self::NOWARN)
+        .with(Self::RETRY_MAYFAIL)
+        .with(Self::NOFAIL)
+        .with(Self::NORETRY)
+        .with(Self::MEMALLOC)
+        .with(Self::NOMEMALLOC)
+        .with(Self::ATOMIC);
     /// `GFP_KERNEL_ACCOUNT`.
     pub const KERNEL_ACCOUNT: Self = Self(Self::KERNEL.0 | Self::ACCOUNT.0);
     /// `GFP_NOWAIT`.

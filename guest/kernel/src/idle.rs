@@ -1,5 +1,6 @@
-//! What a CPU does when nothing else: it executes the commands that are aimed at it, and frees what interrupt
-//! handlers could not, and balances per-CPU memory. When there is nothing left it gives its pending counts to the global counters and halts.
+//! What a CPU does when nothing else: it executes the commands that are aimed at it, frees what interrupt handlers
+//! could not, and balances per-CPU memory. When there is nothing left it gives its pending counts to the global counters
+//! and halts.
 
 use crate::arch::{cpu, percpu};
 use crate::{command, platform};

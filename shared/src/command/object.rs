@@ -239,12 +239,13 @@ impl ObjectOp {
         }
     }
 
-    /// From a message; `None` for an operation of another kind.
-    pub(super) fn decode(code: OpCode, raw: &RawOp) -> Result<Option<Self>, OpError> {
+    /// From a message. Out of line, so that what works on pages pays nothing for it.
+    #[inline(never)]
+    pub(super) fn decode(code: OpCode, raw: &RawOp) -> Result<Self, OpError> {
         let RawOp { handle, count, a, b, .. } = *raw;
         let narrow = |raw: u64| u32::try_from(raw).map_err(|_| OpError::Invalid);
         let text = |raw: u64| Text { payload: parts(raw).0, len: parts(raw).1 };
-        Ok(Some(match code {
+        Ok(match code {
             OpCode::KmemCacheCreate => Self::CacheCreate {
                 handle,
                 name: text(a),
@@ -271,7 +272,7 @@ impl ObjectOp {
             }
             OpCode::FreePercpu => Self::FreePercpu { handle, count },
             OpCode::SetSlabinfo => Self::SetSlabinfo { line: text(a) },
-            _ => return Ok(None),
-        }))
+            _ => return Err(OpError::Unknown),
+        })
     }
 }

@@ -356,9 +356,6 @@ impl Op {
     pub fn decode(raw: &RawOp) -> Result<Self, OpError> {
         let RawOp { handle, count, a, b, .. } = *raw;
         let code = OpCode::new(raw.code).ok_or(OpError::Unknown)?;
-        if let Some(object) = ObjectOp::decode(code, raw)? {
-            return Ok(Self::Object(object));
-        }
         Ok(match code {
             OpCode::Nop => Self::Nop,
             OpCode::AllocPages => Self::AllocPages {
@@ -401,7 +398,7 @@ impl Op {
             OpCode::FailPageAlloc => Self::FailPageAlloc(Fault::decode(raw)?),
             OpCode::FailNth => Self::FailNth { nth: a, this_cpu: raw.small != 0 },
             OpCode::Shutdown => Self::Shutdown { code: u16::try_from(count).map_err(|_| OpError::Invalid)? },
-            _ => return Err(OpError::Unknown),
+            code => Self::Object(ObjectOp::decode(code, raw)?),
         })
     }
 }

@@ -18,19 +18,7 @@ use crate::raw::construct;
 use crate::sync::Plain;
 
 /// What an allocation of an object passes on to that of a slab (`GFP_CONSTRAINT_MASK | GFP_RECLAIM_MASK`).
-pub(super) const PASSED_ON: Gfp = Gfp::HARDWALL
-    .with(Gfp::THISNODE)
-    .with(Gfp::RECLAIM)
-    .with(Gfp::HIGH)
-    .with(Gfp::IO)
-    .with(Gfp::FS)
-    .with(Gfp::NOWARN)
-    .with(Gfp::RETRY_MAYFAIL)
-    .with(Gfp::NOFAIL)
-    .with(Gfp::NORETRY)
-    .with(Gfp::MEMALLOC)
-    .with(Gfp::NOMEMALLOC)
-    .with(Gfp::ATOMIC);
+pub(super) const PASSED_ON: Gfp = Gfp::RECLAIM_MASK.with(Gfp::HARDWALL).with(Gfp::THISNODE);
 
 /// From this node and no other, at once or not at all (`gfp_exact_node`).
 pub(super) const fn gfp_exact_node(gfp: Gfp) -> Gfp {

@@ -19,17 +19,6 @@ const LARGEST_SMALL: u32 = 8;
 /// From so many pages on blocks larger than pagesets keep are cheaper than several of those.
 const LARGE_BLOCKS_FROM: u64 = 64;
 
-/// Flags of an allocation that hold for what it needs beside its pages (`GFP_RECLAIM_MASK`).
-const RECLAIM_MASK: Gfp = Gfp::KERNEL
-    .with(Gfp::HIGH)
-    .with(Gfp::NOWARN)
-    .with(Gfp::RETRY_MAYFAIL)
-    .with(Gfp::NOFAIL)
-    .with(Gfp::NORETRY)
-    .with(Gfp::MEMALLOC)
-    .with(Gfp::NOMEMALLOC)
-    .with(Gfp::ATOMIC);
-
 /// What an area of memory is to be (`__vmalloc_node_range`).
 #[derive(Clone, Copy, Debug)]
 pub struct VmallocRequest {
@@ -162,7 +151,7 @@ impl<P: Platform> Mm<P> {
     ) -> Option<(AreaRef, VmRef)> {
         let guard = if flags.contains(VmFlags::NO_GUARD) { 0 } else { PAGE_SIZE };
         let bytes = size.checked_next_multiple_of(PAGE_SIZE)?.checked_add(guard)?;
-        let gfp = Gfp::from_bits(gfp.bits() & RECLAIM_MASK.bits()).unwrap_or(Gfp::KERNEL);
+        let gfp = Gfp::from_bits(gfp.bits() & Gfp::RECLAIM_MASK.bits()).unwrap_or(Gfp::KERNEL);
         if self.vmalloc.ready.load(Acquire) == 0 && !self.vmalloc_init(gfp) {
             return None;
         }
