@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,6 +19,8 @@ use crate::command::Guest;
 
 /// How long a run may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// What the guests are.
+const SHAPE: [&str; 2] = ["--node", "mem=128M,cpus=1"];
 /// How often a reader looks.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -28,10 +31,23 @@ pub enum Company {
     Nobody,
     /// Before the run, somebody has attached, taken a snapshot and detached.
     Visitor,
+    /// Before the run, somebody has done so with another guest of the same size. That gives the host the same work to
+    /// do, which leaves its caches, and the tables of a host that is emulated itself, in the same state.
+    Neighbour,
     /// During the run, somebody reads all free lists again and again, and takes no snapshot.
     Reader,
     /// During the run, somebody has each allocation recorded: this one does cost something.
     Recorder,
+}
+
+impl Company {
+    /// What its runs are to be compared with, because it differs from them in nothing but what it does to the guest.
+    fn control(self) -> Self {
+        match self {
+            Self::Visitor => Self::Neighbour,
+            Self::Nobody | Self::Neighbour | Self::Reader | Self::Recorder => Self::Nobody,
+        }
+    }
 }
 
 /// A client of the guest.
@@ -99,6 +115,8 @@ pub struct Bench {
     guest: Guest,
     driver: Client,
     payload: Vec<u8>,
+    /// Another guest, if somebody has needed one.
+    neighbour: OnceLock<Guest>,
 }
 
 impl Bench {
@@ -108,12 +126,12 @@ impl Bench {
     /// If it does not come up.
     #[track_caller]
     pub fn new(workload: &str) -> Self {
-        let guest = Guest::keep("timed", &["--node", "mem=128M,cpus=1"]);
+        let guest = Guest::keep("timed", &SHAPE);
         let messages = workload.parse::<Workload>().expect("a workload").encode().expect("a workload");
         let [words] = messages.payloads() else { panic!("{workload} is several messages") };
         let payload = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let driver = Client::of(&guest);
-        let bench = Self { guest, driver, payload };
+        let bench = Self { guest, driver, payload, neighbour: OnceLock::new() };
         // The first runs are others: they touch memory that nobody has touched.
         for _ in 0..3 {
             bench.ticks(Company::Nobody);
@@ -130,13 +148,11 @@ impl Bench {
         match company {
             Company::Nobody => self.run(),
             Company::Visitor => {
-                let client = Client::of(&self.guest);
-                let view = client.attach();
-                client.snapshot(&view, &self.guest.directory().join("snapshot"));
-                drop((view, client));
-                // Whoever has run on the guest's processor since has taken its caches and TLB entries, be it a visitor or
-                // not. The first run gets them back; the second one tells what a visit leaves behind.
-                self.run();
+                visit(&self.guest);
+                self.run()
+            }
+            Company::Neighbour => {
+                visit(self.neighbour.get_or_init(|| Guest::keep("neighbour", &SHAPE)));
                 self.run()
             }
             Company::Reader => {
@@ -196,10 +212,21 @@ impl Bench {
     pub fn stop(self) {
         drop(self.driver);
         self.guest.stop();
+        if let Some(neighbour) = self.neighbour.into_inner() {
+            neighbour.stop();
+        }
     }
 }
 
-/// The fewest ticks of the runs alone, of which there are two lots, and of those in company. They take turns, so that
+/// Attaches, takes a snapshot and detaches.
+#[track_caller]
+fn visit(guest: &Guest) {
+    let client = Client::of(guest);
+    let view = client.attach();
+    client.snapshot(&view, &guest.directory().join("snapshot"));
+}
+
+/// The fewest ticks of the runs alone (that is, with what the company is compared with), of which there are two lots, and of those in company. They take turns, so that
 /// what else goes on in the host meets all alike.
 #[derive(Clone, Copy, Debug)]
 pub struct Fewest {
@@ -215,9 +242,9 @@ impl Fewest {
     /// What one more run of each tells.
     #[track_caller]
     fn add(&mut self, bench: &Bench, company: Company) {
-        self.alone[0] = self.alone[0].min(bench.ticks(Company::Nobody));
+        self.alone[0] = self.alone[0].min(bench.ticks(company.control()));
         self.company = self.company.min(bench.ticks(company));
-        self.alone[1] = self.alone[1].min(bench.ticks(Company::Nobody));
+        self.alone[1] = self.alone[1].min(bench.ticks(company.control()));
         self.rounds += 1;
     }
 
@@ -242,7 +269,7 @@ impl Fewest {
     }
 }
 
-/// Compares runs alone with runs in company, at least `rounds.0` of each. Whatever the host does makes a run slower
+/// Compares runs alone with runs in company (with a visit elsewhere for a visit here), at least `rounds.0` of each. Whatever the host does makes a run slower
 /// and none faster, so the fewest ticks come nearer to what the run takes undisturbed, the more of them there are: it
 /// goes on until the runs alone agree and the company is seen to make no difference, or for `rounds.1`, or until `time`
 /// is over. What the company itself costs is in each of its runs, and stays.
