@@ -7,6 +7,8 @@
 //! - who owns each page ([`page_owner`]);
 //! - page-table entries ([`pgtable`]) and the areas of the kernel's address space ([`vmalloc`]);
 //! - per-CPU memory ([`percpu`]);
+//! - tasks ([`sched`]), the address spaces of programs and what their pages belong to ([`mm_types`]), and the errors that
+//!   programs are told ([`errno`]);
 //! - the devices through which they meet ([`device`]);
 //! - the commands that the host sends and the replies ([`command`]), and how seldom the two disturb each other
 //!   ([`virtq`]);
@@ -18,9 +20,11 @@
 
 pub mod command;
 pub mod device;
+pub mod errno;
 pub mod gfp;
 pub mod layout;
 pub mod migrate;
+pub mod mm_types;
 pub mod page;
 pub mod page_flags;
 pub mod page_owner;
@@ -29,6 +33,7 @@ pub mod pgtable;
 pub mod random;
 pub mod region;
 pub mod report;
+pub mod sched;
 pub mod slab;
 pub mod sync;
 pub mod units;
@@ -38,7 +43,7 @@ pub mod vmstat;
 pub mod zone;
 
 /// Version of everything in this crate that host and guest must agree on. A reader refuses any other.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Most NUMA nodes a machine may have (`MAX_NUMNODES`, here bounded by the node masks' 64 bits).
 pub const MAX_NUMNODES: usize = 64;

@@ -1,7 +1,7 @@
 //! The region's header, and where its tables lie.
 
 use core::mem::{align_of, size_of};
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use super::event::EventRingState;
 use super::log::{LOG_BYTES, LogHeader};
@@ -130,6 +130,18 @@ pub struct Roots {
     pub vmalloc: VmallocState,
     /// Virtual address, in the direct map, of the [`crate::percpu::PcpuRoot`]; 0 when there is no per-CPU memory.
     pub percpu: AtomicU64,
+    /// Virtual address of the first [`crate::sched::TaskStruct`]; 0 when there are none.
+    pub tasks: AtomicU64,
+    /// Tasks on that list.
+    pub nr_tasks: AtomicU64,
+    /// Virtual address of the first [`crate::mm_types::MmStruct`]; 0 when there are none.
+    pub mms: AtomicU64,
+    /// Physical address of the top page of the [`crate::mm_types::MappingTable`]; 0 when there is none.
+    pub mappings: AtomicU64,
+    /// Frame of the page that stands for untouched private memory (`empty_zero_page`); 0 when there is none.
+    pub zero_pfn: AtomicU64,
+    /// Pages that programs may come to use (`vm_committed_as`).
+    pub committed_as: AtomicI64,
 }
 
 /// Most frames in a recorded backtrace.

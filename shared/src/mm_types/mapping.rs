@@ -1,0 +1,174 @@
+//! What pages of user memory belong to.
+
+use core::mem::size_of;
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+/// What a page in use belongs to, as [`crate::page::Page::mapping`] holds it: 0 for nothing, otherwise the number of an
+/// [`AddressSpace`] or an [`AnonVma`] in the [`MappingTable`], above a bit that says which.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct MappingId(u32);
+
+/// Bits of [`crate::page::Page::mapping`] below the number.
+pub const MAPPING_SHIFT: u32 = 1;
+
+impl MappingId {
+    /// An [`AnonVma`] (`PAGE_MAPPING_ANON`).
+    pub const ANON: u32 = 1;
+
+    /// The file with number `number`.
+    #[inline]
+    pub const fn file(number: u32) -> Self {
+        Self(number << MAPPING_SHIFT)
+    }
+
+    /// The anonymous memory with number `number`.
+    #[inline]
+    pub const fn anon(number: u32) -> Self {
+        Self(number << MAPPING_SHIFT | Self::ANON)
+    }
+
+    /// What `word` says; `None` for nothing.
+    #[inline]
+    pub const fn from_word(word: u32) -> Option<Self> {
+        if word == 0 { None } else { Some(Self(word)) }
+    }
+
+    /// The word.
+    #[inline]
+    pub const fn word(self) -> u32 {
+        self.0
+    }
+
+    /// Whether it is anonymous memory (`PageAnon`).
+    #[inline]
+    pub const fn is_anon(self) -> bool {
+        self.0 & Self::ANON != 0
+    }
+
+    /// The number, which is not 0.
+    #[inline]
+    pub const fn number(self) -> u32 {
+        self.0 >> MAPPING_SHIFT
+    }
+}
+
+/// The way from numbers to [`AnonVma`]s and [`AddressSpace`]s: a tree of pages of 512 addresses each, three levels, the
+/// top one at [`crate::region::Roots::mappings`]. A free number's word is 0.
+#[derive(Clone, Copy, Debug)]
+pub struct MappingTable;
+
+impl MappingTable {
+    /// Numbers that there can be, the 0 that nobody has included.
+    pub const NUMBERS: u32 = 1 << 27;
+
+    /// Index of the word for `number` in its page at `level` (2: the top page, 0: the pages of addresses).
+    #[inline]
+    pub const fn index(number: u32, level: u32) -> usize {
+        (number >> (9 * level)) as usize & 511
+    }
+}
+
+/// A family of anonymous pages (`struct anon_vma`).
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct AnonVma {
+    /// Its number.
+    pub id: AtomicU32,
+    /// References.
+    pub refcount: AtomicU32,
+    /// The oldest of its family, which may be itself.
+    pub root: AtomicU64,
+    /// The one it was forked from, which may be itself.
+    pub parent: AtomicU64,
+    /// Children, itself included if it is a root (`num_children`).
+    pub num_children: AtomicU32,
+    /// Areas whose `anon_vma` it is (`num_active_vmas`).
+    pub num_active_vmas: AtomicU32,
+    /// Held by who changes the family.
+    pub lock: AtomicU32,
+    /// Padding.
+    pub pad: AtomicU32,
+    /// First of the links to areas that may map its pages (`rb_root`).
+    pub chain: AtomicU64,
+    /// Padding.
+    pub reserved: [AtomicU64; 2],
+}
+
+const _: () = assert!(size_of::<AnonVma>() == 64);
+
+/// The pages of a file (`struct address_space` and what is needed of `struct inode`).
+///
+/// Invariants, when nobody holds [`Self::lock`]: the tree at `i_pages` has `nrpages` pages, each with this as its mapping
+/// and its place as its index.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct AddressSpace {
+    /// Its number.
+    pub id: AtomicU32,
+    /// References of inodes and mapped files.
+    pub refcount: AtomicU32,
+    /// Device: major number shifted by 20, minor number.
+    pub dev: AtomicU32,
+    /// Held, with interrupts off, by who changes the tree.
+    pub lock: AtomicU32,
+    /// Number of the inode.
+    pub ino: AtomicU64,
+    /// Bytes of the file.
+    pub i_size: AtomicU64,
+    /// Root of the tree of pages: a node of 64 words (`xa_head`); the low bits are the tree's height.
+    pub i_pages: AtomicU64,
+    /// Pages in it.
+    pub nrpages: AtomicU64,
+    /// First area that maps it.
+    pub i_mmap: AtomicU64,
+    /// Areas that map it shared and may write.
+    pub i_mmap_writable: AtomicU32,
+    /// Held by who changes the list of areas.
+    pub i_mmap_lock: AtomicU32,
+    /// [`Self::SHMEM`].
+    pub flags: AtomicU32,
+    /// Seals of a memfd (`F_SEAL_*`).
+    pub seals: AtomicU32,
+    /// Blocks allocated, in units of 512 bytes (`i_blocks`).
+    pub i_blocks: AtomicU64,
+    /// Padding.
+    pub reserved: [AtomicU64; 5],
+}
+
+const _: () = assert!(size_of::<AddressSpace>() == 128);
+
+impl AddressSpace {
+    /// Pages count as shared memory (`shmem_mapping`).
+    pub const SHMEM: u32 = 1;
+}
+
+/// A file that is mapped (`struct file`, as far as mappings need it).
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct MappedFile {
+    /// References.
+    pub refcount: AtomicU32,
+    /// Bytes of the path.
+    pub path_len: AtomicU32,
+    /// The [`AddressSpace`].
+    pub mapping: AtomicU64,
+    /// Address of the path, as `maps` shows it; 0 for none.
+    pub path: AtomicU64,
+    /// How it was opened: [`Self::READ`], [`Self::WRITE`].
+    pub mode: AtomicU32,
+    /// Padding.
+    pub pad: AtomicU32,
+    /// Padding.
+    pub reserved: [AtomicU64; 4],
+}
+
+const _: () = assert!(size_of::<MappedFile>() == 64);
+
+impl MappedFile {
+    /// Opened for reading (`FMODE_READ`).
+    pub const READ: u32 = 1;
+    /// Opened for writing (`FMODE_WRITE`).
+    pub const WRITE: u32 = 2;
+    /// May be executed.
+    pub const EXEC: u32 = 4;
+}
