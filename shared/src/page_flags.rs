@@ -74,6 +74,10 @@ pub const PG_OWNED: u32 = 1 << 30;
 const _: () = assert!(PG_ORDER_MASK & (PG_NOTZERO | PG_OWNED) == 0);
 
 impl PageFlag {
+    /// `PG_anon_exclusive`: an anonymous page that one address space alone can come to, so that it may write to it. The
+    /// same bit as [`Self::Mappedtodisk`], which such pages have no use for.
+    pub const ANON_EXCLUSIVE: Self = Self::Mappedtodisk;
+
     /// Linux's names without the `PG_` prefix, by bit.
     pub const NAMES: [&str; NR_PAGEFLAGS] = [
         "locked",

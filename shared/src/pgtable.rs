@@ -128,12 +128,19 @@ impl Entry {
     pub const LARGE: u64 = 1 << 7;
     /// Survives address-space switches (`_PAGE_GLOBAL`).
     pub const GLOBAL: u64 = 1 << 8;
+    /// In an entry that is not present: it still keeps a page, to which nobody has access (`_PAGE_PROTNONE`).
+    pub const PROTNONE: u64 = Self::GLOBAL;
+    /// The page has no counts of who maps it (`_PAGE_SPECIAL`). For software.
+    pub const SPECIAL: u64 = 1 << 9;
     /// `_PAGE_NX`.
     pub const NO_EXECUTE: u64 = 1 << 63;
     /// Bits that are an address (`PTE_PFN_MASK`).
     pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
     /// An entry that leads to a table of the kernel's (`_KERNPG_TABLE`), but for the dirty bit, which means nothing there.
     pub const TABLE: u64 = Self::PRESENT | Self::WRITABLE | Self::ACCESSED;
+
+    /// An entry that leads to a table of a user address space (`_PAGE_TABLE`), as [`Self::TABLE`].
+    pub const USER_TABLE: u64 = Self::TABLE | Self::USER;
 
     /// No entry.
     pub const NONE: Self = Self(0);
@@ -160,6 +167,13 @@ impl Entry {
     #[inline(always)]
     pub const fn is_present(self) -> bool {
         self.0 & Self::PRESENT != 0
+    }
+
+    /// Whether, as an entry of level 0 of a user address space, it keeps a page (`pte_present`): one that is mapped, or
+    /// one that nobody has access to at the moment.
+    #[inline(always)]
+    pub const fn keeps_page(self) -> bool {
+        self.0 & (Self::PRESENT | Self::PROTNONE) != 0
     }
 
     /// Whether, as an entry of `level`, it maps memory.

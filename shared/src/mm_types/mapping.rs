@@ -88,13 +88,33 @@ pub struct AnonVma {
     pub lock: AtomicU32,
     /// Padding.
     pub pad: AtomicU32,
-    /// First of the links to areas that may map its pages (`rb_root`).
+    /// First of the [`AnonVmaChain`]s to areas that may map its pages (`rb_root`).
     pub chain: AtomicU64,
     /// Padding.
     pub reserved: [AtomicU64; 2],
 }
 
 const _: () = assert!(size_of::<AnonVma>() == 64);
+
+/// Says that an area may map pages of a family (`struct anon_vma_chain`). It is on two lists: the area's, and the family's.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct AnonVmaChain {
+    /// The [`super::VmArea`].
+    pub vma: AtomicU64,
+    /// The [`AnonVma`].
+    pub anon_vma: AtomicU64,
+    /// The next one of the area (`same_vma`).
+    pub next_of_vma: AtomicU64,
+    /// The next one of the family (`rb`).
+    pub next: AtomicU64,
+    /// The one before, of the family.
+    pub prev: AtomicU64,
+    /// Padding.
+    pub reserved: [AtomicU64; 3],
+}
+
+const _: () = assert!(size_of::<AnonVmaChain>() == 64);
 
 /// The pages of a file (`struct address_space` and what is needed of `struct inode`).
 ///

@@ -11,6 +11,6 @@ mod mapping;
 mod mm_struct;
 mod vma;
 
-pub use mapping::{AddressSpace, AnonVma, MAPPING_SHIFT, MappedFile, MappingId, MappingTable};
+pub use mapping::{AddressSpace, AnonVma, AnonVmaChain, MAPPING_SHIFT, MappedFile, MappingId, MappingTable};
 pub use mm_struct::{MmCounter, MmStruct, NR_MM_COUNTERS};
 pub use vma::{VmArea, VmaFlags};

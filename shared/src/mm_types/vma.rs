@@ -46,9 +46,13 @@ pub struct VmArea {
     pub shared_next: AtomicU64,
     /// The one before.
     pub shared_prev: AtomicU64,
+    /// First of its [`super::AnonVmaChain`]s.
+    pub anon_vma_chain: AtomicU64,
+    /// Padding.
+    pub padding: [AtomicU64; 7],
 }
 
-const _: () = assert!(size_of::<VmArea>() == 128);
+const _: () = assert!(size_of::<VmArea>() == 192);
 
 macro_rules! flags {
     ($($(#[$doc:meta])* $name:ident = $bits:literal, $smaps:literal;)*) => {

@@ -84,6 +84,10 @@ pub struct CpuState {
     pub commands: AtomicU32,
     /// Events, by [`crate::vmstat::VmEvent`].
     pub vm_events: [AtomicU64; NR_VM_EVENT_ITEMS],
+    /// Pages that were cleared because their new owners wanted zeros.
+    pub pages_cleared: AtomicU64,
+    /// Pages of zeros that needed no clearing, since they were known to be zero.
+    pub clears_saved: AtomicU64,
 }
 
 /// What a CPU holds back of a node's counters (`struct per_cpu_nodestat`).
