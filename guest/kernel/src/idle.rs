@@ -1,14 +1,12 @@
-//! What a CPU does when nothing else: it executes the commands that are aimed at it, frees what interrupt handlers
-//! could not, and balances per-CPU memory. When there is nothing left it gives its pending counts to the global counters
-//! and halts.
+//! What a CPU does when nobody wants it: its idle task frees what interrupt handlers could not, balances per-CPU memory,
+//! gives its pending counts to the global counters, and halts. There is no tick; what ends the halt is an interrupt.
 
 use crate::arch::{cpu, percpu};
-use crate::{command, platform};
+use crate::{command, platform, task};
 
-/// Works and idles for ever, taking interrupts.
+/// Idles for ever, taking interrupts, and leaves the CPU to whoever becomes runnable.
 pub fn run() -> ! {
     loop {
-        command::work();
         // Before `mm` runs on this CPU there is nothing to give.
         let mm = platform::mm().filter(|_| !percpu::local().is_null());
         if let Some(mm) = mm {
@@ -16,9 +14,14 @@ pub fn run() -> ! {
             mm.percpu_balance();
         }
         cpu::irq_disable();
+        if task::need_resched() {
+            cpu::irq_enable();
+            task::schedule();
+            continue;
+        }
         if let Some(mm) = mm {
             mm.quiet_vmstat();
         }
-        command::wait();
+        command::halt();
     }
 }

@@ -3,8 +3,9 @@
 //! ```text
 //! boot::entry    32-bit entry, long mode, the higher half
 //! kernel_main    gates, clock, page tables, monitor device, ACPI, memblock, state region, other CPUs,
-//!                memory stack, ready
-//! idle           executing commands, until the host says otherwise
+//!                memory stack, tasks; then the CPU idles
+//! ready          the first task: ready, selftests, benchmarks
+//! command        executing commands, until the host says otherwise
 //! ```
 //!
 //! # Rules of ring 0
@@ -15,7 +16,7 @@
 //! nothing per page, no clearing of what is zero.
 //!
 //! # Unsafe code
-//! is in [`arch`], [`boot`], [`heap`], [`smp`], [`sync`], [`platform`], [`region`], [`command`] and, for device
+//! is in [`arch`], [`boot`], [`heap`], [`smp`], [`sync`], [`platform`], [`region`], [`command`], [`task`] and, for device
 //! registers and deliberate faults, in [`monitor`], [`power`] and [`selftest`]; nowhere else.
 #![no_std]
 #![no_main]
@@ -46,6 +47,8 @@ mod serial;
 mod smp;
 mod sync;
 mod sysctl;
+#[allow(dead_code, unused_imports, reason = "what it offers to system calls is used by those")]
+mod task;
 
 use core::sync::atomic::Ordering;
 
@@ -65,6 +68,7 @@ use boot::cmdline::{self, Options};
 use boot::start_info::StartInfo;
 use log::pr_info;
 use platform::Kernel;
+use sync::Once;
 
 /// Messages below this level go to the serial port when no host reads the region.
 const CONSOLE_LOGLEVEL_DEFAULT: u8 = Level::Debug as u8;
@@ -81,14 +85,27 @@ extern "C" fn kernel_main(tsc: u64, start_info: u64) -> ! {
     let options = cmdline::parse(start_info.command_line());
     paging::init();
     let (region, machine) = bring_up(start_info, &options);
+    task::init();
     cpu::irq_enable();
     smp::start(&machine);
     paging::forget_low_memory();
     if let Some(mm) = platform::mm() {
         sysctl::apply(mm, region, start_info.command_line());
     }
-    ready(region, &options)
+    STARTED.set(Started { region, options });
+    task::start(ready);
+    command::start();
+    idle::run()
 }
+
+/// What the first task needs to know.
+#[derive(Debug)]
+struct Started {
+    region: &'static RegionRef<'static>,
+    options: Options,
+}
+
+static STARTED: Once<Started> = Once::new();
 
 fn boot_apic_id() -> u32 {
     cpu::cpuid(1, 0).ebx >> 24
@@ -165,10 +182,11 @@ fn boot_mm(
     mm
 }
 
-/// Everything is up: tells so, does what the command line asks for, idles.
-fn ready(region: &'static RegionRef<'static>, options: &Options) -> ! {
+/// The first task. Everything is up: tells so, does what the command line asks for.
+fn ready(_: usize) -> i32 {
+    let Some(Started { region, options }) = STARTED.get() else { return 1 };
     if options.test == Some(selftest::NEVER_READY) {
-        idle::run();
+        return 0;
     }
     if let Some(mm) = platform::mm() {
         // Now, not when this CPU first idles: memory and counters are the same whenever the first command comes.
@@ -198,5 +216,5 @@ fn ready(region: &'static RegionRef<'static>, options: &Options) -> ! {
         power::off(shutdown::OK);
     }
     command::open();
-    idle::run()
+    0
 }

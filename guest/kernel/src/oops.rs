@@ -16,7 +16,7 @@ use crate::arch::traps::{FAULT_FETCH, FAULT_PRESENT, FAULT_WRITE, TrapFrame, vec
 use crate::arch::{apic, cpu, irq, percpu, stacks};
 use crate::log::{Line, pr};
 use crate::sync::IrqSpinLock;
-use crate::{log, monitor, power, region};
+use crate::{log, monitor, power, region, task};
 
 /// The CPU that panics first, plus 1.
 static DYING_CPU: AtomicU32 = AtomicU32::new(0);
@@ -92,8 +92,22 @@ impl fmt::Display for Cause<'_> {
                     if frame.error_code & FAULT_PRESENT != 0 { "permissions violation" } else { "not-present page" };
                 write!(f, "unable to handle page fault for address: {address:016x} ({access}, {why})")
             }
-            vector::DOUBLE_FAULT if stacks::is_guard(address) => write!(f, "kernel stack overflow at {address:016x}"),
+            vector::DOUBLE_FAULT if stacks::is_guard(address) => {
+                write!(f, "kernel stack overflow at {address:016x} in {}", Who)
+            }
             number => f.write_str(EXCEPTIONS[number as usize & 31]),
+        }
+    }
+}
+
+/// The current task: its name and number, as Linux's reports have them.
+struct Who;
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match task::try_current() {
+            Some(task) => write!(f, "PID: {} Comm: {}", task.pid(), task.name()),
+            None => f.write_str("PID: 0 Comm: swapper"),
         }
     }
 }
@@ -198,7 +212,7 @@ fn report(frame: &TrapFrame, own: bool, message: &str) {
     }
     pr!(
         Emerg,
-        "CPU: {cpu} RIP: {:04x}:{:016x} RSP: {:04x}:{:016x} EFLAGS: {:08x}",
+        "CPU: {cpu} {Who} RIP: {:04x}:{:016x} RSP: {:04x}:{:016x} EFLAGS: {:08x}",
         frame.cs,
         frame.rip,
         frame.ss,
@@ -227,7 +241,7 @@ fn report(frame: &TrapFrame, own: bool, message: &str) {
 
 /// Logs the calls that led to the caller, as Linux's `dump_stack` does.
 pub fn dump_stack() {
-    pr!(Warning, "CPU: {} PID: 0 Comm: swapper/{}", percpu::cpu_number(), percpu::cpu_number());
+    pr!(Warning, "CPU: {} {Who}", percpu::cpu_number());
     print_trace(Backtrace { rip: 0, rbp: cpu::frame_pointer() });
 }
 

@@ -36,6 +36,15 @@ impl<T> SpinLock<T> {
         sync::try_lock(&self.word).then_some(SpinGuard { lock: self })
     }
 
+    /// Gives the lock back for somebody else, who has forgotten the guard.
+    ///
+    /// # Safety
+    /// The lock is held, and whoever took it has no access any more.
+    #[inline]
+    pub unsafe fn force_unlock(&self) {
+        sync::unlock(&self.word);
+    }
+
     /// Waits for the lock and takes it.
     #[inline]
     pub fn lock(&self) -> SpinGuard<'_, T> {

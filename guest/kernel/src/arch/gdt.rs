@@ -2,9 +2,9 @@
 
 use core::arch::asm;
 
-use x86_64::PrivilegeLevel;
 use x86_64::instructions::tables::load_tss;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector};
+use x86_64::{PrivilegeLevel, VirtAddr};
 
 use super::percpu::PerCpu;
 
@@ -13,6 +13,14 @@ pub type Gdt = GlobalDescriptorTable<8>;
 
 /// Kernel data, in the early table and in every CPU's own (as is kernel code, the first entry).
 const KERNEL_DATA: SegmentSelector = SegmentSelector::new(2, PrivilegeLevel::Ring0);
+
+/// Where the processor's stack is to begin when something brings this CPU from user mode into the kernel. Interrupts are
+/// off.
+pub fn set_kernel_stack(top: u64) {
+    let tables = super::percpu::this().tables.get();
+    // SAFETY: only the CPU itself changes this after its start, and the processor reads it only in user mode.
+    unsafe { (&raw mut (*tables).tss.privilege_stack_table[0]).write_unaligned(VirtAddr::new_truncate(top)) };
+}
 
 /// Loads the segments and the task state of `record` into this CPU, which it belongs to.
 pub fn load(record: &'static PerCpu) {

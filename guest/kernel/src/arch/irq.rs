@@ -15,7 +15,7 @@ pub enum Irq {
     Timer = 1,
     /// Another CPU asks to run a function.
     CallFunction = 2,
-    /// Another CPU asks to stop waiting.
+    /// Another CPU has put a task into this one's run queue.
     Reschedule = 3,
     /// Another CPU has panicked.
     Stop = 4,
@@ -71,8 +71,10 @@ pub fn handle(vector: u64) {
     match irq {
         Irq::Monitor => crate::command::receive(),
         Irq::CallFunction => crate::smp::run_called_functions(),
+        Irq::Timer => crate::task::timer_interrupt(),
+        Irq::Reschedule => crate::task::reschedule_interrupt(),
         Irq::Stop if STOPPING.load(Ordering::Relaxed) => cpu::stop(),
-        // Counting and waking from a halt is all there is to the others.
+        // Counting is all there is to the others.
         _ => {}
     }
 }

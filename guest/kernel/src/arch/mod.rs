@@ -9,6 +9,7 @@ pub mod paging;
 pub mod percpu;
 pub mod port;
 pub mod stacks;
+pub mod switch;
 pub mod this_cpu;
 pub mod tlb;
 pub mod traps;

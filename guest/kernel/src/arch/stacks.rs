@@ -1,4 +1,5 @@
-//! Stacks: where they are, and what is below them.
+//! Stacks that CPUs have from their start, on which they boot and idle: where they are, and what is below them. Those of
+//! tasks are in [`crate::task::stack`].
 //!
 //! The boot processor's are part of the image. An application processor's are pages of its own node, mapped in a
 //! window of addresses with holes between them, so that an overflow ends in a double fault instead of damage:
@@ -16,6 +17,7 @@ use pagevisor_shared::units::{CpuId, PAGE_SIZE};
 
 use super::paging::{self, STACK_SLOT, STACKS};
 use super::percpu::IST_STACKS;
+use crate::task::stack;
 
 global_asm!(
     r#"
@@ -84,7 +86,9 @@ fn page_in_slot(address: u64) -> Option<u64> {
 /// Whether `address` lies in the page below a stack.
 pub fn is_guard(address: u64) -> bool {
     let guard = (&raw const boot_stack_guard).addr() as u64;
-    address.wrapping_sub(guard) < PAGE_SIZE || page_in_slot(address).is_some_and(|page| !MAPPED.contains(&page))
+    stack::is_guard(address)
+        || address.wrapping_sub(guard) < PAGE_SIZE
+        || page_in_slot(address).is_some_and(|page| !MAPPED.contains(&page))
 }
 
 /// Whether 16 bytes at `address` lie on a stack.
@@ -94,7 +98,7 @@ fn on_stack(address: u64) -> bool {
     let last = address.wrapping_add(15);
     let boot = address >= start && last < end;
     let other = || [address, last].iter().all(|&at| page_in_slot(at).is_some_and(|page| MAPPED.contains(&page)));
-    address.is_multiple_of(8) && (boot || other())
+    address.is_multiple_of(8) && (stack::holds(address, last) || boot || other())
 }
 
 /// What is at a frame pointer: the caller's frame pointer and the return address; `None` off the stacks.

@@ -1,8 +1,8 @@
 //! Commands from the host: from the monitor device's queue to the CPU they are aimed at, and replies back.
 //!
-//! The device interrupts CPU 0, which looks at each message's head and puts it into the queue of a CPU. A CPU that
-//! has nothing to do halts; woken, it works its queue off, with interrupts on, from its idle loop. The commands
-//! themselves are executed by [`pagevisor_mm::command`].
+//! The device interrupts CPU 0, which looks at each message's head and puts it into the queue of a CPU. There a thread of
+//! the kernel's that is bound to the CPU works the queue off, and sleeps when it is empty. The commands themselves are
+//! executed by [`pagevisor_mm::command`].
 //!
 //! The device is told of replies when a CPU has nothing more to do at once: not between short commands that follow each
 //! other, at most [`BURST`] of them, but always before the CPU waits, stops, or begins something long ([`tell`]).
@@ -21,19 +21,20 @@ use pagevisor_shared::device::monitor::{QUEUE_COMMAND, QUEUE_REPLY};
 use pagevisor_shared::region::records::{Activity, CpuState};
 use pagevisor_shared::units::{CpuId, CpuMask};
 
-use crate::arch::{apic, cpu, percpu};
+use crate::arch::{cpu, percpu};
 use crate::monitor::{Monitor, QUEUE_BYTES};
 use crate::platform::{self, Kernel};
 use crate::sync::{IrqSpinLock, Once};
+use crate::task::{self, WaitQueue};
 use crate::{power, region, smp};
 use queue::Queue;
 
 /// Bytes of the buffers of both queues.
 pub const BUFFERS_BYTES: u64 = 2 * (NR_BUFFERS * BUFFER_BYTES) as u64;
 
-/// Rounds of waiting before a CPU halts in between, and ticks of its timer that it halts for.
+/// Rounds of waiting before a worker sleeps in between, and nanoseconds that it sleeps for.
 const SPINS: u32 = 50;
-const DOZE: u32 = 1 << 17;
+const DOZE: u64 = 1 << 17;
 
 /// Most replies that the device is told of at once: as long as the host works on these, there are buffers left.
 const BURST: u32 = NR_BUFFERS as u32 / 2;
@@ -70,6 +71,8 @@ struct Jobs {
     rounds: AtomicU32,
     /// Replies that the device was not told of yet. Only the CPU itself uses this.
     untold: AtomicU32,
+    /// Its worker sleeps here.
+    worker: WaitQueue,
 }
 
 /// Messages in order of arrival. There are no more than buffers.
@@ -84,7 +87,8 @@ impl Jobs {
     const fn new() -> Self {
         let fifo = Fifo { jobs: [Job { buffer: 0, len: 0 }; NR_BUFFERS], first: 0, len: 0 };
         let [count, rounds, untold] = [const { AtomicU32::new(0) }; 3];
-        Self { waiting: IrqSpinLock::new(fifo), count, barrier: AtomicU64::new(0), rounds, untold }
+        let worker = WaitQueue::new();
+        Self { waiting: IrqSpinLock::new(fifo), count, barrier: AtomicU64::new(0), rounds, untold, worker }
     }
 
     fn push(&self, job: Job) {
@@ -143,6 +147,11 @@ pub fn receive() {
     }
 }
 
+/// Makes the worker of `cpu` look what there is to do.
+fn call_worker(cpu: CpuId) {
+    JOBS[cpu.index()].worker.wake_all();
+}
+
 /// Puts a message into the queue of the CPU it is for.
 fn hand_out(transport: &Transport, here: usize, buffer: usize, len: usize) {
     let target = match header(transport, buffer, len) {
@@ -152,9 +161,7 @@ fn hand_out(transport: &Transport, here: usize, buffer: usize, len: usize) {
         _ => here,
     };
     JOBS[target % NR_CPUS].push(Job { buffer: buffer as u8, len: len as u32 });
-    if let Some(cpu) = CpuId::new(target).filter(|_| target != here) {
-        smp::reschedule(cpu);
-    }
+    JOBS[target % NR_CPUS].worker.wake_all();
 }
 
 /// The head of a message.
@@ -186,13 +193,29 @@ fn my_state() -> Option<&'static CpuState> {
     region::get()?.cpus().get(percpu::cpu_number() as usize)
 }
 
-/// Does what there is to do for this CPU, with interrupts on.
-pub fn work() {
-    let Some(mm) = platform::mm() else { return };
-    if percpu::local().is_null() || TRANSPORT.get().is_none() {
-        return;
+/// Makes the threads that execute commands, one for each CPU.
+pub fn start() {
+    for cpu in smp::online().iter() {
+        let name = format_args!("command/{}", cpu.index());
+        if task::kthread_run(name, CpuMask::default().with(cpu), worker, 0).is_none() {
+            panic!("no memory for the commands of CPU {}", cpu.index());
+        }
     }
-    cpu::irq_enable();
+}
+
+/// What such a thread does.
+fn worker(_: usize) -> i32 {
+    loop {
+        work();
+        let jobs = my_jobs();
+        let behind = || jobs.barrier.load(Ordering::Relaxed) != BARRIERS.load(Ordering::Relaxed);
+        jobs.worker.wait_until(|| !jobs.is_empty() || parts::waiting() || behind());
+    }
+}
+
+/// Does what there is to do for this CPU.
+fn work() {
+    let Some(mm) = platform::mm() else { return };
     Worker.safe_point();
     parts::serve();
     while let Some(job) = my_jobs().pop() {
@@ -203,6 +226,7 @@ pub fn work() {
         }
         Worker.safe_point();
         parts::serve();
+        task::cond_resched();
     }
     // Nothing is left untold: the last job had no next one.
 }
@@ -265,26 +289,18 @@ pub fn measure(mm: &Mm<Kernel>, message: &[u8], reply: &[AtomicU64]) {
     execute(mm, &COMMANDS, &Worker, message, reply);
 }
 
-/// Halts until there may be something to do. Interrupts are off, and come on.
-pub fn wait() {
-    if !my_jobs().is_empty() || parts::waiting() {
-        cpu::irq_enable();
-        return;
-    }
+/// Halts until an interrupt comes, of which none can have been missed. Interrupts are off, and come on.
+pub fn halt() {
     set_activity(Activity::Idle);
     cpu::halt_with_irqs();
     set_activity(Activity::Running);
-    Worker.safe_point();
+    Worker.pass();
 }
 
-/// Leaves the host's processor to the CPUs that this one waits for, for a moment.
+/// Leaves the CPU, and the host's processor with it, to those that this thread waits for, for a moment.
 fn doze() {
-    // In this order: the timer's interrupt must not come before the halt that it is to end.
-    cpu::irq_disable();
-    apic::arm_timer_ticks(DOZE);
-    set_activity(Activity::Idle);
-    cpu::halt_with_irqs();
-    set_activity(Activity::Running);
+    // Nothing ends it but the time.
+    let _ = task::sleep(DOZE, false);
     Worker.pass();
 }
 
@@ -360,6 +376,16 @@ impl Services for Worker {
         let Some(region) = region::get() else { return };
         let here = percpu::cpu_number() as usize;
         for cpu in smp::online().iter().map(CpuId::index).filter(|cpu| *cpu != here) {
+            let busy = || {
+                region
+                    .cpus()
+                    .get(cpu)
+                    .is_some_and(|state| state.activity.load(Ordering::Acquire) == Activity::Running as u32)
+            };
+            if busy() {
+                // Whatever it does, its worker comes to a safe point.
+                JOBS[cpu % NR_CPUS].worker.wake_all();
+            }
             let passed = || {
                 let activity = region.cpus().get(cpu).map_or(0, |state| state.activity.load(Ordering::Acquire));
                 activity != Activity::Running as u32 || JOBS[cpu].barrier.load(Ordering::Acquire) >= number

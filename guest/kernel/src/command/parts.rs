@@ -12,7 +12,6 @@ use pagevisor_shared::units::CpuMask;
 
 use super::Worker;
 use crate::arch::percpu;
-use crate::smp;
 
 /// What is run.
 type Part<'a> = &'a (dyn Fn(usize) + Sync);
@@ -67,7 +66,7 @@ pub fn run_on(cpus: CpuMask, part: Part<'_>) {
     CPUS.store(cpus.0, Ordering::Relaxed);
     BUSY.store(others.0, Ordering::Relaxed);
     ASKED.store(others.0, Ordering::Release);
-    others.iter().for_each(smp::reschedule);
+    others.iter().for_each(super::call_worker);
     if cpus.0 & my_bit() != 0 {
         part(rank(cpus.0));
     }

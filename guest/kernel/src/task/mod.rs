@@ -1,0 +1,88 @@
+//! Tasks: threads of the kernel and of programs, who runs next, sleeping and waking, time.
+//!
+//! # For the rest of the kernel
+//!
+//! | to | use |
+//! |---|---|
+//! | know who runs | [`current`] (before there are tasks: [`try_current`]); [`find`] and [`for_each`] for others |
+//! | have a thread of the kernel | [`kthread_run`]; it ends by returning |
+//! | sleep until a condition holds | [`WaitQueue::wait_for`], with a [`Sleep`]: [`Sleep::DEEP`], [`Sleep::LIGHT`] (a signal ends it: EINTR), [`Sleep::at_most`] and [`Sleep::until`] (ETIMEDOUT) |
+//! | wake those | [`WaitQueue::wake`], [`WaitQueue::wake_all`], after the change |
+//! | sleep on a word, a futex's for instance | [`wait`] with a [`Key`] and a check that is made once the task is entered; [`wake`] |
+//! | sleep for a time | [`sleep`], [`sleep_until`], by [`crate::clock::nanos`] |
+//! | have something done at a time | [`Timer`] |
+//! | let others run in a long loop | [`cond_resched`] |
+//! | wake a task for a signal | set [`todo::SIGNAL`] in [`Task::todo`], then [`wake_state`] with `TaskState::Interruptible` |
+//! | go back to user mode | with interrupts off, while [`Task::todo`] is not 0: for [`todo::RESCHED`] call [`preempt`], for [`todo::SIGNAL`] take the signal |
+//! | become a program | from a thread of the kernel: put the registers at the top of the kernel stack ([`user_frame`]), note the address in the record's `user_regs`, and return from the thread's function |
+//!
+//! A task leaves its CPU only where it sleeps, yields or goes back to user mode; so spin locks and per-CPU data need no
+//! protection from other tasks. Nobody sleeps who holds a spin lock or has interrupts off.
+//!
+//! # Parts
+//!
+//! [`object`] the task itself; [`table`] all of them; [`stack`] kernel stacks; [`queue`] run queues, with [`heap`] and
+//! [`fair`]; [`sched`] switching and waking; [`timer`]; [`mod@wait`] sleeping; [`kthread`]; [`exit`].
+//!
+//! Locks by rank: the table of tasks; a bucket of [`mod@wait`]; timers; a task's `wake_lock`; run queues.
+
+mod exit;
+mod fair;
+mod heap;
+mod kthread;
+mod list;
+mod object;
+mod pid;
+mod queue;
+mod sched;
+pub mod stack;
+mod table;
+mod timer;
+mod wait;
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use pagevisor_shared::NR_CPUS;
+use pagevisor_shared::sched::TaskStruct;
+use pagevisor_shared::units::{CpuId, CpuMask};
+
+pub use exit::exit_thread;
+pub use kthread::{begin, kthread_run};
+pub use object::{Comm, Current, Entry, Task, TaskRef, current, signal_pending, todo, try_current};
+pub use sched::{cond_resched, need_resched, preempt, reschedule_interrupt, schedule, wake_state, yield_now};
+pub use table::{count, find, for_each};
+pub use timer::{Timer, interrupt as timer_interrupt};
+pub use wait::{ALL_BITS, Key, Sleep, WaitQueue, sleep, sleep_until, wait, wait_on, wake, wake_all};
+
+use crate::arch::percpu;
+
+/// Gives every CPU its idle task: what it executes from its start on, or, on this one, what it executes already
+/// (`init_idle`).
+pub fn init() {
+    object::init();
+    for cpu in (0..NR_CPUS).filter_map(CpuId::new).filter(|cpu| percpu::of(*cpu).is_some()) {
+        let mask = CpuMask::default().with(cpu);
+        let Some(idle) = Task::alloc(format_args!("swapper/{}", cpu.index()), mask) else {
+            panic!("no memory for the idle task of CPU {}", cpu.index())
+        };
+        idle.record.flags.store(TaskStruct::KTHREAD, Relaxed);
+        idle.record.cpu.store(cpu.index() as u32, Relaxed);
+        idle.record.on_cpu.store(1, Relaxed);
+        sched::adopt_idle(cpu, &idle);
+        if let Some(word) = object::CURRENT.of(cpu) {
+            // It stays for ever, and so does this reference.
+            word.store(idle.into_addr(), Relaxed);
+        }
+    }
+}
+
+/// Makes the first two tasks: `init`, which goes on with booting by calling `function`, and `kthreadd`. They run when the
+/// caller idles (`rest_init`).
+pub fn start(function: Entry) {
+    let here = CpuId::new(percpu::cpu_number() as usize).unwrap_or_default();
+    let made = kthread_run(format_args!("init"), CpuMask::default().with(here), function, 0)
+        .and_then(|_| kthread_run(format_args!("kthreadd"), CpuMask(u64::MAX), kthread::kthreadd, 0));
+    if made.is_none() {
+        panic!("no memory for the first tasks");
+    }
+}
