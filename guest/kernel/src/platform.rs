@@ -2,15 +2,19 @@
 
 use core::fmt;
 use core::ptr::{NonNull, without_provenance_mut};
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_mm::platform::{IrqFlags, Level, Platform};
 use pagevisor_mm::{CpuLocal, Mm};
 use pagevisor_shared::layout::{PAGE_OFFSET, VMEMMAP_START};
+use pagevisor_shared::mm_types::MmStruct;
 use pagevisor_shared::page::Page;
 use pagevisor_shared::units::{PhysAddr, VirtAddr};
 
 use crate::arch::{cpu, paging, percpu, tlb};
 use crate::sync::Once;
+use crate::task::wait;
 use crate::{clock, log, oops};
 
 /// Ring 0 of this machine.
@@ -113,5 +117,20 @@ unsafe impl Platform for Kernel {
 
     fn dump_stack(&self) {
         oops::dump_stack();
+    }
+
+    fn wait_on(&self, word: &AtomicU32, value: u32) {
+        wait::wait_on(word, value);
+    }
+
+    fn wake_all(&self, word: &AtomicU32) {
+        wait::wake_all(word);
+    }
+
+    fn flush_user(&self, space: &MmStruct, start: VirtAddr, end: VirtAddr, _tables: bool) {
+        if space.cpu_bitmap.load(Relaxed) != 0 {
+            // Forgetting an address makes a processor forget what it knows of tables, too.
+            tlb::flush_kernel_range(start.raw(), end.raw());
+        }
     }
 }

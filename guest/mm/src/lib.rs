@@ -15,6 +15,7 @@
 //! | [`mempool`] | reserves of objects or pages |
 //! | [`shrinker`] | asking caches for memory back |
 //! | [`pgtable`], [`vmalloc`] | the kernel's page tables; areas of its address space |
+//! | [`mmap`], [`rwsem`] | address spaces of programs; their locks |
 //! | [`instrument`] | what can look at every allocation and free |
 //! | [`percpu`] | per-CPU memory |
 //! | [`kmap`] | pages mapped for a short time |
@@ -27,7 +28,7 @@
 //!
 //! # Locks, by rank
 //!
-//! Outside of all: the list of shrinkers, read while they work; and those of [`slab`], which says more of them.
+//! Outside of all: those of address spaces ([`mmap`]); the list of shrinkers, read while they work; and those of [`slab`], which says more of them.
 //!
 //! 1. a pageset ([`PcpState`](pagevisor_shared::region::zone::PcpState)): taken by `try` on the hot paths,
 //!    so an interrupt that finds it held goes to the zone instead;
@@ -55,6 +56,7 @@ pub mod list;
 pub mod memblock;
 pub mod mempool;
 mod mm;
+pub mod mmap;
 pub mod page;
 pub mod page_alloc;
 mod params;
@@ -63,11 +65,13 @@ pub mod percpu;
 pub mod pgtable;
 pub mod platform;
 pub mod raw;
+pub mod rwsem;
 mod scull;
 pub mod shrinker;
 pub mod slab;
 mod sparse;
 pub mod sync;
+mod tree;
 pub mod vmalloc;
 pub mod workload;
 pub mod zone;

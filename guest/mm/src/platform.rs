@@ -2,7 +2,9 @@
 
 use core::fmt;
 use core::ptr::NonNull;
+use core::sync::atomic::AtomicU32;
 
+use pagevisor_shared::mm_types::MmStruct;
 use pagevisor_shared::page::Page;
 use pagevisor_shared::units::{PhysAddr, VirtAddr};
 
@@ -99,4 +101,16 @@ pub unsafe trait Platform: Sync + 'static {
 
     /// Writes the call trace of the current CPU to the kernel log, as `dump_stack` does.
     fn dump_stack(&self);
+
+    /// Sleeps as long as `word` is `value`, until somebody calls [`Self::wake_all`] for it; may return before. Where
+    /// there is no task that could sleep it is a pause in a loop. Not from interrupts.
+    fn wait_on(&self, word: &AtomicU32, value: u32);
+
+    /// Wakes all who sleep on `word`, which has been changed before.
+    fn wake_all(&self, word: &AtomicU32);
+
+    /// Makes the CPUs that may remember translations of `space` forget those from `start` up to `end`, and, with
+    /// `tables`, what they know of the tables on the way there; returns when they have (`flush_tlb_mm_range`). Not from
+    /// interrupts.
+    fn flush_user(&self, space: &MmStruct, start: VirtAddr, end: VirtAddr, tables: bool);
 }

@@ -46,16 +46,17 @@ pub struct MmStruct {
     pub mm_count: AtomicU32,
     /// Areas.
     pub map_count: AtomicU32,
-    /// Readers; the top bit is set for a writer. Waited on by address.
+    /// Readers; the top bit is set for a writer, the one below it while somebody waits. Waited on by address.
     pub mmap_lock: AtomicU32,
-    /// Held, for a short time, by who looks up or changes the tree of areas.
+    /// Held, for a short time, by who changes the tree of areas or the bounds of one.
     pub tree_lock: AtomicU32,
-    /// Odd while the tree is being changed.
+    /// Odd while that is going on: who looks something up without a lock looks again then.
     pub seq: AtomicU32,
     /// Guards the upper levels of the page tables (`page_table_lock`).
     pub page_table_lock: AtomicU32,
-    /// Wants the lock for writing: no new readers (part of [`Self::mmap_lock`]).
-    pub writers_waiting: AtomicU32,
+    /// Grows whenever a writer gives [`Self::mmap_lock`] back, which unlocks the areas that it has locked
+    /// ([`super::VmArea::vm_lock_seq`]).
+    pub mm_lock_seq: AtomicU32,
     /// Pages of all areas.
     pub total_vm: AtomicU64,
     /// Pages of locked areas.

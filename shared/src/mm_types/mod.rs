@@ -9,6 +9,7 @@
 
 mod mapping;
 mod mm_struct;
+pub mod uapi;
 mod vma;
 
 pub use mapping::{AddressSpace, AnonVma, AnonVmaChain, MAPPING_SHIFT, MappedFile, MappingId, MappingTable};

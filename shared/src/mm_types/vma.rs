@@ -38,10 +38,12 @@ pub struct VmArea {
     pub anon_vma: AtomicU64,
     /// The [`super::MappedFile`]; 0 for anonymous memory.
     pub vm_file: AtomicU64,
-    /// Faults that work on the area; the top bit is set while it is being changed or goes away (`vm_lock`).
+    /// Faults that work on the area; the top bit is set while somebody who is going to change it waits for them
+    /// (`vm_lock`). Outlives the area: who looked it up too late may count itself in and out again.
     pub vm_lock: AtomicU32,
-    /// Padding.
-    pub reserved: AtomicU32,
+    /// [`super::MmStruct::mm_lock_seq`] when it was last locked to be changed: as long as the two are equal it is
+    /// (`vm_lock_seq`).
+    pub vm_lock_seq: AtomicU32,
     /// The next area that maps the same file ([`super::AddressSpace::i_mmap`]).
     pub shared_next: AtomicU64,
     /// The one before.

@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicI32, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::MAX_NUMNODES;
+use crate::units::PAGE_SHIFT;
 use crate::vmstat::{NR_VM_EVENT_ITEMS, NR_VM_NODE_STAT_ITEMS};
 use crate::zone::MAX_NR_ZONES;
 
@@ -256,10 +257,33 @@ pub struct Sysctl {
     /// Whether a node is reclaimed before its neighbours are asked (`RECLAIM_ZONE` 1, `RECLAIM_WRITE` 2,
     /// `RECLAIM_UNMAP` 4).
     pub zone_reclaim_mode: AtomicU32,
-    /// Padding.
-    pub reserved: AtomicU32,
+    /// How much memory programs may be promised: 0 for as much as is plausible, 1 for any amount, 2 for no more than
+    /// [`Self::commit_limit`].
+    pub overcommit_memory: AtomicU32,
+    /// Percentage of RAM that may be promised in mode 2.
+    pub overcommit_ratio: AtomicU32,
+    /// Most areas that a program may have.
+    pub max_map_count: AtomicU32,
+    /// KiB of RAM that may be promised in mode 2; 0 for what the ratio says.
+    pub overcommit_kbytes: AtomicU64,
+    /// KiB that no single program may be promised in mode 2.
+    pub user_reserve_kbytes: AtomicU64,
+    /// KiB that only the administrator may be promised in mode 2.
+    pub admin_reserve_kbytes: AtomicU64,
+    /// Lowest address that programs may map.
+    pub mmap_min_addr: AtomicU64,
     /// Allocations that are made to fail.
     pub fail_page_alloc: FaultState,
+}
+
+impl Sysctl {
+    /// Pages that may be promised in mode 2 on a machine with `totalram` of them (`vm_commit_limit`); there is no swap.
+    pub fn commit_limit(&self, totalram: u64) -> u64 {
+        match self.overcommit_kbytes.load(Relaxed) {
+            0 => totalram.wrapping_mul(u64::from(self.overcommit_ratio.load(Relaxed))) / 100,
+            kbytes => kbytes >> (PAGE_SHIFT - 10),
+        }
+    }
 }
 
 /// Fault injection (`struct fault_attr` and what `fail_page_alloc` adds): what is set, and how far it has come.

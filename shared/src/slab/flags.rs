@@ -33,6 +33,10 @@ flags! {
     RECLAIM_ACCOUNT = 0x2_0000, "RECLAIM_ACCOUNT";
     /// `SLAB_PANIC`: no such cache, no kernel.
     PANIC = 0x4_0000, "PANIC";
+    /// Slabs are never given back, and objects keep their content while they are free; they are zero when they are handed
+    /// out for the first time. So what once was a record stays one, and who comes too late finds it free, not something
+    /// else. Not in Linux, where `SLAB_TYPESAFE_BY_RCU` does it for a time.
+    TYPE_STABLE = 0x1000_0000, "TYPE_STABLE";
     /// The free objects of a slab are linked to one another. Only for the smallest of kmalloc, where a list would take
     /// room that no object holds. Not in Linux, whose other allocator does it for all.
     LINKED = 0x2000_0000, "LINKED";

@@ -8,13 +8,14 @@ use core::cell::Cell;
 use core::fmt;
 use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::boxed::Box;
 use std::string::{String, ToString};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::vec::Vec;
 
 use pagevisor_shared::layout::STATE_REGION_WINDOW;
+use pagevisor_shared::mm_types::MmStruct;
 use pagevisor_shared::page::{PAGE_STRUCT_SIZE, Page};
 use pagevisor_shared::units::{CpuId, PhysAddr, VirtAddr};
 
@@ -70,6 +71,17 @@ std::thread_local! {
     static IN_INTERRUPT: Cell<bool> = const { Cell::new(false) };
 }
 
+/// What CPUs were made to forget of a program's address space ([`Platform::flush_user`]).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UserFlush {
+    /// Number of the address space (`ctx_id`).
+    pub space: u64,
+    /// The addresses.
+    pub range: Range<u64>,
+    /// And the tables on the way there.
+    pub tables: bool,
+}
+
 /// The platform of a machine in a process.
 #[derive(Debug)]
 pub struct HostPlatform {
@@ -85,6 +97,8 @@ pub struct HostPlatform {
     trace: Mutex<Vec<u64>>,
     /// Ranges of addresses that the CPUs were made to forget.
     flushes: Mutex<Vec<Range<u64>>>,
+    /// The same of programs' addresses.
+    user_flushes: Mutex<Vec<UserFlush>>,
 }
 
 static POOL: OnceLock<Mutex<Vec<&'static HostPlatform>>> = OnceLock::new();
@@ -111,6 +125,7 @@ impl HostPlatform {
             stacks: AtomicU64::new(0),
             trace: Mutex::new(Vec::new()),
             flushes: Mutex::new(Vec::new()),
+            user_flushes: Mutex::new(Vec::new()),
         }))
     }
 
@@ -125,6 +140,7 @@ impl HostPlatform {
         locked(&self.cpus).clear();
         locked(&self.trace).clear();
         locked(&self.flushes).clear();
+        locked(&self.user_flushes).clear();
         locked(POOL.get_or_init(|| Mutex::new(Vec::new()))).push(self);
     }
 
@@ -180,6 +196,11 @@ impl HostPlatform {
     /// The ranges of addresses that the CPUs were made to forget since the last time somebody asked, in order.
     pub fn take_flushes(&self) -> Vec<Range<u64>> {
         core::mem::take(&mut *locked(&self.flushes))
+    }
+
+    /// As [`Self::take_flushes`], of programs' addresses.
+    pub fn take_user_flushes(&self) -> Vec<UserFlush> {
+        core::mem::take(&mut *locked(&self.user_flushes))
     }
 
     /// Runs `handler` as if an interrupt had come.
@@ -270,5 +291,27 @@ unsafe impl Platform for HostPlatform {
     fn dump_stack(&self) {
         self.stacks.fetch_add(1, Relaxed);
         self.log(Level::Warning, format_args!("Call Trace:"));
+    }
+
+    fn wait_on(&self, word: &AtomicU32, value: u32) {
+        assert!(!self.in_interrupt(), "an interrupt handler sleeps");
+        // SAFETY: a futex call that reads a word which is there; it sleeps, or returns at once.
+        unsafe {
+            let forever = core::ptr::null::<libc::timespec>();
+            libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, value, forever);
+        }
+    }
+
+    fn wake_all(&self, word: &AtomicU32) {
+        // SAFETY: a futex call that touches nothing.
+        unsafe {
+            libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, i32::MAX);
+        }
+    }
+
+    fn flush_user(&self, space: &MmStruct, start: VirtAddr, end: VirtAddr, tables: bool) {
+        assert!(!self.in_interrupt(), "an interrupt handler waits for other CPUs");
+        let flush = UserFlush { space: space.ctx_id.load(Relaxed), range: start.raw()..end.raw(), tables };
+        locked(&self.user_flushes).push(flush);
     }
 }

@@ -17,6 +17,6 @@ mod arena;
 mod machine;
 mod topology;
 
-pub use arena::HostPlatform;
+pub use arena::{HostPlatform, UserFlush};
 pub use machine::Machine;
 pub use topology::Topology;

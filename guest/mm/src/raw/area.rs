@@ -14,6 +14,7 @@ use pagevisor_shared::units::VirtAddr;
 use pagevisor_shared::vmalloc::{RB_BLACK, VmStruct, VmallocState, VmapArea};
 
 use crate::sync::Plain;
+use crate::tree::TreeNode;
 
 /// Bytes of an area's record, and of what it is used for behind it; multiples of it are their alignment.
 pub(crate) const AREA_BYTES: usize = size_of::<VmapArea>() + size_of::<VmStruct>();
@@ -219,6 +220,85 @@ impl AreaRef {
     #[inline(always)]
     pub(crate) fn size(self) -> u64 {
         self.end() - self.start()
+    }
+}
+
+macro_rules! tree_node {
+    ($($get:ident, $set:ident;)*) => {
+        $(
+            #[inline(always)]
+            fn $get(self) -> Option<Self> {
+                Self::$get(self)
+            }
+
+            #[inline(always)]
+            fn $set(self, to: Option<Self>) {
+                Self::$set(self, to);
+            }
+        )*
+    };
+}
+
+impl TreeNode for AreaRef {
+    type Word = AreaWord;
+    const ROOM_IS_BELOW: bool = false;
+
+    #[inline(always)]
+    fn follow(word: AreaWord) -> Option<Self> {
+        word.get()
+    }
+
+    #[inline(always)]
+    fn lead(word: AreaWord, to: Option<Self>) {
+        word.set(to);
+    }
+
+    #[inline(always)]
+    fn start(self) -> u64 {
+        Self::start(self)
+    }
+
+    #[inline(always)]
+    fn end(self) -> u64 {
+        Self::end(self)
+    }
+
+    #[inline(always)]
+    fn room(self) -> u64 {
+        self.size()
+    }
+
+    #[inline(always)]
+    fn max(self) -> u64 {
+        Self::max(self)
+    }
+
+    #[inline(always)]
+    fn set_max(self, max: u64) {
+        Self::set_max(self, max);
+    }
+
+    tree_node! {
+        left, set_left;
+        right, set_right;
+        next, set_next;
+        prev, set_prev;
+        parent, set_parent;
+    }
+
+    #[inline(always)]
+    fn set_parent_red(self, parent: Option<Self>) {
+        Self::set_parent_red(self, parent);
+    }
+
+    #[inline(always)]
+    fn is_red(self) -> bool {
+        Self::is_red(self)
+    }
+
+    #[inline(always)]
+    fn set_red(self, red: bool) {
+        Self::set_red(self, red);
     }
 }
 

@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::region::zone::ListHead;
-use pagevisor_shared::slab::{ALIEN_LIMIT, ArrayCache, KmemCacheNode, SlabWord};
+use pagevisor_shared::slab::{ALIEN_LIMIT, ArrayCache, KmemCacheNode, SlabFlags, SlabWord};
 use pagevisor_shared::units::{NodeId, VirtAddr};
 
 use super::grow::gfp_exact_node;
@@ -187,6 +187,9 @@ impl<P: Platform> Mm<P> {
     /// How many objects free slabs on `node` may hold before they are given back.
     fn free_limit(&self, cache: Cache, node: usize) -> u32 {
         let record = cache.record();
+        if cache.flags().contains(SlabFlags::TYPE_STABLE) {
+            return u32::MAX;
+        }
         let cpus = self.nodes.get(node).map_or(0, |node| node.cpus.get().count_ones());
         (1 + cpus) * record.batchcount.get() + record.num.get()
     }

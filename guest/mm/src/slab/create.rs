@@ -105,7 +105,7 @@ impl<P: Platform> Mm<P> {
             object_size,
             align,
             flags,
-            keeps_content: ctor.is_some() || flags.contains(SlabFlags::POISON),
+            keeps_content: ctor.is_some() || flags.intersects(SlabFlags::POISON.with(SlabFlags::TYPE_STABLE)),
             max_order: self.slab_max_order(),
         };
         let layout = self.layout_of(&request)?;
@@ -228,7 +228,7 @@ impl<P: Platform> Mm<P> {
     fn shrink_cache(&self, cache: Cache) -> bool {
         self.drain_cpu_caches(cache);
         // Of the cache of caches all descriptors stay.
-        let keep = self.slab.caches.any() == cache;
+        let keep = self.slab.caches.any() == cache || cache.flags().contains(SlabFlags::TYPE_STABLE);
         let mut left = false;
         for number in 0..self.slab.shape.nr_nodes {
             let doomed = ListHead::new();

@@ -37,8 +37,8 @@ impl<P: Platform> Mm<P> {
         let record = cache.record();
         let order = Order::new(record.gfporder.get()).ok()?;
         let mut flags = Gfp::from_bits(gfp.bits() & PASSED_ON.bits() | record.allocflags.get())?;
-        if cache == self.slab.caches.any() {
-            // Descriptors are zero as long as they are free.
+        if cache == self.slab.caches.any() || cache.flags().contains(SlabFlags::TYPE_STABLE) {
+            // Descriptors are zero as long as they are free, and so are records that were never in use.
             flags = flags | Gfp::ZERO;
         }
         let (pfn, node) = self.kmem_getpages(flags, order, node)?;

@@ -26,7 +26,7 @@ use crate::platform::Platform;
 use crate::sync::Plain;
 
 /// Slabs of caches with any of these are made and given back one by one.
-const ONE_BY_ONE: SlabFlags = SlabFlags::DEBUG.with(SlabFlags::OFF_SLAB);
+const ONE_BY_ONE: SlabFlags = SlabFlags::DEBUG.with(SlabFlags::OFF_SLAB).with(SlabFlags::TYPE_STABLE);
 
 /// Calls `mark` for the distances from the first page of a slab to its others. There is hardly ever more than one.
 #[inline(always)]

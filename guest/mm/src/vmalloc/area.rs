@@ -7,8 +7,7 @@ use pagevisor_shared::region::seq;
 use pagevisor_shared::units::{PAGE_SHIFT, VirtAddr};
 use pagevisor_shared::vmalloc::VmallocState;
 
-use super::tree::AreaTree;
-use super::{SPACE_END, SPACE_START};
+use super::{AreaTree, SPACE_END, SPACE_START};
 use crate::Mm;
 use crate::platform::{IrqFlags, Level, Platform};
 use crate::raw::{AreaRef, AreaWord, VmRef};

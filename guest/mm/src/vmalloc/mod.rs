@@ -2,7 +2,7 @@
 //! neighbours, by somebody's pages, or by devices.
 //!
 //! An area is carved out of the lowest free one that is large enough, which the tree of free areas finds in O(log n)
-//! ([`tree`]); behind it stays a page without memory. [`Mm::vmalloc`] fills it with the largest blocks that can be had
+//! ([`crate::tree`]); behind it stays a page without memory. [`Mm::vmalloc`] fills it with the largest blocks that can be had
 //! at once and that fit, each remembered by nothing but the page tables: freeing walks them and gives each block back as
 //! it was allocated (its order is in its page metadata). Whole 2 MiB go by large pages.
 //!
@@ -27,7 +27,6 @@ mod lazy;
 mod lookup;
 mod percpu;
 mod records;
-mod tree;
 
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -36,8 +35,12 @@ use pagevisor_shared::layout::{VMALLOC_END, VMALLOC_START};
 pub use alloc::VmallocRequest;
 pub use lookup::VmArea;
 
+use crate::raw::AreaRef;
+use crate::tree::Tree;
 use records::Records;
-pub(crate) use tree::AreaTree;
+
+/// A tree of areas.
+pub(crate) type AreaTree<const AUGMENTED: bool> = Tree<AreaRef, AUGMENTED>;
 
 /// Addresses behind the vmalloc space.
 const SPACE_END: u64 = VMALLOC_END + 1;

@@ -140,6 +140,7 @@ impl<P: Platform> Mm<P> {
         for (slot, ratio) in sysctl.lowmem_reserve_ratio.iter().zip(watermark::LOWMEM_RESERVE_RATIO) {
             slot.set(ratio);
         }
+        self.init_overcommit();
         self.recompute_reserves();
     }
 

@@ -1,66 +1,114 @@
 //! Trees of areas: red-black, ordered by address, each with a list of its nodes in the same order.
 //!
-//! The tree of free areas keeps with each node the size of the largest area below it, so that the lowest area that is
-//! large enough is found in one way down ([`AreaTree::find_fit`]).
+//! Augmented trees keep with each node the largest room that it or a node below it has: of the free areas of the vmalloc
+//! space that is their size, so that the lowest area that is large enough is found in one way down
+//! ([`Tree::find_fit`]); of the areas of a program it is the gap below them.
 
 use pagevisor_shared::units::PAGE_SIZE;
 
-use crate::raw::{AreaRef, AreaWord};
+/// An area that can be in a tree. The links are the tree's.
+pub(crate) trait TreeNode: Copy + PartialEq {
+    /// A word that is nothing or leads to a node.
+    type Word: Copy;
+    /// The room of a node depends on the node before it.
+    const ROOM_IS_BELOW: bool;
 
-/// A tree. `AUGMENTED` trees keep the largest size below each node.
+    /// What `word` leads to.
+    fn follow(word: Self::Word) -> Option<Self>;
+    /// Makes `word` lead to `to`.
+    fn lead(word: Self::Word, to: Option<Self>);
+    /// First byte.
+    fn start(self) -> u64;
+    /// First byte behind.
+    fn end(self) -> u64;
+    /// What trees keep the largest of, in bytes.
+    fn room(self) -> u64;
+    /// The largest room at or below it in the tree. Of augmented trees only.
+    fn max(self) -> u64;
+    /// Sets the largest room at or below it.
+    fn set_max(self, max: u64);
+    /// The left child.
+    fn left(self) -> Option<Self>;
+    /// Sets the left child.
+    fn set_left(self, to: Option<Self>);
+    /// The right child.
+    fn right(self) -> Option<Self>;
+    /// Sets the right child.
+    fn set_right(self, to: Option<Self>);
+    /// The next one up.
+    fn next(self) -> Option<Self>;
+    /// Sets the next one up.
+    fn set_next(self, to: Option<Self>);
+    /// The next one down.
+    fn prev(self) -> Option<Self>;
+    /// Sets the next one down.
+    fn set_prev(self, to: Option<Self>);
+    /// The parent.
+    fn parent(self) -> Option<Self>;
+    /// Sets the parent and leaves the colour.
+    fn set_parent(self, parent: Option<Self>);
+    /// Sets the parent; the node is red.
+    fn set_parent_red(self, parent: Option<Self>);
+    /// Whether it is red.
+    fn is_red(self) -> bool;
+    /// Makes it red or black.
+    fn set_red(self, red: bool);
+}
+
+/// A tree. `AUGMENTED` trees keep the largest room below each node.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct AreaTree<const AUGMENTED: bool> {
-    root: AreaWord,
-    first: AreaWord,
+pub(crate) struct Tree<N: TreeNode, const AUGMENTED: bool> {
+    root: N::Word,
+    first: N::Word,
 }
 
 /// Where a new node goes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place {
+pub(crate) struct Place<N> {
     /// The node it will be a child of, and whether the left one.
-    parent: Option<(AreaRef, bool)>,
+    parent: Option<(N, bool)>,
     /// The node before it.
-    pub(crate) prev: Option<AreaRef>,
+    pub(crate) prev: Option<N>,
     /// The node behind it.
-    pub(crate) next: Option<AreaRef>,
+    pub(crate) next: Option<N>,
 }
 
-fn is_red(node: Option<AreaRef>) -> bool {
-    node.is_some_and(AreaRef::is_red)
+fn is_red<N: TreeNode>(node: Option<N>) -> bool {
+    node.is_some_and(N::is_red)
 }
 
-fn max_of(node: Option<AreaRef>) -> u64 {
-    node.map_or(0, AreaRef::max)
+fn max_of<N: TreeNode>(node: Option<N>) -> u64 {
+    node.map_or(0, N::max)
 }
 
-impl<const AUGMENTED: bool> AreaTree<AUGMENTED> {
+impl<N: TreeNode, const AUGMENTED: bool> Tree<N, AUGMENTED> {
     /// The tree with that root and that start of its list.
-    pub(crate) const fn new(root: AreaWord, first: AreaWord) -> Self {
+    pub(crate) const fn new(root: N::Word, first: N::Word) -> Self {
         Self { root, first }
     }
 
     /// The lowest area.
-    pub(crate) fn first(&self) -> Option<AreaRef> {
-        self.first.get()
+    pub(crate) fn first(&self) -> Option<N> {
+        N::follow(self.first)
     }
 
     /// The root.
     #[cfg(test)]
-    pub(crate) fn root(&self) -> Option<AreaRef> {
-        self.root.get()
+    pub(crate) fn root(&self) -> Option<N> {
+        N::follow(self.root)
     }
 
     /// Forgets all nodes, which stay on their list; gives the first.
-    pub(crate) fn take_all(&self) -> Option<AreaRef> {
-        let first = self.first.get();
-        self.root.set(None);
-        self.first.set(None);
+    pub(crate) fn take_all(&self) -> Option<N> {
+        let first = N::follow(self.first);
+        N::lead(self.root, None);
+        N::lead(self.first, None);
         first
     }
 
     /// The area that holds `addr` (`__find_vmap_area`).
-    pub(crate) fn find(&self, addr: u64) -> Option<AreaRef> {
-        let mut node = self.root.get();
+    pub(crate) fn find(&self, addr: u64) -> Option<N> {
+        let mut node = N::follow(self.root);
         while let Some(area) = node {
             if addr < area.start() {
                 node = area.left();
@@ -74,8 +122,8 @@ impl<const AUGMENTED: bool> AreaTree<AUGMENTED> {
     }
 
     /// Where an area from `start` up to `end` goes; `None` if it overlaps one that is there (`find_va_links`).
-    pub(crate) fn place(&self, start: u64, end: u64) -> Option<Place> {
-        let (mut parent, mut node) = (None, self.root.get());
+    pub(crate) fn place(&self, start: u64, end: u64) -> Option<Place<N>> {
+        let (mut parent, mut node) = (None, N::follow(self.root));
         while let Some(area) = node {
             if end <= area.start() {
                 parent = Some((area, true));
@@ -96,24 +144,27 @@ impl<const AUGMENTED: bool> AreaTree<AUGMENTED> {
     }
 
     /// Puts `area` at `place`, which was found for it in the tree as it is (`link_va`).
-    pub(crate) fn insert(&self, area: AreaRef, place: Place) {
+    pub(crate) fn insert(&self, area: N, place: Place<N>) {
         area.set_prev(place.prev);
         area.set_next(place.next);
         match place.prev {
             Some(prev) => prev.set_next(Some(area)),
-            None => self.first.set(Some(area)),
+            None => N::lead(self.first, Some(area)),
         }
         if let Some(next) = place.next {
             next.set_prev(Some(area));
+            if AUGMENTED && N::ROOM_IS_BELOW {
+                self.propagate(next);
+            }
         }
         area.set_left(None);
         area.set_right(None);
         if AUGMENTED {
-            area.set_max(area.size());
+            area.set_max(area.room());
         }
         match place.parent {
             None => {
-                self.root.set(Some(area));
+                N::lead(self.root, Some(area));
                 area.set_parent_red(None);
                 area.set_red(false);
                 return;
@@ -129,7 +180,7 @@ impl<const AUGMENTED: bool> AreaTree<AUGMENTED> {
     }
 
     /// Makes known above `area` that there is something as large as it.
-    fn raise(&self, area: AreaRef) {
+    fn raise(&self, area: N) {
         let size = area.max();
         let mut above = area.parent();
         while let Some(node) = above
@@ -140,12 +191,12 @@ impl<const AUGMENTED: bool> AreaTree<AUGMENTED> {
         }
     }
 
-    /// Works out `area`'s largest size anew, and those above as far as that changes them; those below are right
+    /// Works out `area`'s largest room anew, and those above as far as that changes them; those below are right
     /// (`augment_tree_propagate_from`).
-    pub(crate) fn propagate(&self, area: AreaRef) {
+    pub(crate) fn propagate(&self, area: N) {
         let mut node = Some(area);
         while let Some(area) = node {
-            let max = area.size().max(max_of(area.left())).max(max_of(area.right()));
+            let max = area.room().max(max_of(area.left())).max(max_of(area.right()));
             if max == area.max() {
                 return;
             }
@@ -157,9 +208,9 @@ impl<const AUGMENTED: bool> AreaTree<AUGMENTED> {
     /// The lowest area that holds `size` bytes at a multiple of `align`, wherever it starts
     /// (`find_vmap_lowest_match`): the search is for what is large enough even if it starts at the worst page. `step`
     /// is called for each node that is looked at.
-    pub(crate) fn find_fit(&self, size: u64, align: u64, mut step: impl FnMut()) -> Option<AreaRef> {
+    pub(crate) fn find_fit(&self, size: u64, align: u64, mut step: impl FnMut()) -> Option<N> {
         let need = size.checked_add(align.saturating_sub(PAGE_SIZE))?;
-        let mut node = self.root.get()?;
+        let mut node = N::follow(self.root)?;
         if node.max() < need {
             return None;
         }
@@ -168,23 +219,23 @@ impl<const AUGMENTED: bool> AreaTree<AUGMENTED> {
             // Something below `node`, or it, is large enough.
             match node.left() {
                 Some(left) if left.max() >= need => node = left,
-                _ if node.size() >= need => return Some(node),
+                _ if node.room() >= need => return Some(node),
                 _ => node = node.right()?,
             }
         }
     }
 
     /// Puts `new` where `old` is under `parent`.
-    fn replace_child(&self, parent: Option<AreaRef>, old: AreaRef, new: Option<AreaRef>) {
+    fn replace_child(&self, parent: Option<N>, old: N, new: Option<N>) {
         match parent {
-            None => self.root.set(new),
+            None => N::lead(self.root, new),
             Some(parent) if parent.left() == Some(old) => parent.set_left(new),
             Some(parent) => parent.set_right(new),
         }
     }
 
     /// Turns `node` down to the left (or right), its other child taking its place.
-    fn rotate(&self, node: AreaRef, to_left: bool) {
+    fn rotate(&self, node: N, to_left: bool) {
         let above = node.parent();
         let Some(up) = (if to_left { node.right() } else { node.left() }) else { return };
         let middle = if to_left { up.left() } else { up.right() };
@@ -203,12 +254,12 @@ impl<const AUGMENTED: bool> AreaTree<AUGMENTED> {
         node.set_parent(Some(up));
         if AUGMENTED {
             up.set_max(node.max());
-            node.set_max(node.size().max(max_of(node.left())).max(max_of(node.right())));
+            node.set_max(node.room().max(max_of(node.left())).max(max_of(node.right())));
         }
     }
 
     /// Makes a red-black tree of one in which `node`, red, may have a red parent (`__rb_insert`).
-    fn rebalance_insert(&self, node: AreaRef) {
+    fn rebalance_insert(&self, node: N) {
         let mut node = node;
         while let Some(parent) = node.parent()
             && parent.is_red()
@@ -244,14 +295,17 @@ impl<const AUGMENTED: bool> AreaTree<AUGMENTED> {
     }
 
     /// Takes `area` out of tree and list (`unlink_va`).
-    pub(crate) fn remove(&self, area: AreaRef) {
+    pub(crate) fn remove(&self, area: N) {
         let (prev, next) = (area.prev(), area.next());
         match prev {
             Some(prev) => prev.set_next(next),
-            None => self.first.set(next),
+            None => N::lead(self.first, next),
         }
         if let Some(next) = next {
             next.set_prev(prev);
+            if AUGMENTED && N::ROOM_IS_BELOW {
+                self.propagate(next);
+            }
         }
         let removed_red;
         // Where a black node is missing now: under `parent`, in place of `child`.
@@ -313,20 +367,20 @@ impl<const AUGMENTED: bool> AreaTree<AUGMENTED> {
         }
     }
 
-    /// Works out the largest sizes from `from` up to, and not including, `to`.
-    fn propagate_to(&self, from: AreaRef, to: AreaRef) {
+    /// Works out the largest rooms from `from` up to, and not including, `to`.
+    fn propagate_to(&self, from: N, to: N) {
         let mut node = Some(from);
         while let Some(area) = node
             && area != to
         {
-            area.set_max(area.size().max(max_of(area.left())).max(max_of(area.right())));
+            area.set_max(area.room().max(max_of(area.left())).max(max_of(area.right())));
             node = area.parent();
         }
     }
 
-    /// Works out `area`'s largest size, and those above as far as that changes them.
-    fn refresh_from(&self, area: AreaRef) {
-        area.set_max(area.size().max(max_of(area.left())).max(max_of(area.right())));
+    /// Works out `area`'s largest room, and those above as far as that changes them.
+    fn refresh_from(&self, area: N) {
+        area.set_max(area.room().max(max_of(area.left())).max(max_of(area.right())));
         if let Some(above) = area.parent() {
             self.propagate(above);
         }
@@ -334,13 +388,13 @@ impl<const AUGMENTED: bool> AreaTree<AUGMENTED> {
 
     /// Makes a red-black tree of one in which the ways through `child`, under `parent`, have a black node less than the
     /// others (`____rb_erase_color`).
-    fn rebalance_remove(&self, parent: Option<AreaRef>, child: Option<AreaRef>) {
+    fn rebalance_remove(&self, parent: Option<N>, child: Option<N>) {
         let (mut parent, mut child) = (parent, child);
         while let Some(above) = parent
             && !is_red(child)
         {
             let on_left = above.left() == child;
-            let sibling = |above: AreaRef| if on_left { above.right() } else { above.left() };
+            let sibling = |above: N| if on_left { above.right() } else { above.left() };
             let Some(mut other) = sibling(above) else { return };
             if other.is_red() {
                 other.set_red(false);

@@ -10,9 +10,9 @@ use pagevisor_shared::random::SplitMix64;
 use pagevisor_shared::units::{PAGE_SIZE, VirtAddr};
 use pagevisor_shared::vmalloc::{VmStruct, VmapArea};
 
-use super::AreaTree;
 use crate::raw::{AreaRef, AreaWord};
 use crate::sync::Plain;
+use crate::vmalloc::AreaTree;
 
 fn word() -> AreaWord {
     // SAFETY: a word of its own for ever.

@@ -1,0 +1,73 @@
+//! Address spaces of programs (`mm/mmap.c` and its neighbours): what is mapped where, and with what meaning. What lies
+//! below, page tables and pages, is somebody else's.
+//!
+//! A [`Space`] is an address space, a [`Vma`] an area of one. Both are handles of records that stay records for ever
+//! ([`crate::raw`]), so who comes too late finds an old one and notices. The areas of a space are in a red-black tree that
+//! knows the largest gap below each of its nodes, and on a list.
+//!
+//! | file | what |
+//! |---|---|
+//! | `space` | spaces come and go |
+//! | `lock` | their locks |
+//! | `account` | what is promised, and limits |
+//! | `special` | areas that the kernel makes for a program |
+//! | `areas` | finding areas, and changing which there are |
+//!
+//! # Locks, by rank
+//!
+//! 1. [`MmStruct::mmap_lock`], which sleeps: who writes may change which areas there are, who reads finds them unchanged.
+//! 2. [`VmArea::vm_lock`]: who is counted there works on the area (a fault) without the former. Who is going to change or
+//!    remove the area waits for them, and nobody else gets in until the writer of the space is done
+//!    ([`crate::rwsem`]).
+//! 3. [`MmStruct::tree_lock`], for the moment in which the tree or the bounds of an area change; [`MmStruct::seq`] is odd
+//!    meanwhile. Who looks for an area without the first lock looks again if it has changed.
+//! 4. [`MmStruct::page_table_lock`] and the locks of page tables.
+//!
+//! [`MmStruct::mmap_lock`]: pagevisor_shared::mm_types::MmStruct::mmap_lock
+//! [`MmStruct::tree_lock`]: pagevisor_shared::mm_types::MmStruct::tree_lock
+//! [`MmStruct::seq`]: pagevisor_shared::mm_types::MmStruct::seq
+//! [`MmStruct::page_table_lock`]: pagevisor_shared::mm_types::MmStruct::page_table_lock
+//! [`VmArea::vm_lock`]: pagevisor_shared::mm_types::VmArea::vm_lock
+
+mod account;
+mod areas;
+mod lock;
+mod space;
+mod special;
+
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+use pagevisor_shared::mm_types::{MmStruct, VmArea};
+
+pub use crate::raw::{STACK_GUARD_GAP, Space, Vma};
+pub use account::Limits;
+pub use areas::AreaInfo;
+pub use lock::{MmapRead, MmapWrite, VmaRead};
+
+use crate::raw::RecordCache;
+use crate::tree::Tree;
+
+/// The areas of a space.
+pub(crate) type VmaTree = Tree<Vma, true>;
+
+/// What address spaces need beside their records.
+#[derive(Debug)]
+pub(crate) struct Mmap {
+    spaces: RecordCache<MmStruct>,
+    areas: RecordCache<VmArea>,
+    /// Guards the list of spaces.
+    list_lock: AtomicU32,
+    /// Spaces made so far.
+    made: AtomicU64,
+}
+
+impl Mmap {
+    pub(crate) const fn new() -> Self {
+        Self {
+            spaces: RecordCache::new(),
+            areas: RecordCache::new(),
+            list_lock: AtomicU32::new(0),
+            made: AtomicU64::new(0),
+        }
+    }
+}
