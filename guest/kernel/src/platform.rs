@@ -14,8 +14,8 @@ use pagevisor_shared::units::{PhysAddr, VirtAddr};
 
 use crate::arch::{cpu, paging, percpu, tlb};
 use crate::sync::Once;
-use crate::task::wait;
-use crate::{clock, log, oops};
+
+use crate::{clock, log, oops, task};
 
 /// Ring 0 of this machine.
 #[derive(Debug)]
@@ -120,11 +120,11 @@ unsafe impl Platform for Kernel {
     }
 
     fn wait_on(&self, word: &AtomicU32, value: u32) {
-        wait::wait_on(word, value);
+        task::wait_on(word, value);
     }
 
     fn wake_all(&self, word: &AtomicU32) {
-        wait::wake_all(word);
+        task::wake_all(word);
     }
 
     fn flush_user(&self, space: &MmStruct, start: VirtAddr, end: VirtAddr, _tables: bool) {
