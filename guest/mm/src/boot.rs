@@ -15,6 +15,7 @@ use crate::hooks::Hooks;
 use crate::instrument::Instrument;
 use crate::kmap::KmapDepths;
 use crate::memblock::{AllocError, Memblock, MemblockFlags, Region};
+use crate::memory::Memory;
 use crate::mmap::Mmap;
 use crate::page_alloc::Reports;
 use crate::params::Params;
@@ -133,6 +134,7 @@ impl<P: Platform> Mm<P> {
             table_lock: TableLock::new(),
             vmalloc: Vmalloc::new(),
             kmaps: KmapDepths::new(),
+            memory: Memory::new(),
             mmap: Mmap::new(),
         };
         mm.publish(memblock);

@@ -16,6 +16,7 @@
 //! | [`shrinker`] | asking caches for memory back |
 //! | [`pgtable`], [`vmalloc`] | the kernel's page tables; areas of its address space |
 //! | [`mmap`], [`rwsem`] | address spaces of programs; their locks |
+//! | [`memory`] | programs' page tables, faults and pages |
 //! | [`instrument`] | what can look at every allocation and free |
 //! | [`percpu`] | per-CPU memory |
 //! | [`kmap`] | pages mapped for a short time |
@@ -54,6 +55,7 @@ pub mod instrument;
 pub mod kmap;
 pub mod list;
 pub mod memblock;
+pub mod memory;
 pub mod mempool;
 mod mm;
 pub mod mmap;

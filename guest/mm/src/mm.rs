@@ -14,6 +14,7 @@ use crate::contig::CmaAreas;
 use crate::hooks::Hooks;
 use crate::instrument::Instrument;
 use crate::kmap::KmapDepths;
+use crate::memory::Memory;
 use crate::mmap::Mmap;
 use crate::page_alloc::Reports;
 use crate::percpu::PerCpuMemory;
@@ -61,6 +62,7 @@ pub struct Mm<P: Platform> {
     pub(crate) table_lock: TableLock,
     pub(crate) vmalloc: Vmalloc,
     pub(crate) kmaps: KmapDepths,
+    pub(crate) memory: Memory,
     pub(crate) mmap: Mmap,
 }
 

@@ -5,13 +5,13 @@ use core::fmt;
 use pagevisor_shared::layout::{VMALLOC_END, VMALLOC_START};
 use pagevisor_shared::page::PG_TABLE;
 use pagevisor_shared::pgtable::{PTRS_PER_TABLE, TOP_LEVEL, level_shift, level_size};
-use pagevisor_shared::units::PAGE_SHIFT;
+use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE};
 use pagevisor_shared::vmalloc::VmFlags;
 use pagevisor_shared::vmstat::NodeStat;
 
 use crate::Mm;
 use crate::platform::Platform;
-use crate::raw::{AreaRef, AreaWord, Table};
+use crate::raw::{AreaRef, AreaWord, Space, Table};
 use crate::sync::Plain;
 use crate::vmalloc::AreaTree;
 
@@ -198,6 +198,10 @@ impl<P: Platform> Checker<'_, P> {
         let item = NodeStat::NrPageTablePages.index();
         let nodes: i64 = self.mm.nodes.iter().map(|node| node.vm_stat[item].get()).sum();
         let held: i64 = self.mm.node_cpus.iter().map(|cpu| i64::from(cpu.vm_node_stat_diff[item].get())).sum();
-        self.equal("page tables", 0, (nodes + held) as u64, self.tables);
+        // Programs' tables, and a top one for each address space.
+        let spaces = core::iter::successors(Space::list(&self.mm.region.header().roots).get(), |space| space.next_mm());
+        let users = spaces.map(|space| space.pgtables_bytes.get() / PAGE_SIZE + u64::from(space.pgd.get() != 0));
+        let users: u64 = users.sum();
+        self.equal("page tables", 0, (nodes + held) as u64, self.tables + users);
     }
 }

@@ -11,11 +11,15 @@ mod pages;
 mod pagesets;
 mod percpu;
 mod slab;
+#[cfg(feature = "hosted")]
+mod user;
 
 pub use areas::{AreaSink, AreaViolation, verify_vmalloc};
 #[cfg(feature = "hosted")]
 pub use lists::{area_violations, chunk_violations, free_list, pageset_list, violations};
 pub use percpu::{ChunkSink, ChunkViolation, verify_percpu};
+#[cfg(feature = "hosted")]
+pub use user::{UserViolation, user_violations};
 
 use core::fmt;
 

@@ -16,6 +16,7 @@
 mod arena;
 mod machine;
 mod topology;
+mod user;
 
 pub use arena::{HostPlatform, UserFlush};
 pub use machine::Machine;

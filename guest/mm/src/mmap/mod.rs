@@ -11,6 +11,8 @@
 //! | `lock` | their locks |
 //! | `account` | what is promised, and limits |
 //! | `special` | areas that the kernel makes for a program |
+//! | `stack` | stacks grow |
+//! | `fork` | a space becomes two |
 //! | `areas` | finding areas, and changing which there are |
 //!
 //! # Locks, by rank
@@ -31,9 +33,11 @@
 
 mod account;
 mod areas;
+mod fork;
 mod lock;
 mod space;
 mod special;
+mod stack;
 
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -42,6 +46,7 @@ use pagevisor_shared::mm_types::{MmStruct, VmArea};
 pub use crate::raw::{STACK_GUARD_GAP, Space, Vma};
 pub use account::Limits;
 pub use areas::AreaInfo;
+pub(crate) use areas::{vma_at, vma_at_or_above};
 pub use lock::{MmapRead, MmapWrite, VmaRead};
 
 use crate::raw::RecordCache;

@@ -43,6 +43,10 @@ impl<P: Platform> Mm<P> {
         record.map_count.set(0);
         record.mm_users.set(1);
         record.mm_count.set(1);
+        if !self.pgd_alloc(space) {
+            self.mmap.spaces.free(self, space);
+            return None;
+        }
         self.list_space(space);
         Some(space)
     }
@@ -100,6 +104,7 @@ impl<P: Platform> Mm<P> {
     pub fn mmdrop(&self, space: Space) {
         if space.record().mm_count.fetch_sub(1, AcqRel) == 1 {
             self.unlist_space(space);
+            self.pgd_free(space);
             self.mmap.spaces.free(self, space);
         }
     }
@@ -107,6 +112,7 @@ impl<P: Platform> Mm<P> {
     /// All areas go (`exit_mmap`). Nobody uses the space any more.
     fn exit_mmap(&self, space: Space) {
         let held = self.mmap_write_lock(space);
+        self.exit_pages(&held);
         let mut promised = 0;
         while let Some(vma) = space.first_vma() {
             if vma.flags().contains(VmaFlags::ACCOUNT) {
@@ -114,6 +120,7 @@ impl<P: Platform> Mm<P> {
             }
             vm_stat_account(space, vma.flags(), -(vma.pages() as i64));
             held.unlink(vma);
+            self.unlink_anon_vmas(vma);
             self.vm_area_free(vma);
         }
         self.vm_unacct_memory(promised);

@@ -140,7 +140,7 @@ impl<P: Platform> Mm<P> {
 
     /// Takes the first block, `pfn`, off a list of the pageset, whose lock is held and given back.
     #[inline(always)]
-    fn pop(&self, route: &Route, list: &ListHead, pfn: u32, order: u32) -> &'static Page {
+    pub(super) fn pop(&self, route: &Route, list: &ListHead, pfn: u32, order: u32) -> &'static Page {
         let pcp = route.pcp;
         let page = self.memmap().page(pfn);
         list::pcp_pop_head(list, pfn, page);

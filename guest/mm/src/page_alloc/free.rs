@@ -3,6 +3,7 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use pagevisor_shared::migrate::MigrateType;
+use pagevisor_shared::mm_types::MappingId;
 use pagevisor_shared::page::Page;
 use pagevisor_shared::page_flags::{PG_NOTZERO, PG_ORDER_MASK, PG_ORDER_SHIFT, PageFlag};
 use pagevisor_shared::region::zone::hot;
@@ -27,6 +28,9 @@ pub(super) const CHECK_AT_FREE: u32 = PageFlag::Lru.mask()
     | PageFlag::Active.mask()
     | PageFlag::Unevictable.mask()
     | PageFlag::Mlocked.mask();
+
+/// Flags that tell anonymous memory from others who write a number into `mapping`.
+const OWNED_BY: u32 = PageFlag::Uptodate.mask() | PageFlag::Slab.mask();
 
 /// The order of the allocation that `page` heads.
 #[inline(always)]
@@ -150,6 +154,10 @@ impl<P: Platform> Mm<P> {
     pub(super) fn free_pages_prepare(&self, pfn: u32, order: u32) -> bool {
         let page = self.memmap().page(pfn);
         let flags = page.flags.get();
+        if page.mapping.get() & MappingId::ANON != 0 && flags & OWNED_BY == PageFlag::Uptodate.mask() {
+            // Anonymous memory ends with its last user; nobody else takes it out of anything.
+            page.mapping.set(0);
+        }
         if let Some(reason) = bad_reason(page) {
             self.bad_page(Pfn::new(pfn as u64), reason);
             return false;

@@ -22,6 +22,7 @@ mod prep;
 mod release;
 mod several;
 mod slow;
+mod user;
 mod warn;
 mod watermark;
 
@@ -35,6 +36,7 @@ pub(crate) use context::AllocContext;
 pub use frag::{PAGE_FRAG_CACHE_MAX_SIZE, PageFragCache};
 pub(crate) use free::allocated_order;
 pub(crate) use release::PageVec;
+pub(crate) use user::USER_GFP;
 pub(crate) use warn::Reports;
 
 /// Above this order an allocation is costly: it may fail rather than retry (`PAGE_ALLOC_COSTLY_ORDER`).

@@ -1,6 +1,6 @@
 //! Making a block ready for its owner (`prep_new_page`).
 
-use core::sync::atomic::Ordering::Release;
+use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::page_flags::{PG_NOTZERO, PageFlag};
@@ -27,8 +27,8 @@ impl<P: Platform> Mm<P> {
     pub(super) fn prep_flags(&self, pfn: u32, order: u32, gfp: Gfp) {
         let page = self.memmap().page(pfn);
         let known_zero = self.fresh_is_zero && page.flags.get() & PG_NOTZERO == 0;
-        if gfp.contains(Gfp::ZERO) && !known_zero {
-            self.clear_block(pfn, order);
+        if gfp.contains(Gfp::ZERO) {
+            self.zero_block(pfn, order, known_zero);
         }
         let mut flags = PG_NOTZERO | Self::pcp_flags(order);
         if order != 0 && gfp.contains(Gfp::COMP) {
@@ -36,6 +36,17 @@ impl<P: Platform> Mm<P> {
             flags |= PageFlag::Head.mask();
         }
         page.flags.set(flags);
+    }
+
+    /// Makes a block zero for its new owner: nothing if it is known to be.
+    #[inline(always)]
+    pub(super) fn zero_block(&self, pfn: u32, order: u32, known_zero: bool) {
+        let cpu = self.platform.this_cpu().state;
+        let count = if known_zero { &cpu.clears_saved } else { &cpu.pages_cleared };
+        count.fetch_add(1 << order, Relaxed);
+        if !known_zero {
+            self.clear_block(pfn, order);
+        }
     }
 
     /// Clears a block that is on no list and has no owner.

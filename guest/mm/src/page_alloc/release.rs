@@ -111,7 +111,7 @@ impl<P: Platform> Mm<P> {
 
     /// Makes a page ready for its pageset; false if it is off the lists, or on those of the zone already
     /// (`free_unref_page_prepare`, and the first loop of `free_unref_page_list`).
-    fn free_unref_page_prepare(&self, index: ZoneIndex, pfn: Pfn) -> bool {
+    pub(super) fn free_unref_page_prepare(&self, index: ZoneIndex, pfn: Pfn) -> bool {
         let frame = pfn.raw() as u32;
         self.settle(index, frame);
         if !self.free_pages_prepare(frame, 0) {
@@ -137,7 +137,7 @@ impl<P: Platform> Mm<P> {
 
     /// Puts pages that are ready on their pagesets, each pageset's lock held for as many of them as follow each other
     /// (the second loop of `free_unref_page_list`).
-    fn free_unref_page_list(&self, pages: &[Pfn]) {
+    pub(super) fn free_unref_page_list(&self, pages: &[Pfn]) {
         let cpu = self.platform.this_cpu();
         let traced = self.traces(EventKind::MmPageFreeBatched);
         let mut locked: Option<Locked<'_>> = None;

@@ -3,6 +3,7 @@
 //! Everything else in the crate is `deny(unsafe_code)`. Each file states the promise it rests on.
 #![allow(unsafe_code, reason = "guest memory is reached through pointers")]
 
+mod anon;
 mod area;
 mod content;
 mod frames;
@@ -14,10 +15,13 @@ mod pgtable;
 mod record;
 mod slab;
 mod table;
+mod user_memory;
+mod user_table;
 mod vma;
 mod window;
 mod words;
 
+pub(crate) use anon::{AnonFamily, Chain, first_chain, set_family_at, set_first_chain};
 pub(crate) use area::{AREA_BYTES, AreaRef, AreaWord, VmRef};
 pub(crate) use content::Owned;
 pub use frames::{FrameTables, Home};
@@ -32,6 +36,8 @@ pub use record::{Handle, Record};
 pub use slab::Cache;
 pub(crate) use slab::{CacheSlot, Shape, SlabMemory, construct, constructor};
 pub(crate) use table::BootTable;
+pub(crate) use user_memory::UserMemory;
+pub(crate) use user_table::{PageTable, Pgd, UserTable};
 pub use vma::{STACK_GUARD_GAP, Space, Vma};
 pub use window::DirectMap;
-pub(crate) use words::PageWords;
+pub(crate) use words::{FrameList, PageWords, table_words};

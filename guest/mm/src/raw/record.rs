@@ -13,7 +13,7 @@ use core::ptr::{from_ref, with_exposed_provenance};
 use core::sync::atomic::AtomicU32;
 
 use pagevisor_shared::gfp::Gfp;
-use pagevisor_shared::mm_types::{AddressSpace, AnonVma, MappedFile, MmStruct, VmArea};
+use pagevisor_shared::mm_types::{AddressSpace, AnonVma, AnonVmaChain, MappedFile, MmStruct, VmArea};
 use pagevisor_shared::slab::SlabFlags;
 use pagevisor_shared::units::VirtAddr;
 
@@ -44,6 +44,7 @@ records! {
     MmStruct, "mm_struct";
     VmArea, "vm_area_struct";
     AnonVma, "anon_vma";
+    AnonVmaChain, "anon_vma_chain";
     AddressSpace, "inode_cache";
     MappedFile, "filp";
 }

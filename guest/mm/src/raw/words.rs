@@ -44,3 +44,53 @@ impl PageWords {
         unsafe { slice::from_raw_parts(map.at(Pfn::new(pfn as u64).addr()).cast(), words) }
     }
 }
+
+/// The words of the page at `pfn`.
+///
+/// # Safety
+/// The caller has allocated the page and gives it up for good: nobody frees it or uses it otherwise.
+#[inline]
+pub(crate) unsafe fn table_words(map: DirectMap, pfn: Pfn) -> &'static [AtomicU64] {
+    // SAFETY: a page of RAM (the caller's promise), valid with any content.
+    unsafe { map.words(pfn) }
+}
+
+/// A page of frame numbers.
+#[derive(Debug)]
+pub(crate) struct FrameList(Pfn);
+
+impl FrameList {
+    /// Frame numbers that it has room for.
+    pub(crate) const CAPACITY: usize = PAGE_SIZE as usize / 4;
+
+    /// In the page at `pfn`, which the caller has allocated and uses for this only.
+    pub(crate) const fn new(pfn: Pfn) -> Self {
+        Self(pfn)
+    }
+
+    /// The page.
+    pub(crate) const fn pfn(&self) -> Pfn {
+        self.0
+    }
+
+    #[inline]
+    fn slots(&self, map: DirectMap) -> &'static [AtomicU32] {
+        // SAFETY: a page of RAM, which lies inside the direct map for the life of the program (promise of `Platform`);
+        // atomics are valid with any content.
+        unsafe { slice::from_raw_parts(map.at(self.0.addr()).cast(), Self::CAPACITY) }
+    }
+
+    /// Entry `index`; frame 0 behind the end.
+    #[inline]
+    pub(crate) fn get(&self, map: DirectMap, index: usize) -> Pfn {
+        Pfn::new(self.slots(map).get(index).map_or(0, |slot| slot.load(Ordering::Relaxed).into()))
+    }
+
+    /// Sets entry `index`.
+    #[inline]
+    pub(crate) fn set(&self, map: DirectMap, index: usize, pfn: Pfn) {
+        if let Some(slot) = self.slots(map).get(index) {
+            slot.store(pfn.raw() as u32, Ordering::Relaxed);
+        }
+    }
+}
