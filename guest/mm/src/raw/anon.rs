@@ -43,9 +43,20 @@ impl AnonFamily {
 }
 
 impl Chain {
+    /// The area.
+    #[cfg(feature = "hosted")]
+    pub(crate) fn area(self) -> Option<Handle<VmArea>> {
+        // SAFETY: written below only, from a handle.
+        unsafe { Handle::follow(self.record().vma.get()) }
+    }
+
+    /// Sets the area.
+    #[inline(always)]
+    pub(crate) fn set_area(self, to: Option<Handle<VmArea>>) {
+        self.record().vma.set(Handle::word(to));
+    }
+
     links! {
-        /// The area.
-        area, set_area, vma: VmArea;
         /// The family.
         family, set_family, anon_vma: AnonVma;
         /// The next one of the area.

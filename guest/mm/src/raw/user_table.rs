@@ -61,7 +61,7 @@ impl<const LEVEL: u32> UserTable<LEVEL> {
     }
 
     /// The entry for `virt`.
-    #[inline(always)]
+    #[cfg(feature = "hosted")]
     pub(crate) fn get(self, virt: u64) -> Entry {
         Entry(self.slot(virt).get())
     }
