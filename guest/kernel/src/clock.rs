@@ -75,11 +75,6 @@ pub fn lapic_khz() -> u64 {
     LAPIC_KHZ.load(Relaxed)
 }
 
-/// Notes the frequency of the local APIC timer.
-pub fn set_lapic_khz(khz: u64) {
-    LAPIC_KHZ.store(khz, Relaxed);
-}
-
 /// Nanoseconds since the kernel's first instruction.
 #[inline]
 pub fn nanos() -> u64 {
@@ -87,14 +82,6 @@ pub fn nanos() -> u64 {
         let ticks = cpu::rdtsc().wrapping_sub(scale.base_tsc.load(Relaxed));
         scale.base_nanos.load(Relaxed) + scaled(ticks, scale.mult.load(Relaxed))
     })
-}
-
-/// Spins for `nanos`.
-pub fn delay(nanos: u64) {
-    let end = self::nanos() + nanos;
-    while self::nanos() < end {
-        core::hint::spin_loop();
-    }
 }
 
 /// Measures the counter against the ACPI timer at `pm_timer` for a millisecond, unless its frequency is known.

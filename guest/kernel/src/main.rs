@@ -63,7 +63,7 @@ use pagevisor_shared::region::{GuestState, RegionRef};
 use pagevisor_shared::units::{CpuId, VirtAddr};
 
 use acpi::Machine;
-use arch::{apic, cpu, paging, percpu, traps};
+use arch::{apic, cpu, fpu, paging, percpu, traps};
 use boot::cmdline::{self, Options};
 use boot::start_info::StartInfo;
 use log::pr_info;
@@ -86,6 +86,7 @@ extern "C" fn kernel_main(tsc: u64, start_info: u64) -> ! {
     paging::init();
     let (region, machine) = bring_up(start_info, &options);
     task::init();
+    fpu::init(options.emulated);
     cpu::irq_enable();
     smp::start(&machine);
     paging::forget_low_memory();

@@ -16,6 +16,7 @@
 //! | `never-ready` | the machine is up but never says so, and idles for ever |
 //! | `timer` | the one-shot timer ends a halt; logs `selftest: timer ok` |
 //! | `ipi` | every other CPU runs a function; logs `selftest: ipi ok` |
+//! | `tasks` | threads that switch, wake each other, move between CPUs, sleep, and end; logs `selftest: tasks ok` |
 //! | `vmalloc` | memory is written through its mapping by one CPU and read by all, its addresses used again for other memory; logs `selftest: vmalloc ok` |
 //! | `percpu` | every CPU works on its instances of per-CPU variables, static and dynamic; logs `selftest: percpu ok` |
 //! | `heap` | boxes, vectors and maps in memory from kmalloc; logs `selftest: heap ok` |
@@ -27,6 +28,7 @@
 mod heap;
 mod layers;
 mod per_cpu;
+mod tasks;
 mod vmalloc;
 
 use core::arch::{asm, naked_asm};
@@ -63,6 +65,7 @@ pub fn run(name: &str) {
         "hang" => hang(),
         "timer" => timer(),
         "ipi" => ipi(),
+        "tasks" => tasks::run(),
         "vmalloc" => vmalloc::run(),
         "percpu" => per_cpu::run(),
         "heap" => heap::run(),

@@ -20,7 +20,7 @@ use crate::acpi::Machine;
 use crate::arch::cpu::{CR0_BOOT, CR4_BOOT, EFER_BOOT};
 use crate::arch::irq::Irq;
 use crate::arch::percpu::{self, PerCpu};
-use crate::arch::{apic, cpu, gdt, stacks, traps};
+use crate::arch::{apic, cpu, fpu, gdt, stacks, traps};
 use crate::boot::entry::long_mode;
 use crate::log::{pr_err, pr_info};
 use crate::memory::LOWEST;
@@ -185,6 +185,7 @@ extern "C" fn ap_main(record: &'static PerCpu) -> ! {
     gdt::load(record);
     traps::load();
     cpu::harden();
+    fpu::enable();
     apic::enable();
     STARTING.fetch_add(cpu::rdtsc() - start, Ordering::Relaxed);
     set_online();

@@ -28,7 +28,6 @@ const LVT_TIMER: u32 = 0x320;
 const LVT_LINT0: u32 = 0x350;
 const LVT_LINT1: u32 = 0x360;
 const TIMER_INITIAL: u32 = 0x380;
-const TIMER_CURRENT: u32 = 0x390;
 const TIMER_DIVIDE: u32 = 0x3e0;
 
 const SOFTWARE_ENABLE: u32 = 1 << 8;
@@ -155,20 +154,12 @@ pub fn disarm_timer() {
     write(TIMER_INITIAL, 0);
 }
 
-/// The timer's frequency. Where CPUID does not tell it is measured against the clock, the first time somebody asks.
+/// The timer's frequency. Where CPUID does not tell it is taken to be 1 GHz, as KVM and QEMU have it: who finds that his
+/// timer came too early sets it again.
 fn timer_khz() -> u64 {
-    const SAMPLE: u64 = 1_000_000;
-    let known = clock::lapic_khz();
-    if known != 0 {
-        return known;
+    const ASSUMED: u64 = 1_000_000;
+    match clock::lapic_khz() {
+        0 => ASSUMED,
+        known => known,
     }
-    let flags = cpu::irq_save();
-    write(TIMER_INITIAL, u32::MAX);
-    clock::delay(SAMPLE);
-    let ticks = u32::MAX - read(TIMER_CURRENT);
-    disarm_timer();
-    cpu::irq_restore(flags);
-    let khz = (ticks as u64 * 1_000_000 / SAMPLE).max(1);
-    clock::set_lapic_khz(khz);
-    khz
 }

@@ -20,8 +20,12 @@ pub mod msr {
     pub const APIC_BASE: u32 = 0x1b;
     /// First register of the x2APIC.
     pub const X2APIC: u32 = 0x800;
+    /// FS base.
+    pub const FS_BASE: u32 = 0xc000_0100;
     /// GS base.
     pub const GS_BASE: u32 = 0xc000_0101;
+    /// What `swapgs` exchanges the GS base for.
+    pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
 }
 
 /// Time stamp counter. Not ordered against other instructions.

@@ -11,6 +11,8 @@ pub struct Options {
     pub monitor: Option<PhysAddr>,
     /// `pagevisor.zeroed`: RAM is zero but for what the loader put there.
     pub zeroed: bool,
+    /// `pagevisor.emulated`: ring 0 is emulated.
+    pub emulated: bool,
     /// `pagevisor.exit`: power off when ready.
     pub exit: bool,
     /// `loglevel=N`.
@@ -31,6 +33,7 @@ pub fn parse(line: &'static str) -> Options {
         match name {
             cmdline::VIRTIO_MMIO => options.monitor = device(value),
             cmdline::ZEROED => options.zeroed = true,
+            cmdline::EMULATED => options.emulated = true,
             cmdline::EXIT => options.exit = true,
             cmdline::LOGLEVEL => options.loglevel = value.parse().ok(),
             cmdline::DUMP => options.dump = Some(value),

@@ -26,6 +26,7 @@
 //!
 //! Locks by rank: the table of tasks; a bucket of [`mod@wait`]; timers; a task's `wake_lock`; run queues.
 
+mod affinity;
 mod exit;
 mod fair;
 mod heap;
@@ -38,6 +39,7 @@ mod sched;
 pub mod stack;
 mod table;
 mod timer;
+mod user;
 mod wait;
 
 use core::sync::atomic::Ordering::Relaxed;
@@ -46,13 +48,15 @@ use pagevisor_shared::NR_CPUS;
 use pagevisor_shared::sched::TaskStruct;
 use pagevisor_shared::units::{CpuId, CpuMask};
 
+pub use affinity::{nice, set_affinity, set_nice};
 pub use exit::exit_thread;
 pub use kthread::{begin, kthread_run};
 pub use object::{Comm, Current, Entry, Task, TaskRef, current, signal_pending, todo, try_current};
-pub use sched::{cond_resched, need_resched, preempt, reschedule_interrupt, schedule, wake_state, yield_now};
+pub use sched::{cond_resched, cpu_time, need_resched, preempt, reschedule_interrupt, schedule, wake_state, yield_now};
 pub use table::{count, find, for_each};
 pub use timer::{Timer, interrupt as timer_interrupt};
-pub use wait::{ALL_BITS, Key, Sleep, WaitQueue, sleep, sleep_until, wait, wait_on, wake, wake_all};
+pub use user::{UserState, renew, save_fpu, set_bases};
+pub use wait::{ALL_BITS, Key, Sleep, WaitQueue, requeue, sleep, sleep_until, wait, wait_on, wake, wake_all};
 
 use crate::arch::percpu;
 

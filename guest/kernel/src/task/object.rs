@@ -18,6 +18,7 @@ use super::fair::NICE_0_WEIGHT;
 use super::heap::Links;
 use super::stack;
 use super::timer::Timer;
+use super::user::UserState;
 use crate::arch::this_cpu::percpu;
 use crate::platform;
 use crate::sync::Once;
@@ -68,6 +69,10 @@ pub struct Task {
     pub(super) nice: AtomicI32,
     /// Ticks in user mode. Written by the task itself.
     pub(super) user_ticks: AtomicU64,
+    /// The node that its stack is counted for.
+    pub(super) stack_node: AtomicU32,
+    /// What it has of user mode beside its registers.
+    pub user: UserState,
     /// The next task in its chain of the table.
     pub(super) chain: AtomicU64,
     /// Ends its sleep.
@@ -296,6 +301,7 @@ impl Drop for TaskRef {
 /// The last reference to a task has gone (`__put_task_struct`).
 fn free(task: &Task) {
     stack::free(task);
+    task.user.free();
     if let (Some(mm), Some(cache)) = (platform::mm(), CACHE.get()) {
         mm.kmem_cache_free(*cache, VirtAddr::new(task.addr()));
     }

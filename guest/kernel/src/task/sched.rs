@@ -13,13 +13,19 @@ use pagevisor_shared::units::{CpuId, CpuMask};
 
 use super::object::{CURRENT, Task, TaskRef, current, is_interruptible, signal_pending, todo, try_current};
 use super::queue::{self, MIGRATING, QUEUED, Queue, RunQueue};
-use super::{stack, timer};
+use super::{stack, timer, user};
+use crate::arch::this_cpu::percpu;
 use crate::arch::{cpu, gdt, percpu, switch};
 use crate::sync::SpinGuard;
 use crate::{clock, region, smp};
 
 /// The state of a task that runs or wants to.
 const RUNNING: u32 = TaskState::Running as u32;
+
+percpu! {
+    /// A space that this CPU no longer uses, since the switch that is under way; 0 for none.
+    UNUSED_SPACE: u64 = 0;
+}
 
 /// CPUs that run their idle task, a bit each.
 static IDLE: AtomicU64 = AtomicU64::new(0);
@@ -131,6 +137,8 @@ fn switch_to(prev: &Task, next: &'static Task, rq: &RunQueue, mut queue: SpinGua
         gdt::set_kernel_stack(stack::top(next));
     }
     CURRENT.write(next.addr());
+    let unused = user::switch(prev, next);
+    UNUSED_SPACE.write(unused);
     // SAFETY: interrupts are off, `prev` is the current task. `next` was out of all run queues or waited in this one,
     // whose lock this CPU holds, and it has stopped running before it got there (`wake`, `finish_switch`); `fork` has
     // prepared it if it is new. Both stay: who runs does not end, and `prev` is let go below.
@@ -150,6 +158,7 @@ pub(super) unsafe fn finish_switch(prev: &Task) {
     prev.record.on_cpu.store(0, Release);
     // SAFETY: the caller's promise. The task may have come from another CPU: it is this one's that is held.
     unsafe { queue::of(this_cpu()).queue.force_unlock() };
+    user::drop_kept(UNUSED_SPACE.read());
     if moving {
         // It may not run here any more.
         enqueue(prev, select_cpu(prev), false);
@@ -333,6 +342,16 @@ pub(super) fn wake_new(task: &Task) {
     task.record.state.store(RUNNING, Relaxed);
     enqueue(task, select_cpu(task), true);
     cpu::irq_restore(flags);
+}
+
+/// Puts `task`, which was taken out of a run queue where it may not be any more, into another. Interrupts are off.
+pub(super) fn enqueue_moved(task: &Task) {
+    enqueue(task, select_cpu(task), false);
+}
+
+/// Nanoseconds that `task` has run, those of its present turn only as far as they have been counted.
+pub fn cpu_time(task: &Task) -> u64 {
+    task.sum_exec.load(Relaxed)
 }
 
 /// Makes the caller, which executes on this CPU, its idle task.

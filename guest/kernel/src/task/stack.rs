@@ -52,13 +52,15 @@ pub(super) fn alloc(task: &Task, cpu: usize) -> bool {
     });
     let Some(stack) = stack else { return false };
     task.record.stack.store(stack.raw(), Relaxed);
+    task.stack_node.store(node_of(cpu).unwrap_or_default().index() as u32, Relaxed);
     account(task, 1);
     true
 }
 
 /// Counts the stack of `task` (`account_kernel_stack`).
 fn account(task: &Task, sign: i64) {
-    if let (Some(mm), Some(node)) = (platform::mm(), node_of(task.cpu())) {
+    let node = NodeId::new(task.stack_node.load(Relaxed) as usize);
+    if let (Some(mm), Some(node)) = (platform::mm(), node) {
         mm.mod_node_page_state(node, NodeStat::NrKernelStack, sign * (THREAD_SIZE >> 10) as i64);
     }
 }

@@ -214,6 +214,47 @@ pub fn wake(key: Key, bits: u32, count: u32) -> u32 {
     woken
 }
 
+/// Wakes at most `wakes` of those who wait for `from`, and makes at most `moves` of the others wait for `to`
+/// (`futex_requeue`); gives how many of each.
+pub fn requeue(from: Key, to: Key, wakes: u32, moves: u32) -> (u32, u32) {
+    let woken = wake(from, ALL_BITS, wakes);
+    let [a, b] = [from.bucket(), to.bucket()];
+    if a == b {
+        let bucket = TABLE[a].lock();
+        return (woken, rename(&bucket, from, to, moves, |_| ()));
+    }
+    // By number, so that nobody waits for the other.
+    let mut low = TABLE[a.min(b)].lock();
+    let mut high = TABLE[a.max(b)].lock();
+    let (source, target) = if a < b { (&mut *low, &mut *high) } else { (&mut *high, &mut *low) };
+    let mut moved = 0;
+    while moved < moves {
+        let mut found = 0;
+        moved += rename(source, from, to, 1, |entry| found = entry);
+        if found == 0 {
+            break;
+        }
+        source.remove(found);
+        target.push(found);
+    }
+    (woken, moved)
+}
+
+/// Gives the first `count` waiters of `bucket` that have the key `from` the key `to`, and names them; gives how many.
+fn rename(bucket: &List<Waiters>, from: Key, to: Key, count: u32, mut name: impl FnMut(u64)) -> u32 {
+    let (mut entry, mut renamed) = (bucket.first(), 0);
+    while entry != 0 && renamed < count {
+        let waiter = waiter_at(entry);
+        if waiter.key() == from {
+            waiter.set_key(to);
+            name(entry);
+            renamed += 1;
+        }
+        entry = bucket.next(entry);
+    }
+    renamed
+}
+
 /// Sleeps while `word` holds `value` ([`pagevisor_mm::platform::Platform`]); may return early. Where there is no task to
 /// put to sleep it only pauses.
 pub fn wait_on(word: &AtomicU32, value: u32) {

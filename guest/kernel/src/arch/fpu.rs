@@ -1,0 +1,157 @@
+//! The floating-point and vector state of programs (`arch/x86/kernel/fpu`). Ring 0 uses none of it, so it stays in the
+//! registers while a program is in the kernel, and is exchanged when another program gets the CPU: eagerly, as emulated
+//! ring 0 cannot be told of the first use.
+//!
+//! Where the processor has XSAVE, that is used, with room as CPUID says. Where ring 0 is emulated it does not execute
+//! (`pagevisor.emulated`): FXSAVE does, which leaves out what came with AVX.
+
+use core::arch::asm;
+use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicBool, AtomicU64};
+
+use pagevisor_mm::slab::Cache;
+use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::slab::SlabFlags;
+use pagevisor_shared::units::VirtAddr;
+
+use super::cpu;
+use crate::platform;
+use crate::sync::Once;
+
+/// CPUID leaf 1 ECX: XSAVE.
+const HAS_XSAVE: u32 = 1 << 26;
+/// CR4: the kernel has turned XSAVE on.
+const CR4_OSXSAVE: u64 = 1 << 18;
+/// Parts of the state: x87, SSE, AVX, and the three of AVX-512.
+const KNOWN_PARTS: u64 = 0b1110_0111;
+/// Bytes of the state that FXSAVE knows.
+const FXSAVE_BYTES: u64 = 512;
+/// What XSAVE and XRSTOR want, and more than FXSAVE does.
+const ALIGN: usize = 64;
+/// The x87 control word and MXCSR as programs get them, and where in the state they are.
+const DEFAULT_FCW: u16 = 0x37f;
+const DEFAULT_MXCSR: u32 = 0x1f80;
+const MXCSR_OFFSET: u64 = 24;
+
+static EMULATED: AtomicBool = AtomicBool::new(false);
+/// Parts that are switched by XSAVE; 0 where FXSAVE is used.
+static PARTS: AtomicU64 = AtomicU64::new(0);
+static BYTES: AtomicU64 = AtomicU64::new(FXSAVE_BYTES);
+static CACHE: Once<Cache> = Once::new();
+
+/// Finds out what there is, and makes the cache of states. On the boot processor, before [`enable`] on any.
+pub fn init(emulated: bool) {
+    EMULATED.store(emulated, Relaxed);
+    if !emulated && cpu::cpuid(1, 0).ecx & HAS_XSAVE != 0 {
+        let leaf = cpu::cpuid(0xd, 0);
+        PARTS.store(((leaf.edx as u64) << 32 | leaf.eax as u64) & KNOWN_PARTS, Relaxed);
+    }
+    enable();
+    if PARTS.load(Relaxed) != 0 {
+        // For the parts that are on.
+        BYTES.store(cpu::cpuid(0xd, 0).ebx as u64, Relaxed);
+    }
+    if let Some(mm) = platform::mm() {
+        let flags = SlabFlags::HWCACHE_ALIGN.with(SlabFlags::PANIC);
+        if let Ok(cache) = mm.kmem_cache_create("task_xstate", BYTES.load(Relaxed) as usize, ALIGN, flags, None) {
+            CACHE.set(cache);
+        }
+    }
+}
+
+/// Whether ring 0 is emulated.
+pub fn is_emulated() -> bool {
+    EMULATED.load(Relaxed)
+}
+
+/// Turns XSAVE on in this CPU, if it is used.
+pub fn enable() {
+    let parts = PARTS.load(Relaxed);
+    if parts != 0 {
+        let [_, _, cr4] = cpu::control_registers();
+        // SAFETY: the processor has it, and the parts are some that it says it has; ring 0 uses none.
+        unsafe {
+            asm!("mov cr4, {}", in(reg) cr4 | CR4_OSXSAVE, options(nostack, preserves_flags));
+            asm!("xsetbv", in("ecx") 0, in("eax") parts as u32, in("edx") (parts >> 32) as u32,
+                options(nostack, preserves_flags));
+        }
+    }
+}
+
+/// Room for a program's state, which is what a new program begins with; its address, or `None` without memory.
+pub fn alloc() -> Option<u64> {
+    let state = platform::mm()?.kmem_cache_zalloc(*CACHE.get()?, Gfp::KERNEL)?.raw();
+    // SAFETY: the room was just made, and is large enough.
+    unsafe { reset(state) };
+    Some(state)
+}
+
+/// Gives back what [`alloc`] gave.
+pub fn free(state: u64) {
+    if let (Some(mm), Some(cache)) = (platform::mm(), CACHE.get()) {
+        mm.kmem_cache_free(*cache, VirtAddr::new(state));
+    }
+}
+
+/// Makes `state` what a new program begins with.
+///
+/// # Safety
+/// It is from [`alloc`], and nobody else uses it.
+pub unsafe fn reset(state: u64) {
+    let at = core::ptr::with_exposed_provenance_mut::<u8>(state as usize);
+    // SAFETY: the caller's promise; the room is aligned to 64. The control words lie inside.
+    unsafe {
+        at.write_bytes(0, BYTES.load(Relaxed) as usize);
+        at.cast::<u16>().write(DEFAULT_FCW);
+        at.add(MXCSR_OFFSET as usize).cast::<u32>().write(DEFAULT_MXCSR);
+    }
+}
+
+/// Makes the state at `to` the one that this CPU has now, of the program that runs.
+///
+/// # Safety
+/// As for [`reset`].
+pub unsafe fn save(to: u64) {
+    let parts = PARTS.load(Relaxed);
+    // SAFETY: the caller's promise: there is room for all parts.
+    unsafe {
+        if parts != 0 {
+            asm!("xsave64 [{}]", in(reg) to, in("eax") parts as u32, in("edx") (parts >> 32) as u32,
+                options(nostack, preserves_flags));
+        } else {
+            asm!("fxsave64 [{}]", in(reg) to, options(nostack, preserves_flags));
+        }
+    }
+}
+
+/// Gives this CPU the state at `from`.
+///
+/// # Safety
+/// As for [`reset`]; what is there was saved or reset, and was not changed but by [`set_user`].
+pub unsafe fn restore(from: u64) {
+    let parts = PARTS.load(Relaxed);
+    // SAFETY: the caller's promise. The registers belong to programs; the kernel uses none of them.
+    unsafe {
+        if parts != 0 {
+            asm!("xrstor64 [{}]", in(reg) from, in("eax") parts as u32, in("edx") (parts >> 32) as u32,
+                options(nostack, preserves_flags));
+        } else {
+            asm!("fxrstor64 [{}]", in(reg) from, options(nostack, preserves_flags));
+        }
+    }
+}
+
+/// Makes the state at `to` a copy of that at `from`.
+///
+/// # Safety
+/// As for [`reset`], for both.
+pub unsafe fn copy(to: u64, from: u64) {
+    let [from, to] = [from, to].map(|state| core::ptr::with_exposed_provenance_mut::<u64>(state as usize));
+    // SAFETY: the caller's promise; sizes are multiples of 8.
+    unsafe { core::ptr::copy_nonoverlapping(from, to, BYTES.load(Relaxed) as usize / 8) };
+}
+
+/// Bytes of a state, and where signal frames take their copy.
+pub fn bytes() -> usize {
+    BYTES.load(Relaxed) as usize
+}
