@@ -84,6 +84,11 @@ pub fn nanos() -> u64 {
     })
 }
 
+/// Nanoseconds that `ticks` of the counter are.
+pub fn nanos_of(ticks: u64) -> u64 {
+    SCALE.read(|scale| scaled(ticks, scale.mult.load(Relaxed)))
+}
+
 /// Measures the counter against the ACPI timer at `pm_timer` for a millisecond, unless its frequency is known.
 pub fn calibrate(pm_timer: u16) {
     if tsc_khz() != 0 || pm_timer == 0 {

@@ -3,7 +3,6 @@
 use core::fmt;
 use core::ptr::{NonNull, without_provenance_mut};
 use core::sync::atomic::AtomicU32;
-use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_mm::platform::{IrqFlags, Level, Platform};
 use pagevisor_mm::{CpuLocal, Mm};
@@ -127,10 +126,7 @@ unsafe impl Platform for Kernel {
         task::wake_all(word);
     }
 
-    fn flush_user(&self, space: &MmStruct, start: VirtAddr, end: VirtAddr, _tables: bool) {
-        if space.cpu_bitmap.load(Relaxed) != 0 {
-            // Forgetting an address makes a processor forget what it knows of tables, too.
-            tlb::flush_kernel_range(start.raw(), end.raw());
-        }
+    fn flush_user(&self, space: &MmStruct, start: VirtAddr, end: VirtAddr, tables: bool) {
+        tlb::flush_user_range(space, start.raw(), end.raw(), tables);
     }
 }

@@ -61,9 +61,18 @@ const REFUSED: &[Mnemonic] = &[
     Mnemonic::Maskmovq,
 ];
 
-/// What saves and restores the user's floating-point state.
-const STATE_CODES: &[Mnemonic] =
-    &[Mnemonic::Fxsave, Mnemonic::Fxsave64, Mnemonic::Fxrstor, Mnemonic::Fxrstor64, Mnemonic::Fninit];
+/// What saves and restores the user's floating-point state. Those with XSAVE in their names are behind a choice: where ring
+/// 0 is emulated, which the VMM tells, the kernel does without.
+const STATE_CODES: &[Mnemonic] = &[
+    Mnemonic::Fxsave,
+    Mnemonic::Fxsave64,
+    Mnemonic::Fxrstor,
+    Mnemonic::Fxrstor64,
+    Mnemonic::Fninit,
+    Mnemonic::Xsave64,
+    Mnemonic::Xrstor64,
+    Mnemonic::Xsetbv,
+];
 
 /// Checks one function. `bits` is 64, or 32 for the code before long mode.
 pub fn check(code: &[u8], ip: u64, bits: u32) -> Vec<Finding> {

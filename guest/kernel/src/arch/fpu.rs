@@ -127,7 +127,7 @@ pub unsafe fn save(to: u64) {
 /// Gives this CPU the state at `from`.
 ///
 /// # Safety
-/// As for [`reset`]; what is there was saved or reset, and was not changed but by [`set_user`].
+/// As for [`reset`]; what is there was saved or reset, or is such as those leave.
 pub unsafe fn restore(from: u64) {
     let parts = PARTS.load(Relaxed);
     // SAFETY: the caller's promise. The registers belong to programs; the kernel uses none of them.
@@ -151,7 +151,7 @@ pub unsafe fn copy(to: u64, from: u64) {
     unsafe { core::ptr::copy_nonoverlapping(from, to, BYTES.load(Relaxed) as usize / 8) };
 }
 
-/// Bytes of a state, and where signal frames take their copy.
+/// Bytes of a state.
 pub fn bytes() -> usize {
     BYTES.load(Relaxed) as usize
 }

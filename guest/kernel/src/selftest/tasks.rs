@@ -20,11 +20,13 @@ const ANY: CpuMask = CpuMask(u64::MAX);
 
 /// A test's failure, in words.
 type Outcome = Result<(), &'static str>;
+/// A test with its name.
+type Test = (&'static str, fn() -> Outcome);
 
 #[inline(never)]
 pub(super) fn run() {
     let before = (task::count(), stacks());
-    let tests: [(&str, fn() -> Outcome); 8] = [
+    let tests: [Test; 8] = [
         ("threads", threads),
         ("ping-pong", ping_pong),
         ("affinity", affinity),

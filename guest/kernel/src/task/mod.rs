@@ -11,10 +11,18 @@
 //! | sleep on a word, a futex's for instance | [`wait`] with a [`Key`] and a check that is made once the task is entered; [`wake`] |
 //! | sleep for a time | [`sleep`], [`sleep_until`], by [`crate::clock::nanos`] |
 //! | have something done at a time | [`Timer`] |
+//! | end | [`exit`] (the thread), [`exit_group`]; statuses by [`exited_with`] and [`killed_by`]; SIGCHLD by [`set_notice`] |
+//! | ask for a child's end | [`wait4`] |
+//! | end a process from outside | [`Process::end`]; its threads find out by [`Task::ends_with`] on their way to user mode, when [`todo::SIGNAL`] is set, and call [`exit`] with that |
+//! | run another program | [`Process::be_alone`], then [`exec_space`], [`renew`] |
+//! | keep files, directories, signal actions with tasks | [`Task::resources`], by [`Kind`] |
+//! | count time in user mode | [`leave_kernel`] and [`enter_kernel`] at the border |
+//! | exchange floating-point state with memory | [`save_fpu`], [`load_fpu`] |
+//! | change FS and GS base | [`set_bases`] |
 //! | let others run in a long loop | [`cond_resched`] |
 //! | wake a task for a signal | set [`todo::SIGNAL`] in [`Task::todo`], then [`wake_state`] with `TaskState::Interruptible` |
 //! | go back to user mode | with interrupts off, while [`Task::todo`] is not 0: for [`todo::RESCHED`] call [`preempt`], for [`todo::SIGNAL`] take the signal |
-//! | become a program | from a thread of the kernel: put the registers at the top of the kernel stack ([`user_frame`]), note the address in the record's `user_regs`, and return from the thread's function |
+//! | become a program | from a thread of the kernel: [`exec_space`], [`renew`], then put a `TrapFrame` at the end of the kernel stack ([`stack::frame`]), note its address in the record's `user_regs`, and return from the thread's function |
 //!
 //! A task leaves its CPU only where it sleeps, yields or goes back to user mode; so spin locks and per-CPU data need no
 //! protection from other tasks. Nobody sleeps who holds a spin lock or has interrupts off.
@@ -22,11 +30,13 @@
 //! # Parts
 //!
 //! [`object`] the task itself; [`table`] all of them; [`stack`] kernel stacks; [`queue`] run queues, with [`heap`] and
-//! [`fair`]; [`sched`] switching and waking; [`timer`]; [`mod@wait`] sleeping; [`kthread`]; [`exit`].
+//! [`fair`]; [`sched`] switching and waking; [`affinity`]; [`timer`]; [`mod@wait`] sleeping; [`kthread`]; [`user`] and
+//! [`space`] what is switched for programs; [`process`], [`resources`], [`fork`], [`exit`]; [`time`].
 //!
 //! Locks by rank: the table of tasks; a bucket of [`mod@wait`]; timers; a task's `wake_lock`; run queues.
 
 mod affinity;
+pub mod clone_flags;
 mod exit;
 mod fair;
 mod heap;
@@ -34,14 +44,19 @@ mod kthread;
 mod list;
 mod object;
 mod pid;
+mod process;
 mod queue;
+mod resources;
 mod sched;
+mod space;
 pub mod stack;
 mod table;
+mod time;
 mod timer;
 mod user;
 mod wait;
 
+use alloc::sync::Arc;
 use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::NR_CPUS;
@@ -49,13 +64,17 @@ use pagevisor_shared::sched::TaskStruct;
 use pagevisor_shared::units::{CpuId, CpuMask};
 
 pub use affinity::{nice, set_affinity, set_nice};
-pub use exit::exit_thread;
+pub use exit::{Ended, Which, exit, exit_group, exited_with, killed_by, set_notice, wait4};
 pub use kthread::{begin, kthread_run};
 pub use object::{Comm, Current, Entry, Task, TaskRef, current, signal_pending, todo, try_current};
+pub use process::{NO_LIMIT, NR_LIMITS, Process, Usage};
+pub use resources::{Kind, Resource, Resources};
 pub use sched::{cond_resched, cpu_time, need_resched, preempt, reschedule_interrupt, schedule, wake_state, yield_now};
-pub use table::{count, find, for_each};
+pub use space::exec_space;
+pub use table::{count, find, for_each, max_threads};
+pub use time::{enter_kernel, leave_kernel};
 pub use timer::{Timer, interrupt as timer_interrupt};
-pub use user::{UserState, renew, save_fpu, set_bases};
+pub use user::{UserState, load_fpu, renew, save_fpu, set_bases};
 pub use wait::{ALL_BITS, Key, Sleep, WaitQueue, requeue, sleep, sleep_until, wait, wait_on, wake, wake_all};
 
 use crate::arch::percpu;
@@ -84,8 +103,13 @@ pub fn init() {
 /// caller idles (`rest_init`).
 pub fn start(function: Entry) {
     let here = CpuId::new(percpu::cpu_number() as usize).unwrap_or_default();
-    let made = kthread_run(format_args!("init"), CpuMask::default().with(here), function, 0)
-        .and_then(|_| kthread_run(format_args!("kthreadd"), CpuMask(u64::MAX), kthread::kthreadd, 0));
+    let made = kthread_run(format_args!("init"), CpuMask::default().with(here), function, 0).and_then(|init| {
+        // It is to become a program.
+        let process = Process::new(None, 0);
+        init.set_process(Arc::clone(&process));
+        process.set_init(&init);
+        kthread_run(format_args!("kthreadd"), CpuMask(u64::MAX), kthread::kthreadd, 0)
+    });
     if made.is_none() {
         panic!("no memory for the first tasks");
     }

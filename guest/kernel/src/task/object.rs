@@ -1,12 +1,13 @@
 //! The task itself: the record that others may read, the kernel's own part behind it, and references to both.
 
+use alloc::sync::Arc;
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem::offset_of;
 use core::ops::Deref;
 use core::ptr::{NonNull, with_exposed_provenance_mut};
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
-use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64};
 
 use pagevisor_mm::slab::Cache;
 use pagevisor_shared::gfp::Gfp;
@@ -16,12 +17,15 @@ use pagevisor_shared::units::{CpuMask, VirtAddr};
 
 use super::fair::NICE_0_WEIGHT;
 use super::heap::Links;
+use super::list::Node;
+use super::process::Process;
+use super::resources::{self, Resources};
 use super::stack;
 use super::timer::Timer;
 use super::user::UserState;
 use crate::arch::this_cpu::percpu;
 use crate::platform;
-use crate::sync::Once;
+use crate::sync::{Once, SpinLock};
 
 percpu! {
     /// The task that the CPU executes (`current_task`).
@@ -71,6 +75,22 @@ pub struct Task {
     pub(super) user_ticks: AtomicU64,
     /// The node that its stack is counted for.
     pub(super) stack_node: AtomicU32,
+    /// Open files and so on.
+    pub resources: Resources,
+    /// The [`Process`], a counted reference; null for threads of the kernel.
+    process: AtomicPtr<Process>,
+    /// Its place among its parent's children, if it leads a process.
+    pub(super) sibling: Node,
+    /// Its place among its process's threads.
+    pub(super) thread: Node,
+    /// Where in its memory a word is to be cleared, and its waiters woken, when it gives the memory up; 0 for nowhere.
+    pub clear_child_tid: AtomicU64,
+    /// 1 while its parent waits for it to give up the memory they share.
+    pub(super) vfork: AtomicU32,
+    /// 1 when it is to end because another thread wants the process for itself.
+    pub(super) kill: AtomicU32,
+    /// Held by who changes the task's address space, or takes a use of another's.
+    pub(super) space_lock: SpinLock<()>,
     /// What it has of user mode beside its registers.
     pub user: UserState,
     /// The next task in its chain of the table.
@@ -108,9 +128,12 @@ impl Task {
     pub(super) fn alloc(name: fmt::Arguments<'_>, cpus: CpuMask) -> Option<TaskRef> {
         let object = platform::mm()?.kmem_cache_zalloc(*CACHE.get()?, Gfp::KERNEL)?;
         let task: *mut Self = with_exposed_provenance_mut(object.raw() as usize);
-        // SAFETY: memory of a task's size and alignment that nobody else has; zero is a value of every field, and is
-        // what those that are not set here begin with.
-        let task = unsafe { &*task };
+        // SAFETY: memory of a task's size and alignment that nobody else has; zero is a value of every other field, and is
+        // what those that are not set below begin with.
+        let task = unsafe {
+            (&raw mut (*task).resources).write(Resources::new());
+            &*task
+        };
         task.usage.store(1, Relaxed);
         task.weight.store(NICE_0_WEIGHT, Relaxed);
         task.record.cpus_mask.store(cpus.0, Relaxed);
@@ -169,6 +192,37 @@ impl Task {
     #[inline]
     pub fn has(&self, flags: u32) -> bool {
         self.record.flags.load(Relaxed) & flags != 0
+    }
+
+    /// The process that it is a thread of; `None` for threads of the kernel.
+    #[inline]
+    pub fn process(&self) -> Option<&Process> {
+        // SAFETY: null, or what `set_process` got out of a counted reference that goes with the task.
+        unsafe { self.process.load(Acquire).as_ref() }
+    }
+
+    /// [`Self::process`], counted.
+    pub fn get_process(&self) -> Option<Arc<Process>> {
+        let process: *const Process = core::ptr::from_ref(self.process()?);
+        // SAFETY: the pointer is that of a counted reference, which stays while one more is made of it.
+        unsafe {
+            Arc::increment_strong_count(process);
+            Some(Arc::from_raw(process))
+        }
+    }
+
+    /// Makes it a thread of `process`. It has none yet, and nobody else looks.
+    pub(super) fn set_process(&self, process: Arc<Process>) {
+        self.process.store(Arc::into_raw(process).cast_mut(), Release);
+    }
+
+    /// Whether the task is to end because its process does, or because another thread wants that for itself: with what
+    /// code. For the way back to user mode, when [`todo::SIGNAL`] is set.
+    pub fn ends_with(&self) -> Option<u32> {
+        if self.kill.load(Acquire) != 0 {
+            return Some(0);
+        }
+        self.process()?.ends_with()
     }
 
     /// Whether it is a CPU's idle task.
@@ -302,6 +356,12 @@ impl Drop for TaskRef {
 fn free(task: &Task) {
     stack::free(task);
     task.user.free();
+    resources::exit(task);
+    let process = task.process.swap(core::ptr::null_mut(), Relaxed);
+    if !process.is_null() {
+        // SAFETY: the reference that `set_process` took.
+        drop(unsafe { Arc::from_raw(process) });
+    }
     if let (Some(mm), Some(cache)) = (platform::mm(), CACHE.get()) {
         mm.kmem_cache_free(*cache, VirtAddr::new(task.addr()));
     }

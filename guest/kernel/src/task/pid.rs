@@ -35,6 +35,14 @@ impl PidMap {
         Some(pid)
     }
 
+    /// Takes `pid`, which is free.
+    pub fn take(&mut self, pid: u32) {
+        if let Some(word) = self.taken.get_mut(pid as usize / 64) {
+            *word |= 1 << (pid % 64);
+            self.count += 1;
+        }
+    }
+
     /// Gives `pid` back.
     pub fn free(&mut self, pid: u32) {
         let bit = 1 << (pid % 64);

@@ -162,7 +162,8 @@ impl Queue {
     /// behind the others.
     pub fn place(&self, task: &Task, is_new: bool, now: u64) {
         let lead = if is_new {
-            fair::slice(task.weight.load(Relaxed), self.weight, 1) as i64
+            let weight = task.weight.load(Relaxed);
+            fair::virtual_time(fair::slice(weight, self.weight + u64::from(weight), 1), weight) as i64
         } else {
             let slept = now.saturating_sub(task.exec_start.load(Relaxed)) as i64;
             (task.run.key() as i64).saturating_sub(slept).max(-(fair::LATENCY as i64 / 2))

@@ -13,7 +13,7 @@ use pagevisor_shared::units::{CpuId, CpuMask};
 
 use super::object::{CURRENT, Task, TaskRef, current, is_interruptible, signal_pending, todo, try_current};
 use super::queue::{self, MIGRATING, QUEUED, Queue, RunQueue};
-use super::{stack, timer, user};
+use super::{stack, time, timer, user};
 use crate::arch::this_cpu::percpu;
 use crate::arch::{cpu, gdt, percpu, switch};
 use crate::sync::SpinGuard;
@@ -137,6 +137,7 @@ fn switch_to(prev: &Task, next: &'static Task, rq: &RunQueue, mut queue: SpinGua
         gdt::set_kernel_stack(stack::top(next));
     }
     CURRENT.write(next.addr());
+    time::publish(prev);
     let unused = user::switch(prev, next);
     UNUSED_SPACE.write(unused);
     // SAFETY: interrupts are off, `prev` is the current task. `next` was out of all run queues or waited in this one,
@@ -347,6 +348,14 @@ pub(super) fn wake_new(task: &Task) {
 /// Puts `task`, which was taken out of a run queue where it may not be any more, into another. Interrupts are off.
 pub(super) fn enqueue_moved(task: &Task) {
     enqueue(task, select_cpu(task), false);
+}
+
+/// Charges the current task for what it has run, and lets others see it.
+pub(super) fn account(task: &Task) {
+    let flags = cpu::irq_save();
+    queue::of(this_cpu()).queue.lock().update_current(clock::nanos());
+    time::publish(task);
+    cpu::irq_restore(flags);
 }
 
 /// Nanoseconds that `task` has run, those of its present turn only as far as they have been counted.

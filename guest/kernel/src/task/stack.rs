@@ -14,6 +14,7 @@ use pagevisor_shared::vmstat::NodeStat;
 
 use super::object::{Task, try_current};
 use crate::arch::percpu;
+use crate::arch::traps::TrapFrame;
 use crate::platform;
 use crate::region;
 
@@ -84,6 +85,11 @@ pub(super) fn free(task: &Task) {
 /// Where the stack of `task` ends.
 pub(super) fn top(task: &Task) -> u64 {
     task.record.stack.load(Relaxed) + THREAD_SIZE
+}
+
+/// Where the registers of user mode are on the kernel stack of `task`: the processor puts them there.
+pub fn frame(task: &Task) -> u64 {
+    top(task) - size_of::<TrapFrame>() as u64
 }
 
 /// Whether `address` is in the page below the current task's stack.

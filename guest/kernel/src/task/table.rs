@@ -6,7 +6,11 @@ use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use super::list::{List, Nodes};
 use super::object::{Task, TaskRef};
-use super::pid::PidMap;
+use super::pid::{PID_MAX, PidMap};
+use super::process::Process;
+use pagevisor_shared::sched::THREAD_SIZE;
+use pagevisor_shared::units::PAGE_SIZE;
+
 use crate::region;
 use crate::sync::{IrqSpinGuard, IrqSpinLock};
 
@@ -57,6 +61,12 @@ pub fn for_each(mut look: impl FnMut(&Task)) {
         look(unsafe { Task::at(entry) });
         entry = table.all.next(entry);
     }
+}
+
+/// How many threads there may be, by memory: their stacks take an eighth of it at most (`set_max_threads`).
+pub fn max_threads() -> u64 {
+    let pages = region::get().map_or(0, |region| region.header().pages_total.load(Relaxed));
+    (pages * PAGE_SIZE / (8 * THREAD_SIZE)).clamp(20, PID_MAX.into())
 }
 
 /// How many tasks there are.
@@ -110,6 +120,35 @@ impl Table {
         self.publish();
         // SAFETY: `insert` kept the count, and the task is on no list any more.
         unsafe { TaskRef::from_addr(entry) }
+    }
+
+    /// Makes `task`, whose process `process` is and has ended but for it, the leader: it takes the place and the number of the
+    /// one before, of which nothing is left (`de_thread`).
+    pub fn replace_leader(&mut self, task: &Task, process: &Process) {
+        let (old, pid) = (process.family.lock().threads.first(), task.tgid());
+        if old == 0 || old == task.addr() {
+            return;
+        }
+        // SAFETY: who is in a family is in the table.
+        let leader = unsafe { Task::at(old) };
+        {
+            let mut family = process.family.lock();
+            family.threads.remove(old);
+            family.threads.remove(task.addr());
+            family.threads.push(task.addr());
+        }
+        if let Some(parent) = process.parent_locked() {
+            let mut family = parent.family.lock();
+            family.children.remove(old);
+            family.children.push(task.addr());
+        }
+        process.gone.add_task(leader);
+        drop(self.remove(leader));
+        let held = self.remove(task);
+        // Nobody has taken it since: the table is locked.
+        self.pids.take(pid);
+        task.record.pid.store(pid, Relaxed);
+        self.insert(held);
     }
 
     /// The task with number `pid`.

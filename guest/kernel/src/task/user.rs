@@ -4,10 +4,13 @@
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicU64, fence};
 
+use pagevisor_mm::mmap::Space;
+
 use super::object::{Task, current};
 use crate::arch::cpu::msr;
 use crate::arch::this_cpu::percpu;
 use crate::arch::{cpu, fpu, tlb};
+use crate::platform;
 
 percpu! {
     /// What the CPU has in its FS base.
@@ -96,14 +99,24 @@ pub fn renew() -> bool {
     state != 0
 }
 
-/// Brings the state of the current task at `user.fpu` up to date, for a signal frame or a copy; its address, 0 for none.
-pub fn save_fpu() -> u64 {
+/// Brings the floating-point state of the current task in memory up to date, for a signal frame or a copy; its address, 0 for
+/// none, and its bytes.
+pub fn save_fpu() -> (u64, usize) {
     let state = current().user.fpu.load(Relaxed);
     if state != 0 {
         // SAFETY: the registers are the current task's, and so is the state.
         unsafe { fpu::save(state) };
     }
-    state
+    (state, fpu::bytes())
+}
+
+/// Gives the current task the floating-point state that has been put where [`save_fpu`] says, as a signal handler leaves it.
+pub fn load_fpu() {
+    let state = current().user.fpu.load(Relaxed);
+    if state != 0 {
+        // SAFETY: the state is the current task's, and so are the registers.
+        unsafe { fpu::restore(state) };
+    }
 }
 
 fn load_bases(task: &Task) {
@@ -190,9 +203,9 @@ pub(super) fn exchange_space(space: u64) -> u64 {
 /// Drops the reference to a space that a CPU has kept.
 pub(super) fn drop_kept(space: u64) {
     if space != 0 {
-        // SAFETY: whoever kept it has a reference.
-        let record: &pagevisor_shared::mm_types::MmStruct =
-            unsafe { &*core::ptr::with_exposed_provenance(space as usize) };
-        record.mm_count.fetch_sub(1, Relaxed);
+        // SAFETY: `keep` stored the address of a space's record, and took a reference.
+        if let (Some(mm), Some(space)) = (platform::mm(), unsafe { Space::at(space) }) {
+            mm.mmdrop(space);
+        }
     }
 }

@@ -118,6 +118,18 @@ impl<T: Record> Handle<T> {
     }
 }
 
+impl Handle<MmStruct> {
+    /// The space that a word outside the memory stack names, as a task's record does; 0 for none.
+    ///
+    /// # Safety
+    /// `word` is 0 or what [`Self::addr`] gave.
+    #[inline(always)]
+    pub unsafe fn at(word: u64) -> Option<Self> {
+        // SAFETY: the caller's promise.
+        unsafe { Self::follow(word) }
+    }
+}
+
 /// The cache of records of a kind. It is made when the first of them is wanted.
 #[derive(Debug)]
 pub(crate) struct RecordCache<T> {

@@ -1,0 +1,71 @@
+//! The address space of a task: whose it is, and giving it up.
+
+use core::sync::atomic::Ordering::SeqCst;
+
+use pagevisor_mm::mmap::Space;
+
+use super::object::{Task, current};
+use super::user;
+use super::wait::{self, Key};
+use crate::platform;
+
+impl Task {
+    /// The address space, if it has one. For the task itself, or who holds the table of tasks and does not sleep; others
+    /// take [`Self::get_space`].
+    pub fn space(&self) -> Option<Space> {
+        // SAFETY: the word is 0 or the address of a space's record, by `set_space` and `exchange_space`.
+        unsafe { Space::at(self.record.mm.load(SeqCst)) }
+    }
+
+    /// The address space, with a use of it for the caller, who gives it back by `mmput` (`get_task_mm`).
+    pub fn get_space(&self) -> Option<Space> {
+        let mm = platform::mm()?;
+        let _held = self.space_lock.lock();
+        let space = self.space()?;
+        mm.mmget(space);
+        Some(space)
+    }
+
+    /// The use of a space that a task which does not run yet begins with.
+    pub(super) fn set_space(&self, space: Space) {
+        self.record.mm.store(space.addr().raw(), SeqCst);
+        self.record.active_mm.store(space.addr().raw(), SeqCst);
+    }
+}
+
+/// Makes `space`, whose use the caller has, that of the current task, and gives up the one it had (`exec_mmap`).
+pub fn exec_space(space: Space) {
+    change(Some(space));
+}
+
+/// The current task gives up its address space (`exit_mm`).
+pub(super) fn exit_space() {
+    change(None);
+}
+
+fn change(space: Option<Space>) {
+    let task = current();
+    let Some(mm) = platform::mm() else { return };
+    release(&task);
+    let held = task.space_lock.lock();
+    let old = user::exchange_space(space.map_or(0, |space| space.addr().raw()));
+    drop(held);
+    // SAFETY: as above.
+    if let Some(old) = unsafe { Space::at(old) } {
+        mm.mmput(old);
+    }
+}
+
+/// The current task will not touch the memory it has any more: tells whoever waits for that (`mm_release`).
+fn release(task: &Task) {
+    if task.vfork.swap(0, SeqCst) != 0 {
+        wait::wake_all(&task.vfork);
+    }
+}
+
+impl Key {
+    /// Of a word of a program's own memory.
+    pub fn private(space: Space, word: u64) -> Self {
+        Self { space: space.addr().raw(), word }
+    }
+}
