@@ -1,0 +1,55 @@
+//! Tasks on a live guest: what `pagevisor.test=tasks` does, on one processor and on several; and what it leaves behind.
+
+use std::time::{Duration, Instant};
+
+use pagevisor_tests::command::{Guest, run};
+
+fn field(text: &str, name: &str) -> u64 {
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {text}"));
+    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{line}"))
+}
+
+/// Boots with `args` and waits until the guest has tried itself; fails with what it says if that is not that all is well.
+fn check(args: &[&str], cpus: u64) {
+    let guest = Guest::keep("tasks", &[args, &["--append", "pagevisor.test=tasks"]].concat());
+    let deadline = Instant::now() + Duration::from_secs(150);
+    loop {
+        let log = run(&mut guest.command(&["log", guest.name()])).success();
+        if log.contains("selftest: tasks ok") {
+            break;
+        }
+        assert!(!log.contains("selftest: tasks failed") && Instant::now() < deadline, "{log}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let verdict = run(&mut guest.command(&["verify", guest.name()])).success();
+    assert!(verdict.starts_with("sound: "), "{verdict}");
+    // `kthreadd`, and a thread for commands on each CPU; the first task has ended or is about to.
+    let stack = field(&guest.show(&["meminfo"]), "KernelStack:");
+    let threads = stack / 16;
+    assert!(stack.is_multiple_of(16) && (cpus + 1..=cpus + 2).contains(&threads), "{stack} KiB of stacks");
+    assert_eq!(guest.stop().code(), 0);
+}
+
+#[test]
+fn on_one_processor() {
+    check(&["--node", "mem=128M,cpus=1"], 1);
+}
+
+#[test]
+fn on_two_of_two_nodes() {
+    check(&[], 2);
+}
+
+#[test]
+fn on_more_than_the_host_has() {
+    check(&["--node", "mem=128M,cpus=2", "--node", "mem=128M,cpus=2"], 4);
+}
+
+/// The report of an overflow names whose stack it was.
+#[test]
+fn an_overflow_is_reported_with_the_tasks_name() {
+    let ended = run(&mut pagevisor_tests::command::pagevisor(&["run", "--append", "pagevisor.test=stack-overflow"]));
+    assert_eq!(ended.code(), 4, "{}", ended.stderr);
+    assert!(ended.stderr.contains("kernel stack overflow at "), "{}", ended.stderr);
+    assert!(ended.stderr.contains("in PID: 1 Comm: init"), "{}", ended.stderr);
+}
