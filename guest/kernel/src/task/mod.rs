@@ -11,6 +11,7 @@
 //! | sleep on a word, a futex's for instance | [`wait`] with a [`Key`] and a check that is made once the task is entered; [`wake`] |
 //! | sleep for a time | [`sleep`], [`sleep_until`], by [`crate::clock::nanos`] |
 //! | have something done at a time | [`Timer`] |
+//! | make a child | [`clone`], with [`clone_flags`]; its registers are a copy of the caller's, with 0 in RAX |
 //! | end | [`exit`] (the thread), [`exit_group`]; statuses by [`exited_with`] and [`killed_by`]; SIGCHLD by [`set_notice`] |
 //! | ask for a child's end | [`wait4`] |
 //! | end a process from outside | [`Process::end`]; its threads find out by [`Task::ends_with`] on their way to user mode, when [`todo::SIGNAL`] is set, and call [`exit`] with that |
@@ -39,6 +40,7 @@ mod affinity;
 pub mod clone_flags;
 mod exit;
 mod fair;
+mod fork;
 mod heap;
 mod kthread;
 mod list;
@@ -65,6 +67,7 @@ use pagevisor_shared::units::{CpuId, CpuMask};
 
 pub use affinity::{nice, set_affinity, set_nice};
 pub use exit::{Ended, Which, exit, exit_group, exited_with, killed_by, set_notice, wait4};
+pub use fork::{CloneArgs, clone};
 pub use kthread::{begin, kthread_run};
 pub use object::{Comm, Current, Entry, Task, TaskRef, current, signal_pending, todo, try_current};
 pub use process::{NO_LIMIT, NR_LIMITS, Process, Usage};

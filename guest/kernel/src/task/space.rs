@@ -1,12 +1,13 @@
 //! The address space of a task: whose it is, and giving it up.
 
-use core::sync::atomic::Ordering::SeqCst;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use pagevisor_mm::mmap::Space;
+use pagevisor_shared::units::VirtAddr;
 
 use super::object::{Task, current};
 use super::user;
-use super::wait::{self, Key};
+use super::wait::{self, ALL_BITS, Key};
 use crate::platform;
 
 impl Task {
@@ -58,6 +59,16 @@ fn change(space: Option<Space>) {
 
 /// The current task will not touch the memory it has any more: tells whoever waits for that (`mm_release`).
 fn release(task: &Task) {
+    let Some(mm) = platform::mm() else { return };
+    let tid = task.clear_child_tid.swap(0, Relaxed);
+    if tid != 0
+        && let Some(space) = task.space()
+        && space.record().mm_users.load(Relaxed) > 1
+    {
+        // What cannot be written need not be.
+        mm.write_remote_vm(space, VirtAddr::new(tid), &0u32.to_le_bytes());
+        wait::wake(Key::private(space, tid), ALL_BITS, 1);
+    }
     if task.vfork.swap(0, SeqCst) != 0 {
         wait::wake_all(&task.vfork);
     }
