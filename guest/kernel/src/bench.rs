@@ -7,6 +7,7 @@
 //!
 //! Each result is a line `bench NAME VALUE` on the serial console, with two decimals.
 
+mod fault;
 mod mempool;
 mod percpu;
 mod slab;
@@ -98,6 +99,7 @@ pub fn run<P: Pages + PerCpuMemory + Objects>(pages: &P, names: &str) {
     bench.slab();
     if let Some(mm) = platform::mm() {
         bench.mempool(mm);
+        bench.faults(mm);
     }
     bench.commands();
     bench.vmalloc();

@@ -1,5 +1,7 @@
 //! Pages that are freed only when no processor remembers where they were mapped (`mm/mmu_gather.c`).
 
+use core::sync::atomic::AtomicU32;
+
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::mm_types::MmStruct;
 use pagevisor_shared::units::{Pfn, VirtAddr};
@@ -7,6 +9,7 @@ use pagevisor_shared::units::{Pfn, VirtAddr};
 use crate::Mm;
 use crate::platform::Platform;
 use crate::raw::{FrameList, Space};
+use crate::sync::Plain;
 
 /// Pages collected without memory for more.
 const BUNDLED: usize = 64;
@@ -28,6 +31,8 @@ pub(crate) struct Gather<'a, P: Platform> {
     /// Pages in it.
     len: usize,
     bundled: [Pfn; BUNDLED],
+    /// Room of the batch that is being filled; none for [`Self::bundled`].
+    current: &'static [AtomicU32],
     batches: [Option<FrameList>; MAX_BATCHES],
 }
 
@@ -44,6 +49,7 @@ impl<'a, P: Platform> Gather<'a, P> {
             batch: 0,
             len: 0,
             bundled: [Pfn::new(0); BUNDLED],
+            current: &[],
             batches: [const { None }; MAX_BATCHES],
         }
     }
@@ -75,9 +81,20 @@ impl<'a, P: Platform> Gather<'a, P> {
     /// Adds a page that an entry kept; the entry's reference is dropped when no processor remembers it
     /// (`__tlb_remove_page`). False when there is no room for another: then the caller gives its locks back and calls
     /// [`Self::flush`].
+    ///
+    /// Nobody comes to the addresses of a space that all goes, whatever a processor remembers: of its pages, the references
+    /// are dropped at once, and the tables alone wait.
     #[inline(always)]
     #[must_use]
     pub(crate) fn remove_page(&mut self, pfn: Pfn) -> bool {
+        if self.full && !self.mm.drop_user_page(pfn) {
+            return true;
+        }
+        self.keep(pfn)
+    }
+
+    #[inline(always)]
+    fn keep(&mut self, pfn: Pfn) -> bool {
         if self.batch == 0
             && let Some(slot) = self.bundled.get_mut(self.len)
         {
@@ -85,19 +102,14 @@ impl<'a, P: Platform> Gather<'a, P> {
             self.len += 1;
             return self.len < BUNDLED || self.next_batch();
         }
-        self.remove_to_batch(pfn)
-    }
-
-    #[inline(never)]
-    fn remove_to_batch(&mut self, pfn: Pfn) -> bool {
-        let Some(list) = self.batch.checked_sub(1).and_then(|index| self.batches.get(index)?.as_ref()) else {
-            // Nobody flushed when told to: late is better than not at all.
-            self.flush();
-            return self.remove_page(pfn);
-        };
-        list.set(self.mm.direct_map(), self.len, pfn);
-        self.len += 1;
-        self.len < FrameList::CAPACITY || self.next_batch()
+        if let Some(slot) = self.current.get(self.len) {
+            slot.set(pfn.raw() as u32);
+            self.len += 1;
+            return self.len < FrameList::CAPACITY || self.next_batch();
+        }
+        // Nobody flushed when told to: late is better than not at all.
+        self.flush();
+        self.keep(pfn)
     }
 
     /// Goes on to the next batch (`tlb_next_batch`).
@@ -107,18 +119,21 @@ impl<'a, P: Platform> Gather<'a, P> {
         if next.is_none() {
             *next = self.mm.alloc_pages(Gfp::NOWAIT | Gfp::NOWARN, Default::default()).map(FrameList::new);
         }
-        let more = next.is_some();
-        if more {
-            self.batch += 1;
-            self.len = 0;
-        }
-        more
+        let Some(list) = next else { return false };
+        self.current = list.slots(self.mm.direct_map());
+        self.batch += 1;
+        self.len = 0;
+        true
     }
 
     /// Adds a table that was taken out.
     pub(crate) fn remove_table(&mut self, pfn: Pfn) {
         self.tables = true;
-        if !self.remove_page(pfn) {
+        // Its only reference is that of the entry that led there, as a page's.
+        if self.full {
+            self.mm.drop_user_page(pfn);
+        }
+        if !self.keep(pfn) {
             self.flush();
         }
     }
@@ -132,7 +147,8 @@ impl<'a, P: Platform> Gather<'a, P> {
         (self.start, self.end, self.tables) = (u64::MAX, 0, false);
         let (batch, len) = (core::mem::take(&mut self.batch), core::mem::take(&mut self.len));
         let bundled = if batch == 0 { len } else { BUNDLED };
-        self.mm.free_user_pages(&mut self.bundled[..bundled]);
+        self.current = &[];
+        self.free(bundled);
         for index in 0..batch {
             let size = if index + 1 == batch { len } else { FrameList::CAPACITY };
             self.free_batch(index, size);
@@ -141,15 +157,22 @@ impl<'a, P: Platform> Gather<'a, P> {
 
     fn free_batch(&mut self, index: usize, size: usize) {
         let Some(Some(list)) = self.batches.get(index) else { return };
+        let slots = list.slots(self.mm.direct_map());
         let mut at = 0;
         while at < size {
             let now = (size - at).min(BUNDLED);
-            for (slot, place) in self.bundled[..now].iter_mut().zip(at..) {
-                *slot = list.get(self.mm.direct_map(), place);
+            for (pfn, slot) in self.bundled[..now].iter_mut().zip(slots.iter().skip(at)) {
+                *pfn = Pfn::new(slot.get().into());
             }
-            self.mm.free_user_pages(&mut self.bundled[..now]);
+            self.free(now);
             at += now;
         }
+    }
+
+    /// Frees the first `count` pages.
+    fn free(&mut self, count: usize) {
+        let pages = &mut self.bundled[..count];
+        if self.full { self.mm.free_dropped_pages(pages) } else { self.mm.free_user_pages(pages) }
     }
 
     /// As [`Self::flush`]; nothing follows (`tlb_finish_mmu`).

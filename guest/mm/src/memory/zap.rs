@@ -3,6 +3,7 @@
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::AcqRel;
 
+use pagevisor_shared::mm_types::MmCounter;
 use pagevisor_shared::page::Page;
 use pagevisor_shared::page_flags::PageFlag;
 use pagevisor_shared::pgtable::{Entry, PMD_SIZE, table_end};
@@ -65,21 +66,21 @@ impl<P: Platform> Mm<P> {
             file: NodeCount::new(NodeStat::NrMapped),
         };
         let lock = self.lock_table(table);
-        let (mut changed, mut stop) = (None, (end, true));
+        let (mut changed, mut stop) = (false, (end, true));
         for (word, virt) in words.iter().zip((start..end).step_by(PAGE_SIZE as usize)) {
             let pte = Pte(word.get());
             if pte.is_none() || files_only && self.is_own(pte) {
                 continue;
             }
-            changed = Some((changed.map_or(virt, |(first, _)| first), virt + PAGE_SIZE));
+            changed = true;
             if !self.zap_entry(gather, word, pte, &mut zapped) {
                 stop = (virt + PAGE_SIZE, false);
                 break;
             }
         }
         drop(lock);
-        if let Some((first, behind)) = changed {
-            gather.changed(first, behind);
+        if changed {
+            gather.changed(start, stop.0);
             zapped.rss.apply(gather.space());
             zapped.anon.apply(self);
             zapped.file.apply(self);
@@ -107,10 +108,12 @@ impl<P: Platform> Mm<P> {
             return true;
         }
         let page = self.user_page(pte.frame());
-        zapped.rss.add(mm_counter(page), -1);
         let anon = is_anon(page);
-        if !anon {
+        if anon {
+            zapped.rss.add(MmCounter::Anon, -1);
+        } else {
             note_access(page, pte);
+            zapped.rss.add(mm_counter(page), -1);
         }
         if page._mapcount.fetch_sub(1, AcqRel) == 1 {
             let count = if anon { &mut zapped.anon } else { &mut zapped.file };

@@ -54,11 +54,31 @@ impl<P: Platform> Mm<P> {
         if pages.is_empty() {
             return;
         }
+        let mut last = 0;
+        for at in 0..pages.len() {
+            let pfn = pages[at];
+            if self.drop_user_page(pfn) {
+                pages[last] = pfn;
+                last += 1;
+            }
+        }
+        self.free_dropped_pages(&mut pages[..last]);
+    }
+
+    /// Drops a reference; tells whether it was the last. Then the caller frees the page ([`Self::free_dropped_pages`]).
+    #[inline(always)]
+    pub(crate) fn drop_user_page(&self, pfn: Pfn) -> bool {
+        // AcqRel: what others did with the page before they dropped their references comes before its next use.
+        self.memmap().page(pfn.raw() as u32)._refcount.fetch_sub(1, AcqRel) == 1
+    }
+
+    /// Frees pages without references ([`Self::drop_user_page`]). The slice's order is not kept.
+    pub(crate) fn free_dropped_pages(&self, pages: &mut [Pfn]) {
         let watched = self.instrumented() != 0;
         let mut last = 0;
         for at in 0..pages.len() {
             let pfn = pages[at];
-            if self.put_user_page(pfn, watched) {
+            if self.ready_user_page(pfn, watched) {
                 pages[last] = pfn;
                 last += 1;
             }
@@ -68,18 +88,14 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// Drops a reference; tells whether it was the last and the page is ready.
+    /// Makes a page without references ready; whether it can go on a list.
     #[inline(always)]
-    fn put_user_page(&self, pfn: Pfn, watched: bool) -> bool {
+    fn ready_user_page(&self, pfn: Pfn, watched: bool) -> bool {
         let page = self.memmap().page(pfn.raw() as u32);
-        // AcqRel: what others did with the page before they dropped their references comes before its next use.
-        if page._refcount.fetch_sub(1, AcqRel) != 1 {
-            return false;
-        }
         let settled = self.frames.home(pfn.raw()).is_some_and(|home| home.zone() < self.zones.len());
         let anon = page.mapping.get() & pagevisor_shared::mm_types::MappingId::ANON != 0 || page.mapping.get() == 0;
         if watched || !settled || !anon || page.flags.get() & GENERAL != 0 || page._mapcount.get() != 0 {
-            return self.ready_user_page(pfn);
+            return self.ready_checked(pfn);
         }
         page.mapping.set(0);
         page.private.set(0);
@@ -87,10 +103,10 @@ impl<P: Platform> Mm<P> {
         true
     }
 
-    /// As the end of [`Self::put_user_page`], with all checks.
+    /// As [`Self::ready_user_page`], with all checks.
     #[cold]
     #[inline(never)]
-    fn ready_user_page(&self, pfn: Pfn) -> bool {
+    fn ready_checked(&self, pfn: Pfn) -> bool {
         self.page_zone(pfn).is_some_and(|index| self.free_unref_page_prepare(index, pfn))
     }
 }

@@ -73,24 +73,11 @@ impl FrameList {
         self.0
     }
 
+    /// The frame numbers.
     #[inline]
-    fn slots(&self, map: DirectMap) -> &'static [AtomicU32] {
+    pub(crate) fn slots(&self, map: DirectMap) -> &'static [AtomicU32] {
         // SAFETY: a page of RAM, which lies inside the direct map for the life of the program (promise of `Platform`);
         // atomics are valid with any content.
         unsafe { slice::from_raw_parts(map.at(self.0.addr()).cast(), Self::CAPACITY) }
-    }
-
-    /// Entry `index`; frame 0 behind the end.
-    #[inline]
-    pub(crate) fn get(&self, map: DirectMap, index: usize) -> Pfn {
-        Pfn::new(self.slots(map).get(index).map_or(0, |slot| slot.load(Ordering::Relaxed).into()))
-    }
-
-    /// Sets entry `index`.
-    #[inline]
-    pub(crate) fn set(&self, map: DirectMap, index: usize, pfn: Pfn) {
-        if let Some(slot) = self.slots(map).get(index) {
-            slot.store(pfn.raw() as u32, Ordering::Relaxed);
-        }
     }
 }

@@ -185,3 +185,56 @@ fn a_stack_grows_to_where_it_is_touched_and_no_further_than_allowed() {
     assert_eq!(mm.region().header().roots.committed_as.load(Relaxed), 0);
     assert_sound(mm);
 }
+
+#[test]
+fn pages_that_are_given_up_are_zero_again() {
+    let machine = machine();
+    let mm = machine.mm();
+    let space = mm.mm_alloc().expect("a space");
+    // More than a gathering holds without memory of its own.
+    let base = private(mm, space, TOP, 1500);
+    let touch = |byte| (0..1500).for_each(|page| _ = store(mm, space, base + page * PAGE_SIZE, byte));
+    touch(9);
+    let (used, vma) = (in_use(mm), mm.find_vma(space, VirtAddr::new(base)).expect("the area").vma);
+    mm.platform().take_user_flushes();
+    mm.zap_page_range(vma, base + PAGE_SIZE, TOP - PAGE_SIZE);
+    assert_eq!((rss(space), used - in_use(mm)), (2, 1498));
+    let flushes = mm.platform().take_user_flushes();
+    assert!(flushes.iter().all(|flush| flush.space == space.ctx_id.load(Relaxed) && !flush.tables), "{flushes:?}");
+    let forgotten = |addr| flushes.iter().any(|flush| flush.range.contains(&addr));
+    assert!((1..1499).all(|page| forgotten(base + page * PAGE_SIZE)), "{flushes:?}");
+    assert_sound(mm);
+    assert_eq!((load(mm, space, base).0, load(mm, space, TOP - PAGE_SIZE).0), (9, 9));
+    assert_eq!(load(mm, space, base + PAGE_SIZE), (0, Some(FaultKind::Zero)));
+    // Nothing is mapped twice, and a second time there is little to do.
+    mm.zap_page_range(vma, base, TOP);
+    mm.zap_page_range(vma, base, TOP);
+    assert_eq!(rss(space), 0);
+    touch(7);
+    assert_sound(mm);
+    mm.mmput(space);
+    assert_sound(mm);
+}
+
+#[test]
+fn pages_freed_lazily_keep_their_content_and_forget_that_they_were_used() {
+    let machine = machine();
+    let mm = machine.mm();
+    let space = mm.mm_alloc().expect("a space");
+    let base = private(mm, space, TOP, 4);
+    (0..3).for_each(|page| _ = store(mm, space, base + page * PAGE_SIZE, 5));
+    let child = mm.dup_mmap(space).expect("a child");
+    assert_eq!(store(mm, space, base, 6), Some(FaultKind::CowCopy));
+    let vma = mm.find_vma(space, VirtAddr::new(base)).expect("the area").vma;
+    mm.madvise_free_range(vma, base, TOP);
+    assert_eq!(mm.vm_event(VmEvent::Pglazyfree), 1, "the others are a child's, too");
+    let own = entry(mm, space, base);
+    assert_eq!(own.0 & (Entry::ACCESSED | Entry::DIRTY), 0);
+    let page = mm.page(Pfn::containing(own.address(0))).expect("a page");
+    assert!(!page.test_flag(PageFlag::Swapbacked));
+    assert_eq!((load(mm, space, base), store(mm, space, base, 8)), ((6, None), None));
+    assert_eq!(load(mm, child, base).0, 5);
+    assert_sound(mm);
+    [space, child].into_iter().for_each(|space| mm.mmput(space));
+    assert_sound(mm);
+}
