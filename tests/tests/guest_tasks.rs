@@ -9,18 +9,23 @@ fn field(text: &str, name: &str) -> u64 {
     line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{line}"))
 }
 
-/// Boots with `args` and waits until the guest has tried itself; fails with what it says if that is not that all is well.
-fn check(args: &[&str], cpus: u64) {
-    let guest = Guest::keep("tasks", &[args, &["--append", "pagevisor.test=tasks"]].concat());
+/// Boots with `args` and waits until the guest has done `test`; fails with what it says if that is not that all is well.
+fn tried(args: &[&str], test: &str) -> Guest {
+    let option = format!("pagevisor.test={test}");
+    let guest = Guest::keep("tasks", &[args, &["--append", &option]].concat());
     let deadline = Instant::now() + Duration::from_secs(150);
     loop {
         let log = run(&mut guest.command(&["log", guest.name()])).success();
-        if log.contains("selftest: tasks ok") {
-            break;
+        if log.contains(&format!("selftest: {test} ok")) {
+            return guest;
         }
-        assert!(!log.contains("selftest: tasks failed") && Instant::now() < deadline, "{log}");
+        assert!(!log.contains(&format!("selftest: {test} failed")) && Instant::now() < deadline, "{log}");
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+fn check(args: &[&str], cpus: u64) {
+    let guest = tried(args, "tasks");
     let verdict = run(&mut guest.command(&["verify", guest.name()])).success();
     assert!(verdict.starts_with("sound: "), "{verdict}");
     // `kthreadd`, and a thread for commands on each CPU; the first task has ended or is about to.
@@ -43,6 +48,17 @@ fn on_two_of_two_nodes() {
 #[test]
 fn on_more_than_the_host_has() {
     check(&["--node", "mem=128M,cpus=2", "--node", "mem=128M,cpus=2"], 4);
+}
+
+/// What one CPU unmaps no other finds any more, and no space stays when its tasks have ended.
+#[test]
+fn spaces_change_under_the_cpus_that_use_them() {
+    for args in [&[][..], &["--node", "mem=128M,cpus=1"]] {
+        let guest = tried(args, "spaces");
+        let verdict = run(&mut guest.command(&["verify", guest.name()])).success();
+        assert!(verdict.starts_with("sound: "), "{verdict}");
+        assert_eq!(guest.stop().code(), 0);
+    }
 }
 
 /// The report of an overflow names whose stack it was.

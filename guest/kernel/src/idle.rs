@@ -13,6 +13,7 @@ pub fn run() -> ! {
             mm.vfree_deferred();
             mm.percpu_balance();
         }
+        task::let_go();
         cpu::irq_disable();
         if task::need_resched() {
             cpu::irq_enable();

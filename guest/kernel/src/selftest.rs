@@ -16,6 +16,7 @@
 //! | `never-ready` | the machine is up but never says so, and idles for ever |
 //! | `timer` | the one-shot timer ends a halt; logs `selftest: timer ok` |
 //! | `ipi` | every other CPU runs a function; logs `selftest: ipi ok` |
+//! | `spaces` | two CPUs use an address space that changes under them; logs `selftest: spaces ok` |
 //! | `tasks` | threads that switch, wake each other, move between CPUs, sleep, and end; logs `selftest: tasks ok` |
 //! | `vmalloc` | memory is written through its mapping by one CPU and read by all, its addresses used again for other memory; logs `selftest: vmalloc ok` |
 //! | `percpu` | every CPU works on its instances of per-CPU variables, static and dynamic; logs `selftest: percpu ok` |
@@ -28,6 +29,7 @@
 mod heap;
 mod layers;
 mod per_cpu;
+mod spaces;
 mod tasks;
 mod vmalloc;
 
@@ -65,6 +67,7 @@ pub fn run(name: &str) {
         "hang" => hang(),
         "timer" => timer(),
         "ipi" => ipi(),
+        "spaces" => spaces::run(),
         "tasks" => tasks::run(),
         "vmalloc" => vmalloc::run(),
         "percpu" => per_cpu::run(),

@@ -77,7 +77,7 @@ pub use space::exec_space;
 pub use table::{count, find, for_each, max_threads};
 pub use time::{enter_kernel, leave_kernel};
 pub use timer::{Timer, interrupt as timer_interrupt};
-pub use user::{UserState, load_fpu, renew, save_fpu, set_bases};
+pub use user::{UserState, let_go, load_fpu, renew, save_fpu, set_bases};
 pub use wait::{ALL_BITS, Key, Sleep, WaitQueue, requeue, sleep, sleep_until, wait, wait_on, wake, wake_all};
 
 use crate::arch::percpu;

@@ -200,6 +200,24 @@ pub(super) fn exchange_space(space: u64) -> u64 {
     old
 }
 
+/// The CPU idles: it lets go of the space it keeps if it has left its tables since, or if nobody runs in it any more.
+/// Interrupts are on.
+pub fn let_go() {
+    if KEPT.read() == 0 {
+        return;
+    }
+    let flags = cpu::irq_save();
+    if tlb::loaded().is_some_and(|space| space.mm_users.load(Relaxed) == 0) {
+        tlb::leave();
+    }
+    let kept = if tlb::loaded().is_none() { KEPT.read() } else { 0 };
+    if kept != 0 {
+        KEPT.write(0);
+    }
+    cpu::irq_restore(flags);
+    drop_kept(kept);
+}
+
 /// Drops the reference to a space that a CPU has kept.
 pub(super) fn drop_kept(space: u64) {
     if space != 0 {
