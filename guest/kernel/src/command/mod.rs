@@ -35,6 +35,8 @@ pub const BUFFERS_BYTES: u64 = 2 * (NR_BUFFERS * BUFFER_BYTES) as u64;
 /// Rounds of waiting before a worker sleeps in between, and nanoseconds that it sleeps for.
 const SPINS: u32 = 50;
 const DOZE: u64 = 1 << 17;
+/// A round so many ticks after the one before belongs to another wait.
+const NEW_WAIT: u64 = 1 << 21;
 
 /// Most replies that the device is told of at once: as long as the host works on these, there are buffers left.
 const BURST: u32 = NR_BUFFERS as u32 / 2;
@@ -42,7 +44,7 @@ const BURST: u32 = NR_BUFFERS as u32 / 2;
 static TRANSPORT: Once<Transport> = Once::new();
 static COMMANDS: Commands = Commands::new();
 static JOBS: [Jobs; NR_CPUS] = [const { Jobs::new() }; NR_CPUS];
-/// Barriers that have begun.
+/// Barriers that have begun, and other reasons for a CPU to look up from what it does at its next safe point.
 static BARRIERS: AtomicU64 = AtomicU64::new(0);
 
 /// The queues.
@@ -67,8 +69,9 @@ struct Jobs {
     count: AtomicU32,
     /// The last barrier that began before the CPU's last safe point.
     barrier: AtomicU64,
-    /// Rounds that it has waited for others since it last did something.
+    /// Rounds that it has waited for others, and the time stamp of the last.
     rounds: AtomicU32,
+    relaxed: AtomicU64,
     /// Replies that the device was not told of yet. Only the CPU itself uses this.
     untold: AtomicU32,
     /// Its worker sleeps here.
@@ -88,7 +91,8 @@ impl Jobs {
         let fifo = Fifo { jobs: [Job { buffer: 0, len: 0 }; NR_BUFFERS], first: 0, len: 0 };
         let [count, rounds, untold] = [const { AtomicU32::new(0) }; 3];
         let worker = WaitQueue::new();
-        Self { waiting: IrqSpinLock::new(fifo), count, barrier: AtomicU64::new(0), rounds, untold, worker }
+        let [barrier, relaxed] = [const { AtomicU64::new(0) }; 2];
+        Self { waiting: IrqSpinLock::new(fifo), count, barrier, rounds, relaxed, untold, worker }
     }
 
     fn push(&self, job: Job) {
@@ -145,6 +149,11 @@ pub fn receive() {
             None => {}
         }
     }
+}
+
+/// Somebody waits for a CPU whose slice is over: a worker looks at its next safe point whether it is its own.
+pub fn hurry() {
+    BARRIERS.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Makes the worker of `cpu` look what there is to do.
@@ -322,12 +331,22 @@ impl Worker {
     #[inline]
     fn pass(&self) {
         let Some(region) = region::get() else { return };
-        // Release: who sees that the barrier was seen sees what was done before.
-        my_jobs().barrier.store(BARRIERS.load(Ordering::Relaxed), Ordering::Release);
+        let number = BARRIERS.load(Ordering::Relaxed);
+        if my_jobs().barrier.load(Ordering::Relaxed) != number {
+            self.look_up(number);
+        }
         let asked = &region.header().park_request;
         if asked.load(Ordering::Relaxed) != 0 {
             self.park(asked);
         }
+    }
+
+    /// Passes the barriers up to `number`, and lets others run who are more urgent.
+    #[cold]
+    fn look_up(&self, number: u64) {
+        // Release: who sees that the barrier was seen sees what was done before.
+        my_jobs().barrier.store(number, Ordering::Release);
+        task::cond_resched();
     }
 
     /// Stays until nobody asks for a safe point any more.
@@ -351,7 +370,6 @@ impl Services for Worker {
 
     #[inline]
     fn safe_point(&self) {
-        my_jobs().rounds.store(0, Ordering::Relaxed);
         self.pass();
     }
 
@@ -359,7 +377,12 @@ impl Services for Worker {
         tell();
         self.pass();
         parts::serve();
-        let rounds = my_jobs().rounds.fetch_add(1, Ordering::Relaxed);
+        let jobs = my_jobs();
+        let now = cpu::rdtsc();
+        if now.wrapping_sub(jobs.relaxed.swap(now, Ordering::Relaxed)) > NEW_WAIT {
+            jobs.rounds.store(0, Ordering::Relaxed);
+        }
+        let rounds = jobs.rounds.fetch_add(1, Ordering::Relaxed);
         if rounds < SPINS { spin_loop() } else { doze() }
     }
 

@@ -12,7 +12,7 @@ use super::list::{List, Node, Nodes};
 use super::object::{Entry, Task, TaskRef, current};
 use super::wait::{Sleep, WaitQueue};
 use super::{sched, stack, table};
-use crate::arch::{percpu, switch};
+use crate::arch::{self, gdt, percpu, switch};
 use crate::sync::IrqSpinLock;
 
 /// Number of the task that makes kernel threads.
@@ -71,7 +71,7 @@ fn start(task: &TaskRef) -> bool {
 pub extern "C" fn begin(left: &Task) -> u64 {
     // SAFETY: a switch has just come here, once.
     unsafe { sched::finish_switch(left) };
-    crate::arch::cpu::irq_enable();
+    arch::cpu::irq_enable();
     let task = current();
     let entry = task.entry.swap(0, Relaxed);
     if entry != 0 {
@@ -81,6 +81,9 @@ pub extern "C" fn begin(left: &Task) -> u64 {
         if task.record.user_regs.load(Relaxed) == 0 {
             super::exit::exit_thread(code);
         }
+        // It has become a program, which its CPU was not told when it switched to it.
+        arch::cpu::irq_disable();
+        gdt::set_kernel_stack(stack::top(&task));
     }
     task.record.user_regs.load(Relaxed)
 }

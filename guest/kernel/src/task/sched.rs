@@ -17,7 +17,7 @@ use super::{stack, time, timer, user};
 use crate::arch::this_cpu::percpu;
 use crate::arch::{cpu, gdt, percpu, switch};
 use crate::sync::SpinGuard;
-use crate::{clock, region, smp};
+use crate::{clock, command, region, smp};
 
 /// The state of a task that runs or wants to.
 const RUNNING: u32 = TaskState::Running as u32;
@@ -37,7 +37,7 @@ fn this_cpu() -> CpuId {
 /// Says what the current task waits for, before it looks whether it has to wait (`set_current_state`). A waker that
 /// comes after what the task then sees finds it in this state.
 pub fn set_state(state: TaskState) {
-    current().record.state.store(state as u32, SeqCst);
+    current().record.state.store(state as u32, Relaxed);
     fence(SeqCst);
 }
 
@@ -191,6 +191,7 @@ pub(super) fn slice_is_over() {
     match queue.rest_of_slice(rq.running()) {
         0 => {
             queue.current().todo.fetch_or(todo::RESCHED, Relaxed);
+            command::hurry();
             // The task may be long in the kernel; its slice is looked at again then.
             timer::end_slice_in(Some(super::fair::LATENCY));
         }

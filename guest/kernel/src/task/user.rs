@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicU64, fence};
 
 use pagevisor_mm::mmap::Space;
+use pagevisor_shared::sched::TaskStruct;
 
 use super::object::{Task, current};
 use crate::arch::cpu::msr;
@@ -82,6 +83,7 @@ pub fn set_bases(bases: [u64; 2]) {
 pub fn renew() -> bool {
     set_bases([0; 2]);
     let task = current();
+    task.record.flags.fetch_and(!(TaskStruct::KTHREAD | TaskStruct::FORKNOEXEC), Relaxed);
     let flags = cpu::irq_save();
     let mut state = task.user.fpu.load(Relaxed);
     if state == 0 {
