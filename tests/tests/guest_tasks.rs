@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pagevisor_tests::command::{Guest, run};
+use pagevisor_tests::command::{Guest, pagevisor, run};
 
 fn field(text: &str, name: &str) -> u64 {
     let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {text}"));
@@ -64,7 +64,7 @@ fn spaces_change_under_the_cpus_that_use_them() {
 /// The report of an overflow names whose stack it was.
 #[test]
 fn an_overflow_is_reported_with_the_tasks_name() {
-    let ended = run(&mut pagevisor_tests::command::pagevisor(&["run", "--append", "pagevisor.test=stack-overflow"]));
+    let ended = run(&mut pagevisor(["run", "--append", "pagevisor.test=stack-overflow"]));
     assert_eq!(ended.code(), 4, "{}", ended.stderr);
     assert!(ended.stderr.contains("kernel stack overflow at "), "{}", ended.stderr);
     assert!(ended.stderr.contains("in PID: 1 Comm: init"), "{}", ended.stderr);
