@@ -7,9 +7,10 @@ use pagevisor_shared::region::zone::ListHead;
 use pagevisor_shared::units::{CpuId, Order, Pfn};
 use pagevisor_shared::zone::ZoneIndex;
 
-use super::{AreaViolation, ChunkViolation, Violation, verify, verify_percpu, verify_vmalloc};
+use super::{AreaViolation, ChunkViolation, Violation, verify, verify_percpu, verify_spaces, verify_vmalloc};
 use crate::Mm;
 use crate::list;
+use crate::mmap::{Space, could_be_one};
 use crate::platform::Platform;
 use crate::sync::Plain;
 
@@ -25,6 +26,22 @@ pub fn area_violations<P: Platform>(mm: &Mm<P>) -> Vec<AreaViolation> {
     let mut found = Vec::new();
     verify_vmalloc(mm, &mut |violation| found.push(violation));
     found
+}
+
+/// As [`verify_spaces`], all at once.
+pub fn space_violations<P: Platform>(mm: &Mm<P>) -> Vec<AreaViolation> {
+    let mut found = Vec::new();
+    verify_spaces(mm, &mut |violation| found.push(violation));
+    found
+}
+
+/// Neighbours in `space` that would be one area if one of them had come last, by their common address. Areas that were
+/// made so by other means than a new meaning for a range (a fork, stacks that grow) may be among them.
+pub fn unmerged_areas<P: Platform>(_mm: &Mm<P>, space: Space) -> Vec<u64> {
+    let areas = core::iter::successors(space.first_vma(), |vma| vma.next());
+    let pairs = areas.filter_map(|vma| Some((vma, vma.next()?)));
+    let one = pairs.filter(|(vma, next)| vma.end() == next.start() && could_be_one::<P>(*vma, *next));
+    one.map(|(_, next)| next.start()).collect()
 }
 
 /// As [`verify_percpu`], all at once.

@@ -11,13 +11,17 @@ mod pages;
 mod pagesets;
 mod percpu;
 mod slab;
+mod spaces;
 #[cfg(feature = "hosted")]
 mod user;
 
 pub use areas::{AreaSink, AreaViolation, verify_vmalloc};
 #[cfg(feature = "hosted")]
-pub use lists::{area_violations, chunk_violations, free_list, pageset_list, violations};
+pub use lists::{
+    area_violations, chunk_violations, free_list, pageset_list, space_violations, unmerged_areas, violations,
+};
 pub use percpu::{ChunkSink, ChunkViolation, verify_percpu};
+pub use spaces::verify_spaces;
 #[cfg(feature = "hosted")]
 pub use user::{UserViolation, user_violations};
 

@@ -17,6 +17,8 @@ use crate::sync::Plain;
 const OVERCOMMIT_GUESS: u32 = 0;
 /// Any amount.
 const OVERCOMMIT_ALWAYS: u32 = 1;
+/// No more than the limit.
+pub(super) const OVERCOMMIT_NEVER: u32 = 2;
 /// `DEFAULT_MAX_MAP_COUNT`.
 const DEFAULT_MAX_MAP_COUNT: u32 = 65530;
 /// `CONFIG_DEFAULT_MMAP_MIN_ADDR` as distributions set it.
@@ -106,7 +108,7 @@ impl<P: Platform> Mm<P> {
         let enough = match sysctl.overcommit_memory.get() {
             OVERCOMMIT_ALWAYS => true,
             OVERCOMMIT_GUESS => pages <= self.totalram_pages(),
-            _ => {
+            OVERCOMMIT_NEVER.. => {
                 let reserve = sysctl.user_reserve_kbytes.get() >> (PAGE_SHIFT - 10);
                 let reserve = reserve.min(space.record().total_vm.get() / 32);
                 let allowed = sysctl.commit_limit(self.totalram_pages()).saturating_sub(reserve);
@@ -118,6 +120,11 @@ impl<P: Platform> Mm<P> {
         }
         self.vm_unacct_memory(pages);
         Err(Errno::ENOMEM)
+    }
+
+    /// Promises `pages` whatever there is (`vm_acct_memory`).
+    pub(super) fn force_account(&self, pages: u64) {
+        self.region.header().roots.committed_as.fetch_add(pages as i64, Relaxed);
     }
 
     /// Takes back a promise (`vm_unacct_memory`).

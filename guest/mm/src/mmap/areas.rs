@@ -77,6 +77,18 @@ fn walk(space: Space, addr: u64, most: u32) -> Option<Vma> {
     found
 }
 
+/// The area before `vma`, or the highest if there is none. The caller has the space's lock.
+pub(super) fn vma_before(space: Space, vma: Option<Vma>) -> Option<Vma> {
+    if let Some(vma) = vma {
+        return vma.prev();
+    }
+    let mut node = <Vma as TreeNode>::follow(space.roots()[0])?;
+    while let Some(right) = node.right() {
+        node = right;
+    }
+    Some(node)
+}
+
 impl<P: Platform> MmapWrite<'_, P> {
     /// Puts `vma`, which is complete, among the areas (`vma_link`). False if it overlaps one that is there.
     pub(super) fn link(&self, vma: Vma) -> bool {

@@ -51,12 +51,12 @@ impl<P: Platform> Mm<P> {
         }
         let made = self.vm_area_alloc().filter(|vma| {
             vma.init(from.start(), from.end(), from.flags().without(NOT_INHERITED), from.pgoff());
+            self.share_file(*vma, from);
             let wiped = from.flags().contains(VmaFlags::WIPEONFORK);
             if (wiped || self.anon_vma_fork(*vma, from).is_ok()) && held.link(*vma) {
                 return true;
             }
-            self.unlink_anon_vmas(*vma);
-            self.vm_area_free(*vma);
+            self.remove_vma(*vma);
             false
         });
         let Some(vma) = made else {

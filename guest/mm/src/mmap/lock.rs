@@ -66,7 +66,8 @@ impl<P: Platform> Mm<P> {
     /// As [`Self::mmap_read_lock`], but without waiting.
     #[inline]
     pub fn mmap_read_trylock(&self, space: Space) -> Option<MmapRead<'_, P>> {
-        rwsem::down_read_trylock(&space.record().mmap_lock).then_some(MmapRead { mm: self, space })
+        // A guard that is made is dropped.
+        rwsem::down_read_trylock(&space.record().mmap_lock).then(|| MmapRead { mm: self, space })
     }
 
     /// Waits until the caller may change the areas of `space` (`mmap_write_lock`).
@@ -82,7 +83,7 @@ impl<P: Platform> Mm<P> {
     pub(super) fn vma_start_read(&self, space: Space, vma: Vma) -> Option<VmaRead<'_, P>> {
         let (record, number) = (vma.record(), &space.record().mm_lock_seq);
         let wake = || self.platform.wake_all(&record.vm_lock);
-        rwsem::vma_start_read(&record.vm_lock, &record.vm_lock_seq, number, wake).then_some(VmaRead { mm: self, vma })
+        rwsem::vma_start_read(&record.vm_lock, &record.vm_lock_seq, number, wake).then(|| VmaRead { mm: self, vma })
     }
 }
 
@@ -111,11 +112,17 @@ impl<P: Platform> MmapRead<'_, P> {
     }
 }
 
-impl<P: Platform> MmapWrite<'_, P> {
+impl<'a, P: Platform> MmapWrite<'a, P> {
     /// The space.
     #[inline(always)]
     pub fn space(&self) -> Space {
         self.space
+    }
+
+    /// The memory stack.
+    #[inline(always)]
+    pub(super) fn mm(&self) -> &'a Mm<P> {
+        self.mm
     }
 
     /// Waits for those who work on `vma`, an area of the space or one that is going to be; until this guard goes, nobody

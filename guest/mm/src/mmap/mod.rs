@@ -13,6 +13,12 @@
 //! | `special` | areas that the kernel makes for a program |
 //! | `stack` | stacks grow |
 //! | `fork` | a space becomes two |
+//! | `map`, `unmap` | `mmap`, `munmap` |
+//! | `gap` | where there is room |
+//! | `adjust` | areas split and merge |
+//! | `brk`, `protect`, `remap`, `advise`, `pin` | `brk`, `mprotect`, `mremap`, `madvise`, `mlock` |
+//! | `query` | `mincore`, `msync` |
+//! | `file` | areas of files |
 //! | `areas` | finding areas, and changing which there are |
 //!
 //! # Locks, by rank
@@ -32,25 +38,46 @@
 //! [`VmArea::vm_lock`]: pagevisor_shared::mm_types::VmArea::vm_lock
 
 mod account;
+mod adjust;
+mod advise;
 mod areas;
+mod brk;
+mod file;
 mod fork;
+mod gap;
 mod lock;
+mod map;
+mod pin;
+mod protect;
+mod query;
+mod remap;
 mod space;
 mod special;
 mod stack;
+mod unmap;
 
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use pagevisor_shared::mm_types::{MmStruct, VmArea};
+use pagevisor_shared::units::PAGE_SIZE;
 
 pub use crate::raw::{STACK_GUARD_GAP, Space, Vma};
 pub use account::Limits;
+#[cfg(feature = "hosted")]
+pub(crate) use adjust::could_be_one;
 pub use areas::AreaInfo;
 pub(crate) use areas::{vma_at, vma_at_or_above};
+pub use file::MappedFileRef;
 pub use lock::{MmapRead, MmapWrite, VmaRead};
+
+pub use map::MmapRequest;
+pub use remap::MremapRequest;
 
 use crate::raw::RecordCache;
 use crate::tree::Tree;
+
+/// The page of an address (`PAGE_MASK`).
+const PAGE_MASK: u64 = !(PAGE_SIZE - 1);
 
 /// The areas of a space.
 pub(crate) type VmaTree = Tree<Vma, true>;

@@ -7,7 +7,8 @@ use pagevisor_shared::layout::TASK_SIZE_MAX;
 use pagevisor_shared::mm_types::VmaFlags;
 
 use super::account::vm_stat_account;
-use super::{Space, Vma};
+use super::gap::mmap_base;
+use super::{Limits, Space, Vma};
 use crate::Mm;
 use crate::platform::Platform;
 use crate::sync::{self, Plain};
@@ -21,7 +22,7 @@ impl<P: Platform> Mm<P> {
         for (word, value) in [
             (&record.pgd, 0),
             (&record.highest_vm_end, 0),
-            (&record.mmap_base, 0),
+            (&record.mmap_base, mmap_base(&Limits::DEFAULT)),
             (&record.task_size, TASK_SIZE_MAX),
             (&record.cpu_bitmap, 0),
             (&record.tlb_gen, 1),
@@ -120,8 +121,7 @@ impl<P: Platform> Mm<P> {
             }
             vm_stat_account(space, vma.flags(), -(vma.pages() as i64));
             held.unlink(vma);
-            self.unlink_anon_vmas(vma);
-            self.vm_area_free(vma);
+            self.remove_vma(vma);
         }
         self.vm_unacct_memory(promised);
     }

@@ -4,7 +4,7 @@
 
 use core::sync::atomic::AtomicU64;
 
-use pagevisor_shared::mm_types::{AnonVma, MappedFile, MmStruct, VmArea, VmaFlags};
+use pagevisor_shared::mm_types::{AddressSpace, AnonVma, MappedFile, MmStruct, VmArea, VmaFlags};
 use pagevisor_shared::region::Roots;
 use pagevisor_shared::units::PAGE_SHIFT;
 use pagevisor_shared::vmalloc::RB_BLACK;
@@ -88,6 +88,22 @@ impl Space {
     }
 }
 
+impl Handle<MappedFile> {
+    /// The file's pages.
+    #[inline(always)]
+    pub fn mapping(self) -> Option<Handle<AddressSpace>> {
+        // SAFETY: 0, or written from a handle by who makes the file.
+        unsafe { Handle::follow(self.record().mapping.get()) }
+    }
+}
+
+impl Handle<AddressSpace> {
+    links! {
+        /// The first of the areas that map it.
+        first_area, set_first_area, i_mmap: VmArea;
+    }
+}
+
 impl Vma {
     /// Makes it a new area, which is nobody's yet, without a file.
     #[inline]
@@ -109,6 +125,10 @@ impl Vma {
         anon_vma, set_anon_vma, anon_vma: AnonVma;
         /// The file.
         file, set_file, vm_file: MappedFile;
+        /// The next area that maps the same file.
+        shared_next, set_shared_next, shared_next: VmArea;
+        /// The one before.
+        shared_prev, set_shared_prev, shared_prev: VmArea;
     }
 
     /// The next area up.
@@ -145,6 +165,12 @@ impl Vma {
     #[inline(always)]
     pub fn flags(self) -> VmaFlags {
         VmaFlags(self.record().vm_flags.get())
+    }
+
+    /// Sets the flags.
+    #[inline(always)]
+    pub(crate) fn set_flags(self, flags: VmaFlags) {
+        self.record().vm_flags.set(flags.0);
     }
 
     /// Offset of its first page.

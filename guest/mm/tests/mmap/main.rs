@@ -1,6 +1,12 @@
 //! Address spaces of programs on a hosted machine.
 
+mod content;
+mod gaps;
+mod limits;
+mod merge;
+mod model;
 mod spaces;
+mod threads;
 
 use pagevisor_mm::Mm;
 use pagevisor_mm::hosted::{HostPlatform, Machine, Topology};

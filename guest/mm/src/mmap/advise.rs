@@ -1,0 +1,180 @@
+//! `madvise`.
+
+use pagevisor_shared::errno::Errno;
+use pagevisor_shared::mm_types::VmaFlags;
+use pagevisor_shared::mm_types::uapi as u;
+use pagevisor_shared::units::VirtAddr;
+
+use super::areas::vma_at_or_above;
+use super::lock::MmapWrite;
+use super::unmap::page_align;
+use super::{PAGE_MASK, Space, Vma};
+use crate::Mm;
+use crate::platform::Platform;
+
+/// What is to be done for a range.
+#[derive(Clone, Copy, Debug)]
+enum Advice {
+    /// Flags go and come (`madvise_vma_behavior`).
+    Flags {
+        /// What goes.
+        clear: VmaFlags,
+        /// What comes.
+        set: VmaFlags,
+    },
+    /// Pages go at once; those of locked areas too, or not.
+    DontNeed {
+        /// Locked ones too.
+        locked: bool,
+    },
+    /// Pages may go.
+    Free,
+    /// Pages come.
+    Populate {
+        /// For writing.
+        write: bool,
+    },
+    /// Nothing that memory without swap could do better.
+    Nothing,
+}
+
+impl Advice {
+    fn new(advice: u32) -> Option<Self> {
+        let flags = |clear: VmaFlags, set: VmaFlags| Some(Self::Flags { clear, set });
+        let (seq, rand, none) = (VmaFlags::SEQ_READ, VmaFlags::RAND_READ, VmaFlags::NONE);
+        let huge = VmaFlags::HUGEPAGE.with(VmaFlags::NOHUGEPAGE);
+        match advice {
+            u::MADV_NORMAL => flags(seq.with(rand), none),
+            u::MADV_SEQUENTIAL => flags(rand, seq),
+            u::MADV_RANDOM => flags(seq, rand),
+            u::MADV_DONTFORK => flags(none, VmaFlags::DONTCOPY),
+            u::MADV_DOFORK => flags(VmaFlags::DONTCOPY, none),
+            u::MADV_WIPEONFORK => flags(none, VmaFlags::WIPEONFORK),
+            u::MADV_KEEPONFORK => flags(VmaFlags::WIPEONFORK, none),
+            u::MADV_DONTDUMP => flags(none, VmaFlags::DONTDUMP),
+            u::MADV_DODUMP => flags(VmaFlags::DONTDUMP, none),
+            u::MADV_HUGEPAGE => flags(huge, VmaFlags::HUGEPAGE),
+            u::MADV_NOHUGEPAGE => flags(huge, VmaFlags::NOHUGEPAGE),
+            u::MADV_DONTNEED => Some(Self::DontNeed { locked: false }),
+            u::MADV_DONTNEED_LOCKED => Some(Self::DontNeed { locked: true }),
+            u::MADV_FREE => Some(Self::Free),
+            u::MADV_POPULATE_READ => Some(Self::Populate { write: false }),
+            u::MADV_POPULATE_WRITE => Some(Self::Populate { write: true }),
+            u::MADV_WILLNEED | u::MADV_COLD | u::MADV_PAGEOUT => Some(Self::Nothing),
+            _ => None,
+        }
+    }
+
+    /// Whether the flags of `vma` may be changed like that.
+    ///
+    /// # Errors
+    /// EINVAL.
+    fn check_flags(advice: u32, vma: Vma) -> Result<(), Errno> {
+        let flags = vma.flags();
+        let refused = match advice {
+            u::MADV_WIPEONFORK => !vma.is_anonymous() || flags.contains(VmaFlags::SHARED),
+            u::MADV_DODUMP => flags.intersects(VmaFlags::PFNMAP.with(VmaFlags::DONTEXPAND)),
+            _ => false,
+        };
+        if refused { Err(Errno::EINVAL) } else { Ok(()) }
+    }
+}
+
+impl<P: Platform> Mm<P> {
+    /// Says how the pages from `start` on are going to be used (`madvise`).
+    ///
+    /// # Errors
+    /// EINVAL for an address inside a page, advice that there is not or that an area cannot follow; ENOMEM if something is not
+    /// mapped, but what is has been done; EFAULT and ENOMEM if pages cannot be had.
+    pub fn do_madvise(&self, space: Space, start: VirtAddr, len: u64, advice: u32) -> Result<(), Errno> {
+        let start = start.raw();
+        let what = Advice::new(advice).ok_or(Errno::EINVAL)?;
+        let aligned = page_align(len);
+        if start & !PAGE_MASK != 0 || len != 0 && aligned == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let end = start.checked_add(aligned).ok_or(Errno::EINVAL)?;
+        if start == end {
+            return Ok(());
+        }
+        match what {
+            Advice::Populate { write } => self.faultin_range(space, VirtAddr::new(start), VirtAddr::new(end), write),
+            Advice::Flags { clear, set } => {
+                let held = self.mmap_write_lock(space);
+                self.advise_flags(&held, start, end, |vma| {
+                    Advice::check_flags(advice, vma)?;
+                    Ok(vma.flags().without(clear).with(set))
+                })
+            }
+            Advice::DontNeed { .. } | Advice::Free | Advice::Nothing => self.advise_pages(space, start, end, what),
+        }
+    }
+
+    /// Changes flags (`madvise_update_vma`).
+    fn advise_flags(
+        &self,
+        held: &MmapWrite<'_, P>,
+        start: u64,
+        end: u64,
+        flags_of: impl Fn(Vma) -> Result<VmaFlags, Errno>,
+    ) -> Result<(), Errno> {
+        let space = held.space();
+        let (mut at, mut unmapped) = (start, Ok(()));
+        while at < end {
+            let Some(vma) = vma_at_or_above(space, at).filter(|vma| vma.start() < end) else {
+                return Err(Errno::ENOMEM);
+            };
+            if vma.start() > at {
+                unmapped = Err(Errno::ENOMEM);
+                at = vma.start();
+            }
+            let stop = vma.end().min(end);
+            let flags = flags_of(vma)?;
+            if flags != vma.flags() {
+                let prev = if at > vma.start() { Some(vma) } else { vma.prev() };
+                // There may be memory later (`madvise_vma_behavior`).
+                held.reflag(vma, prev, at, stop, flags).map_err(|error| match error {
+                    Errno::ENOMEM => Errno::EAGAIN,
+                    other => other,
+                })?;
+            }
+            at = stop;
+        }
+        unmapped
+    }
+
+    /// Does something to the pages (`madvise_vma_behavior`).
+    fn advise_pages(&self, space: Space, start: u64, end: u64, what: Advice) -> Result<(), Errno> {
+        let _held = self.mmap_read_lock(space);
+        let (mut at, mut unmapped) = (start, Ok(()));
+        while at < end {
+            let Some(vma) = vma_at_or_above(space, at).filter(|vma| vma.start() < end) else {
+                return Err(Errno::ENOMEM);
+            };
+            if vma.start() > at {
+                unmapped = Err(Errno::ENOMEM);
+                at = vma.start();
+            }
+            let stop = vma.end().min(end);
+            let flags = vma.flags();
+            match what {
+                Advice::DontNeed { locked } => {
+                    let stays = VmaFlags::PFNMAP.with(if locked { VmaFlags::NONE } else { VmaFlags::LOCKED });
+                    if flags.intersects(stays) {
+                        return Err(Errno::EINVAL);
+                    }
+                    self.zap_page_range(vma, at, stop);
+                }
+                Advice::Free => {
+                    if !vma.is_anonymous() {
+                        return Err(Errno::EINVAL);
+                    }
+                    self.madvise_free_range(vma, at, stop);
+                }
+                _ => {}
+            }
+            at = stop;
+        }
+        unmapped
+    }
+}
