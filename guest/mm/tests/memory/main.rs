@@ -1,6 +1,7 @@
 //! Programs' memory on hosted machines: accesses walk the page tables in software, and fault as a processor would.
 
 mod basics;
+mod changes;
 mod failure;
 mod fork;
 mod known_zero;
