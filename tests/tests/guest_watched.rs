@@ -83,7 +83,11 @@ nth-gfp            0x0(none)
 ";
     let found = guest.show(&["fail_page_alloc"]);
     assert!(found.starts_with(want), "{found}");
-    assert!(found.ends_with("\nfailed             0\n") && !found.contains("looked-at          0\n"), "{found}");
+    // Only what vmalloc tries first for the stacks of the first four tasks, in larger blocks: it does not wait for those, and
+    // has another way.
+    let failed =
+        found.lines().last().and_then(|line| line.strip_prefix("failed")).map_or(usize::MAX, |n| number(n.trim()));
+    assert!(failed <= 2 * 4 && !found.contains("looked-at          0\n"), "{found}");
     assert_eq!(guest.stop().code(), 0);
 }
 
