@@ -3,7 +3,7 @@
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::AcqRel;
 
-use pagevisor_shared::mm_types::MmCounter;
+use pagevisor_shared::mm_types::{MmCounter, MmStruct};
 use pagevisor_shared::page::Page;
 use pagevisor_shared::page_flags::PageFlag;
 use pagevisor_shared::pgtable::{Entry, PMD_SIZE, table_end};
@@ -125,6 +125,7 @@ impl<P: Platform> Mm<P> {
     /// Unmaps pages of `vma` from `start` up to `end` (`zap_page_range`, `MADV_DONTNEED`). The caller has the space's lock.
     pub fn zap_page_range(&self, vma: Vma, start: u64, end: u64) {
         let Some(space) = vma.mm() else { return };
+        update_hiwater_rss(space.record());
         let mut gather = Gather::new(self, space);
         self.zap_range(&mut gather, vma, start, end, false);
         gather.finish();
@@ -149,6 +150,7 @@ impl<P: Platform> Mm<P> {
         floor: u64,
         ceiling: u64,
     ) {
+        update_hiwater_rss(held.space().record());
         let mut gather = Gather::new(self, held.space());
         for vma in areas.clone() {
             self.zap_range(&mut gather, vma, vma.start(), vma.end(), false);
@@ -254,7 +256,7 @@ impl<P: Platform> Mm<P> {
     /// The address behind what the missing table for `virt` would serve, `end` at most: whole higher levels that are
     /// missing are skipped.
     #[inline]
-    pub(crate) fn next_table(&self, space: &pagevisor_shared::mm_types::MmStruct, virt: u64, end: u64) -> u64 {
+    pub(crate) fn next_table(&self, space: &MmStruct, virt: u64, end: u64) -> u64 {
         let map = self.direct_map();
         let Some(root) = crate::raw::Pgd::root(map, space) else { return end };
         match root.next(map, virt) {
@@ -262,6 +264,15 @@ impl<P: Platform> Mm<P> {
             Some(pud) if pud.next(map, virt).is_none() => table_end(virt, end, 1),
             Some(_) => table_end(virt, end, 0),
         }
+    }
+}
+
+/// Notes how many pages are mapped before some go (`update_hiwater_rss`).
+fn update_hiwater_rss(space: &MmStruct) {
+    let mapped = [MmCounter::File, MmCounter::Anon, MmCounter::Shmem].map(|kind| space.rss_stat[kind as usize].get());
+    let mapped = mapped.into_iter().sum::<i64>().max(0) as u64;
+    if space.hiwater_rss.get() < mapped {
+        space.hiwater_rss.set(mapped);
     }
 }
 

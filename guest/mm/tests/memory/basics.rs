@@ -199,6 +199,7 @@ fn pages_that_are_given_up_are_zero_again() {
     mm.platform().take_user_flushes();
     mm.zap_page_range(vma, base + PAGE_SIZE, TOP - PAGE_SIZE);
     assert_eq!((rss(space), used - in_use(mm)), (2, 1498));
+    assert_eq!(space.hiwater_rss.load(Relaxed), 1500, "as many as there ever were");
     let flushes = mm.platform().take_user_flushes();
     assert!(flushes.iter().all(|flush| flush.space == space.ctx_id.load(Relaxed) && !flush.tables), "{flushes:?}");
     let forgotten = |addr| flushes.iter().any(|flush| flush.range.contains(&addr));
