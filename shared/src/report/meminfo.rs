@@ -35,8 +35,6 @@ pub type Each<'f> = &'f mut dyn FnMut(&'static str, Amount) -> fmt::Result;
 
 /// Size of the vmalloc area in KiB (`VMALLOC_TOTAL`, which leaves out the area's last byte).
 const VMALLOC_TOTAL_KIB: u64 = (VMALLOC_END - VMALLOC_START) >> 10;
-/// Share of RAM that may be committed, in percent (`overcommit_ratio`).
-const OVERCOMMIT_RATIO: u64 = 50;
 /// KiB of a huge page (`Hugepagesize`).
 const HUGE_PAGE_KIB: u64 = 2048;
 
@@ -150,9 +148,8 @@ pub fn items(region: &RegionRef<'_>, each: Each<'_>) -> fmt::Result {
     lines.pages("Shmem", node_state(NodeStat::NrShmem))?;
     lines.slab(node_state)?;
     lines.tables(node_state, zone_state(ZoneStat::NrBounce))?;
-    // `vm_commit_limit`: a share of RAM that is not in huge page pools, plus swap.
-    lines.pages("CommitLimit", total.wrapping_mul(OVERCOMMIT_RATIO) / 100)?;
-    lines.kib("Committed_AS", 0)?;
+    lines.pages("CommitLimit", region.sysctl().commit_limit(total))?;
+    lines.pages("Committed_AS", region.header().roots.committed_as.load(Relaxed).max(0) as u64)?;
     lines.kib("VmallocTotal", VMALLOC_TOTAL_KIB)?;
     lines.pages("VmallocUsed", region.header().nr_vmalloc_pages.load(Relaxed))?;
     lines.kib("VmallocChunk", 0)?;

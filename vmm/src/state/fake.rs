@@ -198,6 +198,7 @@ impl FakeGuest {
     fn fill_header(&self) {
         let region = self.region();
         let header = region.header();
+        region.sysctl().overcommit_ratio.store(50, Relaxed);
         header.state.store(GuestState::Ready as u32, Relaxed);
         header.nodes_online.store(0b111, Relaxed);
         header.cpus_online.store(0b11, Relaxed);

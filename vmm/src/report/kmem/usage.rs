@@ -1,6 +1,7 @@
 //! `kmem -i`: memory by what it is used for.
 
 use std::fmt::{self, Write};
+use std::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::report::counters;
 use pagevisor_shared::units::PAGE_SIZE;
@@ -9,12 +10,12 @@ use serde_json::{Value, json};
 
 use crate::state::StateView;
 
-/// Share of RAM that may be committed, in percent (`overcommit_ratio`).
-const OVERCOMMIT_RATIO: u64 = 50;
-
-/// What there is, in pages. There are no buffers, no pools of huge pages and no swap, and nothing is committed.
+/// What there is, in pages. There are no buffers, no pools of huge pages and no swap.
 struct Usage {
     total: u64,
+    /// What programs may be promised, and what they are.
+    commit_limit: u64,
+    committed: u64,
     free: u64,
     cached: u64,
     slab: u64,
@@ -25,8 +26,11 @@ impl Usage {
         let region = state.region();
         let node = |item| counters::global_node_page_state(&region, item);
         let slab = node(NodeStat::NrSlabReclaimable).wrapping_add(node(NodeStat::NrSlabUnreclaimable));
+        let total = counters::totalram_pages(&region);
         Self {
-            total: counters::totalram_pages(&region),
+            total,
+            commit_limit: region.sysctl().commit_limit(total),
+            committed: region.header().roots.committed_as.load(Relaxed).max(0) as u64,
             free: counters::global_zone_page_state(&region, ZoneStat::NrFreePages),
             cached: node(NodeStat::NrFilePages).wrapping_sub(node(NodeStat::NrSwapcached)),
             slab,
@@ -35,10 +39,6 @@ impl Usage {
 
     const fn used(&self) -> u64 {
         self.total.wrapping_sub(self.free)
-    }
-
-    const fn commit_limit(&self) -> u64 {
-        self.total.wrapping_mul(OVERCOMMIT_RATIO) / 100
     }
 }
 
@@ -87,8 +87,8 @@ pub fn usage(state: &StateView, out: &mut dyn Write) -> fmt::Result {
     row(out, "SWAP USED", 0, Some((0, "TOTAL SWAP")))?;
     row(out, "SWAP FREE", 0, Some((0, "TOTAL SWAP")))?;
     out.write_char('\n')?;
-    row(out, "COMMIT LIMIT", usage.commit_limit(), None)?;
-    row(out, "COMMITTED", 0, Some((usage.commit_limit(), "TOTAL LIMIT")))
+    row(out, "COMMIT LIMIT", usage.commit_limit, None)?;
+    row(out, "COMMITTED", usage.committed, Some((usage.commit_limit, "TOTAL LIMIT")))
 }
 
 /// `kmem -i` as JSON, in pages.
@@ -106,7 +106,7 @@ pub fn usage_json(state: &StateView) -> Value {
         "total_swap": 0,
         "swap_used": 0,
         "swap_free": 0,
-        "commit_limit": usage.commit_limit(),
-        "committed": 0,
+        "commit_limit": usage.commit_limit,
+        "committed": usage.committed,
     })
 }

@@ -185,6 +185,7 @@ ffffea0000062040   3102000         40000002        0  1 200 slab
 #[test]
 fn kmem_i_is_crash_s() {
     let guest = FakeGuest::with_slabs();
+    guest.region().header().roots.committed_as.store(4895, std::sync::atomic::Ordering::Relaxed);
     let found = text(&guest.view(), "kmem -i");
     let expected = "                 PAGES        TOTAL      PERCENTAGE
     TOTAL MEM    97907     382.4 MB         ----
@@ -202,7 +203,7 @@ fn kmem_i_is_crash_s() {
     SWAP FREE        0            0    0% of TOTAL SWAP
 
  COMMIT LIMIT    48953     191.2 MB         ----
-    COMMITTED        0            0    0% of TOTAL LIMIT
+    COMMITTED     4895      19.1 MB    9% of TOTAL LIMIT
 ";
     assert_eq!(found, expected);
 }
