@@ -107,11 +107,11 @@ impl Bench<'_> {
     }
 
     pub fn busy(&self) -> Vec<u64> {
-        self.areas(self.region.header().roots.vmalloc.busy_first.load(SeqCst))
+        self.areas(self.region.header().roots.vmalloc.busy.first.load(SeqCst))
     }
 
     pub fn free_areas(&self) -> Vec<u64> {
-        self.areas(self.region.header().roots.vmalloc.free_first.load(SeqCst))
+        self.areas(self.region.header().roots.vmalloc.free.first.load(SeqCst))
     }
 
     /// The first area in use with those flags and at least so many pages: its start and the address of its record.

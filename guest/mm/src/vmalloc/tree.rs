@@ -35,7 +35,7 @@ fn max_of(node: Option<AreaRef>) -> u64 {
 
 impl<const AUGMENTED: bool> AreaTree<AUGMENTED> {
     /// The tree with that root and that start of its list.
-    pub(crate) const fn new(root: AreaWord, first: AreaWord) -> Self {
+    pub(crate) const fn new([root, first]: [AreaWord; 2]) -> Self {
         Self { root, first }
     }
 
