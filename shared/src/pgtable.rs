@@ -14,6 +14,9 @@ pub const PTRS_PER_TABLE: usize = 512;
 pub const PMD_SHIFT: u32 = 21;
 /// Bytes of a large page: 2 MiB (`PMD_SIZE`).
 pub const PMD_SIZE: u64 = 1 << PMD_SHIFT;
+/// First address above the lower half of the address space: what a root of one's own maps for itself. User space ends a page
+/// below ([`crate::layout::TASK_SIZE_MAX`]).
+pub const USER_END: u64 = 1 << 47;
 /// The top level.
 pub const TOP_LEVEL: u32 = 3;
 
@@ -86,6 +89,15 @@ impl Protection {
     /// `PAGE_KERNEL_ROX`.
     pub const KERNEL_ROX: Self = Self(Self::KERNEL_RO.0 & !Entry::NO_EXECUTE);
 
+    /// `PAGE_SHARED`: a user's data, which may be written.
+    pub const SHARED: Self = Self(Entry::PRESENT | Entry::WRITABLE | Entry::USER | Entry::ACCESSED | Entry::NO_EXECUTE);
+    /// `PAGE_SHARED_EXEC`.
+    pub const SHARED_EXEC: Self = Self(Self::SHARED.0 & !Entry::NO_EXECUTE);
+    /// `PAGE_READONLY`: a user's, which may be read; also what is to be copied when it is written (`PAGE_COPY`).
+    pub const READONLY: Self = Self(Self::SHARED.0 & !Entry::WRITABLE);
+    /// `PAGE_READONLY_EXEC`.
+    pub const READONLY_EXEC: Self = Self(Self::READONLY.0 & !Entry::NO_EXECUTE);
+
     /// The same, cached in another way.
     #[must_use]
     pub const fn cached(self, mode: CacheMode) -> Self {
@@ -135,6 +147,11 @@ impl Entry {
     /// An entry that leads to a table of the kernel's (`_KERNPG_TABLE`), but for the dirty bit, which means nothing there.
     pub const TABLE: u64 = Self::PRESENT | Self::WRITABLE | Self::ACCESSED;
 
+    /// Bits that stay when what is allowed changes (`_PAGE_CHG_MASK`): where it leads, how it is cached, and what the
+    /// processor has noted.
+    pub const KEPT: u64 =
+        Self::ADDRESS | Self::WRITE_THROUGH | Self::CACHE_DISABLE | Self::ACCESSED | Self::DIRTY | Self::LARGE;
+
     /// No entry.
     pub const NONE: Self = Self(0);
 
@@ -142,6 +159,12 @@ impl Entry {
     #[inline(always)]
     pub const fn to_table(table: PhysAddr) -> Self {
         Self(table.raw() & Self::ADDRESS | Self::TABLE)
+    }
+
+    /// As [`Self::to_table`], to a table for user space too (`_PAGE_TABLE`).
+    #[inline(always)]
+    pub const fn to_user_table(table: PhysAddr) -> Self {
+        Self(Self::to_table(table).0 | Self::USER)
     }
 
     /// An entry of level 0 that maps the page at `page`.
@@ -160,6 +183,51 @@ impl Entry {
     #[inline(always)]
     pub const fn is_present(self) -> bool {
         self.0 & Self::PRESENT != 0
+    }
+
+    /// Whether there is nothing at all (`pte_none`): not even a note of where a page went.
+    #[inline(always)]
+    pub const fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether it allows writing (`pte_write`).
+    #[inline(always)]
+    pub const fn is_writable(self) -> bool {
+        self.0 & Self::WRITABLE != 0
+    }
+
+    /// Whether the page was used since the bit was last cleared (`pte_young`).
+    #[inline(always)]
+    pub const fn is_young(self) -> bool {
+        self.0 & Self::ACCESSED != 0
+    }
+
+    /// Whether the page was written to since the bit was last cleared (`pte_dirty`).
+    #[inline(always)]
+    pub const fn is_dirty(self) -> bool {
+        self.0 & Self::DIRTY != 0
+    }
+
+    /// With these bits of [`Self::KEPT`]'s kind or others set (`pte_mkyoung`, `pte_mkdirty`, `pte_mkwrite`).
+    #[must_use]
+    #[inline(always)]
+    pub const fn with(self, bits: u64) -> Self {
+        Self(self.0 | bits)
+    }
+
+    /// Without these bits (`pte_mkold`, `pte_mkclean`, `pte_wrprotect`).
+    #[must_use]
+    #[inline(always)]
+    pub const fn without(self, bits: u64) -> Self {
+        Self(self.0 & !bits)
+    }
+
+    /// Allowing what `protection` does; where it leads and what the processor has noted stay (`pte_modify`).
+    #[must_use]
+    #[inline(always)]
+    pub const fn modified(self, protection: Protection) -> Self {
+        Self(self.0 & Self::KEPT | protection.bits() & !Self::KEPT)
     }
 
     /// Whether, as an entry of `level`, it maps memory.

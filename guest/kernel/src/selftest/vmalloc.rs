@@ -4,8 +4,14 @@ use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use pagevisor_mm::Mm;
+use pagevisor_mm::pgtable::PageTables;
+use pagevisor_mm::platform::Platform;
+use pagevisor_mm::vmalloc::VmallocRequest;
+use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::pgtable::{Entry, Protection};
 use pagevisor_shared::units::{PAGE_SIZE, Pfn, VirtAddr};
 
+use crate::arch::cpu;
 use crate::log::{pr_err, pr_info};
 use crate::platform::Kernel;
 use crate::{platform, smp};
@@ -16,7 +22,11 @@ static SEEN: AtomicU64 = AtomicU64::new(0);
 #[inline(never)]
 pub(super) fn run() {
     let Some(mm) = platform::mm() else { return };
-    let result = small(mm).and_then(|()| used_again(mm)).and_then(|()| large(mm)).and_then(|()| interrupted(mm));
+    let result = small(mm)
+        .and_then(|()| used_again(mm))
+        .and_then(|()| large(mm))
+        .and_then(|()| interrupted(mm))
+        .and_then(|()| address_space(mm));
     match result {
         Ok(()) => pr_info!("selftest: vmalloc ok"),
         Err(why) => pr_err!("selftest: vmalloc failed: {why}"),
@@ -136,5 +146,50 @@ fn interrupted(mm: &Mm<Kernel>) -> Result<(), &'static str> {
     if mm.find_vm_area(addr).is_some() {
         return Err("what an interrupt freed is there for ever");
     }
+    Ok(())
+}
+
+/// Calls `work` with this CPU in the address space of `tables`, and interrupts off.
+fn within<R>(mm: &Mm<Kernel>, tables: &PageTables, work: impl FnOnce() -> R) -> R {
+    let flags = mm.platform().irq_save();
+    // SAFETY: they have the kernel's half, which is all that the kernel uses.
+    unsafe { cpu::set_cr3(tables.root().raw()) };
+    let result = work();
+    // SAFETY: the kernel's own.
+    unsafe { cpu::set_cr3(mm.platform().kernel_root().raw()) };
+    mm.platform().irq_restore(flags);
+    result
+}
+
+/// An address space sees what is mapped in the kernel's half after it was made, also behind another top-level entry; and
+/// its own half, where the processor notes what was used.
+fn address_space(mm: &Mm<Kernel>) -> Result<(), &'static str> {
+    const USER: VirtAddr = VirtAddr::new(0x40_0000);
+    let tables = mm.pgd_alloc(Gfp::KERNEL).ok_or("no memory for page tables")?;
+    let request = VmallocRequest { align: 1 << 39, ..VmallocRequest::new(2 * PAGE_SIZE) };
+    let addr = mm.vmalloc_range(&request).ok_or("no memory")?;
+    write(addr, 1, 0x1234_5678);
+    if within(mm, &tables, || read(addr, 1)) != 0x1234_5678 {
+        return Err("an address space sees other memory of the kernel's");
+    }
+    let frame = mm.vmalloc_to_page(addr).ok_or("a page is missing")?;
+    // Ring 0 may not run what ring 3 may, but read and write it.
+    let entry = Entry::to_page(frame.addr(), Protection::SHARED).without(Entry::ACCESSED);
+    mm.set_entry(&tables, USER, 0, entry, Gfp::KERNEL).map_err(|_| "no memory for tables")?;
+    let noted = || mm.lookup_entry(&tables, USER).map(|(entry, _)| (entry.is_young(), entry.is_dirty()));
+    if noted() != Some((false, false)) {
+        return Err("an address was used before it was");
+    }
+    within(mm, &tables, || read(USER, 0));
+    if noted() != Some((true, false)) {
+        return Err("the processor does not note what it reads");
+    }
+    within(mm, &tables, || write(USER, 0, 0x8765_4321));
+    if noted() != Some((true, true)) || read(addr, 0) != 0x8765_4321 {
+        return Err("the processor does not note what it writes");
+    }
+    mm.vfree(addr);
+    mm.purge_vmap_areas();
+    mm.pgd_free(tables);
     Ok(())
 }

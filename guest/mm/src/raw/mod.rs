@@ -24,7 +24,7 @@ pub use memmap::Memmap;
 pub(crate) use owned::MmVec;
 pub use owned::{KBox, KVec, NoMemory};
 pub(crate) use percpu::{Chunk, Maps, adopt_root, copy_direct, zero_direct};
-pub(crate) use pgtable::Table;
+pub(crate) use pgtable::{LastTable, Root, Space, Table};
 pub use slab::Cache;
 pub(crate) use slab::{CacheSlot, Shape, SlabMemory, construct, constructor};
 pub(crate) use table::BootTable;

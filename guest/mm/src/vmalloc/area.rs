@@ -1,7 +1,7 @@
 //! Areas: carving them out of the free ones, and putting them back.
 
 use core::ops::Deref;
-use core::sync::atomic::Ordering::{Relaxed, Release};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::region::seq;
@@ -171,6 +171,13 @@ impl<P: Platform> Mm<P> {
         self.lock_tree(&self.vmalloc_state().purge)
     }
 
+    /// Whether the vmalloc space can be used, which includes that its top-level tables are there. The first who asks pays
+    /// for it.
+    #[inline]
+    pub(crate) fn vmalloc_ready(&self, gfp: Gfp) -> bool {
+        self.vmalloc.ready.load(Acquire) != 0 || self.vmalloc_init(gfp)
+    }
+
     /// Makes all of the vmalloc space free, if that was not done yet (`vmalloc_init`): who asks first pays for it. False
     /// when there is no memory for it.
     #[cold]
@@ -188,7 +195,7 @@ impl<P: Platform> Mm<P> {
     }
 
     fn vmalloc_init_locked(&self, gfp: Gfp) -> bool {
-        if !self.records_init() || !self.preallocate_top_level(SPACE_START, SPACE_START + 1, gfp) {
+        if !self.records_init() || !self.preallocate_top_level(gfp) {
             return false;
         }
         let Some(all) = self.new_area(gfp) else { return false };

@@ -77,7 +77,8 @@ fn the_first_of_all_may_fail_and_the_next_works() {
             break;
         }
     }
-    assert!(failed >= 4, "the cache, records, tables and the page");
+    // Without a block for the top-level tables they are made one by one.
+    assert!(failed >= 3, "the cache, records and the page");
 }
 
 #[test]

@@ -46,7 +46,8 @@ fn pages(random: &mut SplitMix64) -> u64 {
 fn allocate(mm: &Mm<HostPlatform>, random: &mut SplitMix64, mark: u64) -> Option<Area> {
     match random.below(10) {
         0 => {
-            let pages: Option<Vec<_>> = (0..1 + random.below(9)).map(|_| mm.alloc_pages(Gfp::KERNEL, Order::ZERO)).collect();
+            let pages: Option<Vec<_>> =
+                (0..1 + random.below(9)).map(|_| mm.alloc_pages(Gfp::KERNEL, Order::ZERO)).collect();
             let pages = pages.expect("memory");
             let addr = mm.vmap(&pages, Protection::KERNEL).expect("addresses");
             Some(Area::Mapped { addr, pages })
