@@ -242,11 +242,9 @@ impl Entry {
         let low = if level > 0 && self.0 & Self::LARGE != 0 { level_size(level) - 1 } else { PAGE_SIZE - 1 };
         PhysAddr::new(self.0 & Self::ADDRESS & !low)
     }
-}
 
-impl fmt::Debug for Entry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x}", self.0 & Self::ADDRESS)?;
+    /// Names of the bits that are set beside the address, from below, as crash has them.
+    pub fn flags(self) -> impl Iterator<Item = &'static str> {
         let names = [
             (Self::PRESENT, "PRESENT"),
             (Self::WRITABLE, "RW"),
@@ -259,10 +257,14 @@ impl fmt::Debug for Entry {
             (Self::GLOBAL, "GLOBAL"),
             (Self::NO_EXECUTE, "NX"),
         ];
-        for (_, name) in names.into_iter().filter(|(bit, _)| self.0 & bit != 0) {
-            write!(f, "|{name}")?;
-        }
-        Ok(())
+        names.into_iter().filter(move |(bit, _)| self.0 & bit != 0).map(|(_, name)| name)
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0 & Self::ADDRESS)?;
+        self.flags().try_for_each(|name| write!(f, "|{name}"))
     }
 }
 
