@@ -109,6 +109,24 @@ fn every_operation_comes_back_as_it_went() {
 }
 
 #[test]
+fn one_block_is_short_and_several_are_not() {
+    let alloc = |placement, count| Op::AllocPages { gfp: Gfp::KERNEL, order: order(1), placement, handle: 7, count };
+    let free = |count| Op::FreePages { handle: 7, count };
+    let [local, bound] = [Placement::Local, Placement::Bind(NodeMask(6))];
+    for op in [Op::Nop, alloc(local, 1), alloc(bound, 1), free(1)] {
+        assert_eq!(Op::decode_short(&op.encode()), Some(op));
+    }
+    let many = [alloc(local, 0), alloc(local, 2), free(0), free(2)];
+    for op in every_op().iter().filter(|op| **op != Op::Nop).chain(&many) {
+        assert_eq!(Op::decode_short(&op.encode()), None, "{op:?}");
+    }
+    let raw = alloc(local, 1).encode();
+    for bad in [RawOp { order: 11, ..raw }, RawOp { gfp: u32::MAX, ..raw }, RawOp { small: 4, ..raw }] {
+        assert_eq!((Op::decode_short(&bad), Op::decode(&bad)), (None, Err(OpError::Invalid)));
+    }
+}
+
+#[test]
 fn arguments_that_mean_nothing_are_refused() {
     let code = |code: OpCode| RawOp { code: code as u16, ..RawOp::default() };
     let cases = [
@@ -228,6 +246,9 @@ proptest! {
     #[test]
     fn any_operation_decodes_or_is_refused(bytes in any::<[u8; 32]>()) {
         let raw = RawOp::from_bytes(&bytes);
+        if let Some(op) = Op::decode_short(&raw) {
+            prop_assert_eq!(Op::decode(&raw), Ok(op));
+        }
         if let Ok(op) = Op::decode(&raw) {
             prop_assert_eq!(Op::decode(&op.encode()), Ok(op));
         }

@@ -348,6 +348,31 @@ impl Op {
         }
     }
 
+    /// From a message, if it is one that is done in no time: nothing, or one block of pages. None for all others, and for
+    /// arguments that mean nothing; [`Self::decode`] knows what they are.
+    ///
+    /// Messages are full of these. They are told apart where the call stands, so that they do not pay for what other
+    /// operations there are.
+    #[inline(always)]
+    pub fn decode_short(raw: &RawOp) -> Option<Self> {
+        const NOP: u16 = OpCode::Nop as u16;
+        const ALLOC_PAGES: u16 = OpCode::AllocPages as u16;
+        const FREE_PAGES: u16 = OpCode::FreePages as u16;
+        match raw.code {
+            NOP => Some(Self::Nop),
+            ALLOC_PAGES if raw.count == 1 => Self::alloc_pages(raw).ok(),
+            FREE_PAGES if raw.count == 1 => Some(Self::FreePages { handle: raw.handle, count: 1 }),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn alloc_pages(raw: &RawOp) -> Result<Self, OpError> {
+        let placement = Placement::from_raw(raw.small, raw.a)?;
+        let RawOp { handle, count, .. } = *raw;
+        Ok(Self::AllocPages { gfp: gfp(raw.gfp)?, order: order(raw.order)?, placement, handle, count })
+    }
+
     /// From a message.
     ///
     /// # Errors
@@ -358,13 +383,7 @@ impl Op {
         let code = OpCode::new(raw.code).ok_or(OpError::Unknown)?;
         Ok(match code {
             OpCode::Nop => Self::Nop,
-            OpCode::AllocPages => Self::AllocPages {
-                gfp: gfp(raw.gfp)?,
-                order: order(raw.order)?,
-                placement: Placement::from_raw(raw.small, a)?,
-                handle,
-                count,
-            },
+            OpCode::AllocPages => Self::alloc_pages(raw)?,
             OpCode::FreePages => Self::FreePages { handle, count },
             OpCode::SplitPage => Self::SplitPage { handle, into: count },
             OpCode::ReadPage => Self::ReadPage { handle, offset: a, len: count },

@@ -285,7 +285,7 @@ fn doze() {
     set_activity(Activity::Idle);
     cpu::halt_with_irqs();
     set_activity(Activity::Running);
-    Worker.pass();
+    Worker.pass(my_jobs());
 }
 
 fn set_activity(activity: Activity) {
@@ -303,11 +303,11 @@ pub struct Worker;
 
 impl Worker {
     /// Notes that this CPU's structures are whole, and stays if it is asked to.
-    #[inline]
-    fn pass(&self) {
+    #[inline(always)]
+    fn pass(&self, jobs: &Jobs) {
         let Some(region) = region::get() else { return };
         // Release: who sees that the barrier was seen sees what was done before.
-        my_jobs().barrier.store(BARRIERS.load(Ordering::Relaxed), Ordering::Release);
+        jobs.barrier.store(BARRIERS.load(Ordering::Relaxed), Ordering::Release);
         let asked = &region.header().park_request;
         if asked.load(Ordering::Relaxed) != 0 {
             self.park(asked);
@@ -335,13 +335,14 @@ impl Services for Worker {
 
     #[inline]
     fn safe_point(&self) {
-        my_jobs().rounds.store(0, Ordering::Relaxed);
-        self.pass();
+        let jobs = my_jobs();
+        jobs.rounds.store(0, Ordering::Relaxed);
+        self.pass(jobs);
     }
 
     fn relax(&self) {
         tell();
-        self.pass();
+        self.pass(my_jobs());
         parts::serve();
         let rounds = my_jobs().rounds.fetch_add(1, Ordering::Relaxed);
         if rounds < SPINS { spin_loop() } else { doze() }

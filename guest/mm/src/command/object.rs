@@ -29,6 +29,7 @@ impl From<CacheError> for OpError {
 
 impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
     /// Executes an operation on objects.
+    #[inline(never)]
     pub(super) fn object(&mut self, op: ObjectOp) -> Outcome {
         match op {
             ObjectOp::CacheCreate { handle, name, size, align, flags } => {
