@@ -39,6 +39,28 @@ impl<P: Platform> Mm<P> {
         self.slab_alloc_hooked(cache, gfp, None)
     }
 
+    /// The end of an allocation that found the CPU's array empty and nobody watching. The array's lock is held.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn slab_alloc_refill(&self, cache: Cache, gfp: Gfp, array: &ArrayCache) -> u64 {
+        let mut addr = 0;
+        if array.limit.get() != 0 {
+            array.allocmiss.bump(1);
+            self.cache_alloc_refill(cache, array, gfp);
+            addr = self.take_last(array);
+        }
+        sync::unlock(&array.lock);
+        if addr == 0 { self.slab_alloc_general(cache, gfp) } else { addr }
+    }
+
+    /// The last object of an array whose lock is held; 0 for none.
+    #[inline]
+    fn take_last(&self, array: &ArrayCache) -> u64 {
+        let Some(left) = array.avail.get().checked_sub(1) else { return 0 };
+        array.avail.set(left);
+        self.slab_memory().entry(array, left).get()
+    }
+
     /// An allocation with everything that is to be done before and after.
     pub(super) fn slab_alloc_hooked(&self, cache: Cache, gfp: Gfp, node: Option<NodeId>) -> u64 {
         let addr = self.do_cache_alloc(cache, gfp, node);
@@ -82,11 +104,7 @@ impl<P: Platform> Mm<P> {
             array.allocmiss.bump(1);
             self.cache_alloc_refill(cache, array, gfp);
         }
-        let mut addr = 0;
-        if let Some(left) = array.avail.get().checked_sub(1) {
-            addr = self.slab_memory().entry(array, left).get();
-            array.avail.set(left);
-        }
+        let addr = self.take_last(array);
         sync::unlock(held);
         addr
     }

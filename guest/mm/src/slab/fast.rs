@@ -4,7 +4,7 @@
 //! allocations and frees, or the cache is debugged, neither gets the array's lock.
 
 use pagevisor_shared::gfp::Gfp;
-use pagevisor_shared::slab::SlabWord;
+use pagevisor_shared::slab::{ArrayCache, SlabWord};
 use pagevisor_shared::units::VirtAddr;
 
 use super::Cache;
@@ -41,10 +41,15 @@ impl<P: Platform> Mm<P> {
     /// An object that need not be cleared; 0 for none.
     #[inline(never)]
     fn slab_alloc_plain(&self, cache: Cache, gfp: Gfp) -> u64 {
-        match self.take_object(cache) {
-            Some(object) => object,
-            None => self.slab_alloc_general(cache, gfp),
+        let array = cache.array(self.platform);
+        if !sync::try_lock(&array.lock) {
+            return self.slab_alloc_general(cache, gfp);
         }
+        let avail = array.avail.get();
+        if avail == 0 {
+            return self.slab_alloc_refill(cache, gfp, array);
+        }
+        self.pop_object(array, avail)
     }
 
     /// An object from this CPU's array, if there is one and nobody watches.
@@ -59,10 +64,16 @@ impl<P: Platform> Mm<P> {
             sync::unlock(&array.lock);
             return None;
         }
+        Some(self.pop_object(array, avail))
+    }
+
+    /// The last of the `avail` objects of an array, at least one, whose lock is held and then given back.
+    #[inline(always)]
+    fn pop_object(&self, array: &ArrayCache, avail: u32) -> u64 {
         let object = self.slab_memory().last_entry(array, avail).get();
         array.avail.drop_by(1);
         sync::unlock(&array.lock);
-        Some(object)
+        object
     }
 
     /// Frees an object of `cache` (`kmem_cache_free`).
@@ -73,7 +84,7 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// Frees an object to this CPU's array, if it is right there, there is room and nobody watches; tells whether it did.
+    /// Frees an object to this CPU's array, if it is right there and nobody watches; tells whether it did.
     #[inline(always)]
     pub(crate) fn give_object(&self, cache: Cache, addr: VirtAddr) -> bool {
         self.slab_word(addr).is_some_and(|word| self.put_object(cache, word, addr))
@@ -92,19 +103,27 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// Puts an object, whose page says `word`, into this CPU's array, if it belongs there and there is room; tells
-    /// whether it did.
+    /// Puts an object, whose page says `word`, into this CPU's array, if it belongs there; tells whether it did.
     #[inline(always)]
     fn put_object(&self, cache: Cache, word: SlabWord, addr: VirtAddr) -> bool {
         let array = cache.array(self.platform);
-        // The cache and the node are right, or the page is in no slab at all.
-        if word.of_any_page() != array.home.get() || !sync::try_lock(&array.lock) {
+        if !sync::try_lock(&array.lock) {
             return false;
         }
         let avail = array.avail.get();
-        if avail >= array.limit.get() {
+        // Where it is not at home the cache or the node is wrong, or the page is in no slab at all.
+        if word.of_any_page() != self.slab_memory().home(array) {
             sync::unlock(&array.lock);
             return false;
+        }
+        if avail >= self.slab_memory().limit(array) {
+            if avail == 0 {
+                // It is no array yet, and at home nowhere.
+                sync::unlock(&array.lock);
+                return false;
+            }
+            self.slab_free_full(addr, cache, array);
+            return true;
         }
         self.slab_memory().entry(array, avail).set(addr.raw());
         array.avail.bump(1);

@@ -64,14 +64,31 @@ impl<P: Platform> Mm<P> {
             self.free_to_slabs(cache, word.node() as usize, &one);
         } else {
             if array.avail.get() >= array.limit.get() {
-                array.freemiss.bump(1);
-                self.cache_flusharray(cache, array, word.node() as usize);
+                self.make_room(cache, array);
             }
             let avail = array.avail.get();
             self.slab_memory().entry(array, avail).set(addr.raw());
             array.avail.set(avail + 1);
         }
         sync::unlock(held);
+    }
+
+    /// The end of a free to this CPU's array, which is full and has nobody watching. The array's lock is held.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn slab_free_full(&self, addr: VirtAddr, cache: Cache, array: &ArrayCache) {
+        self.make_room(cache, array);
+        let avail = array.avail.get();
+        self.slab_memory().entry(array, avail).set(addr.raw());
+        array.avail.set(avail + 1);
+        sync::unlock(&array.lock);
+    }
+
+    /// Empties part of this CPU's array, whose lock is held and which is full.
+    #[inline]
+    fn make_room(&self, cache: Cache, array: &ArrayCache) {
+        array.freemiss.bump(1);
+        self.cache_flusharray(cache, array, SlabWord(array.home.get()).node() as usize);
     }
 
     /// Takes objects of node `number` back into their slabs.

@@ -238,16 +238,16 @@ impl<P: Platform> Mm<P> {
     /// The first frame of the slab that `addr` is in, and what its metadata says (`virt_to_slab`).
     #[inline]
     pub(crate) fn virt_to_slab(&self, addr: VirtAddr) -> Option<(u32, SlabWord)> {
-        let pfn = self.frame_of(addr)?;
-        let page = self.memmap().page(pfn);
+        let pfn = self.pfn_of(addr);
+        let page = self.frames.page_of(self.memmap(), pfn)?;
         let word = SlabWord(page.mapping.get());
         if !word.is_slab() {
             return None;
         }
         if !word.is_tail() {
-            return Some((pfn, word));
+            return Some((pfn as u32, word));
         }
-        let first = pfn.wrapping_sub(page.index.get());
+        let first = (pfn as u32).wrapping_sub(page.index.get());
         self.page_zone(Pfn::new(first as u64))?;
         let word = SlabWord(self.memmap().page(first).mapping.get());
         (word.is_slab() && !word.is_tail()).then_some((first, word))

@@ -2,6 +2,7 @@
 
 mod basic;
 mod errors;
+mod memory;
 mod model;
 mod threads;
 
