@@ -2,8 +2,8 @@
 
 use pagevisor_shared::command::workload::{Kind, MAX_IDS, Mark, Params, Part, Phase, Report, TraceRecord};
 use pagevisor_shared::command::{
-    BUFFER_BYTES, CommandHeader, Fault, Isolate, MAX_OBJECTS, MAX_OPS, Mapping, ObjectOp, Objects, Op, OpCode, OpError,
-    OpResult, Placement, RawOp, ReplyHeader, Setting, Status, Text,
+    BUFFER_BYTES, CommandHeader, Fault, Faulty, Isolate, MAX_OBJECTS, MAX_OPS, Mapping, ObjectOp, Objects, Op, OpCode,
+    OpError, OpResult, Placement, RawOp, ReplyHeader, Setting, Status, Text,
 };
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MigrateType;
@@ -64,10 +64,20 @@ fn every_op() -> Vec<Op> {
             min_order: 1,
             ignore_gfp_wait: true,
             ignore_gfp_highmem: false,
+            cache_filter: false,
             gfp: Gfp::DMA,
             seed: 11,
         }),
-        Op::FailNth { nth: 1 << 40, this_cpu: true },
+        Op::Failslab(Fault {
+            probability: 1,
+            interval: 1,
+            times: 2,
+            space: 100,
+            cache_filter: true,
+            ..Fault::default()
+        }),
+        Op::FailNth { of: Faulty::Pages, nth: 1 << 40, this_cpu: true },
+        Op::FailNth { of: Faulty::Objects, nth: 2, this_cpu: false },
         Op::Shutdown { code: 3 },
     ]
     .into_iter()
@@ -75,7 +85,7 @@ fn every_op() -> Vec<Op> {
     .collect()
 }
 
-fn object_ops() -> [ObjectOp; 12] {
+fn object_ops() -> [ObjectOp; 13] {
     let objects = Objects { gfp: Gfp::KERNEL | Gfp::ZERO, node: NodeId::new(63), handle: 7, count: MAX_OBJECTS };
     let text = Text { payload: 3, len: 40 };
     let flags = SlabFlags::HWCACHE_ALIGN;
@@ -92,6 +102,7 @@ fn object_ops() -> [ObjectOp; 12] {
         ObjectOp::AllocPercpu { size: 512, align: 64, objects },
         ObjectOp::FreePercpu { handle: 7, count: 8 },
         ObjectOp::SetSlabinfo { line: text },
+        ObjectOp::SetFailslab { name: text, on: true },
     ]
 }
 

@@ -1,6 +1,6 @@
 //! The operations: what the host can ask the guest to do.
 
-use super::args::{Fault, Isolate, Placement, Setting};
+use super::args::{Fault, Faulty, Isolate, Placement, Setting};
 use super::error::OpError;
 use super::object::ObjectOp;
 use super::raw::RawOp;
@@ -79,11 +79,15 @@ pub enum OpCode {
     FreePercpu = 31,
     /// [`ObjectOp::SetSlabinfo`].
     SetSlabinfo = 32,
+    /// [`Op::Failslab`].
+    Failslab = 33,
+    /// [`ObjectOp::SetFailslab`].
+    SetFailslab = 34,
 }
 
 impl OpCode {
     /// All of them, by number.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 35] = [
         Self::Nop,
         Self::AllocPages,
         Self::FreePages,
@@ -117,6 +121,8 @@ impl OpCode {
         Self::AllocPercpu,
         Self::FreePercpu,
         Self::SetSlabinfo,
+        Self::Failslab,
+        Self::SetFailslab,
     ];
 
     /// The one numbered `raw`.
@@ -271,10 +277,14 @@ pub enum Op {
     },
     /// Ends when every CPU has been between two operations since it began.
     Barrier,
-    /// Sets fault injection.
+    /// Sets fault injection into allocations of pages.
     FailPageAlloc(Fault),
+    /// Sets fault injection into allocations of objects.
+    Failslab(Fault),
     /// The `nth` allocation from now on fails, exactly that one; 0 takes it back.
     FailNth {
+        /// Of what.
+        of: Faulty,
         /// Which.
         nth: u64,
         /// Counts only the executing CPU's allocations.
@@ -342,7 +352,10 @@ impl Op {
             Self::SetEvents { mask } => RawOp { a: mask, ..op(OpCode::SetEvents) },
             Self::Barrier => op(OpCode::Barrier),
             Self::FailPageAlloc(fault) => fault.encode(op(OpCode::FailPageAlloc)),
-            Self::FailNth { nth, this_cpu } => RawOp { a: nth, small: this_cpu as u8, ..op(OpCode::FailNth) },
+            Self::Failslab(fault) => fault.encode(op(OpCode::Failslab)),
+            Self::FailNth { of, nth, this_cpu } => {
+                RawOp { order: of as u8, a: nth, small: this_cpu as u8, ..op(OpCode::FailNth) }
+            }
             Self::Shutdown { code } => RawOp { count: code as u32, ..op(OpCode::Shutdown) },
             Self::Object(object) => object.encode(),
         }
@@ -415,7 +428,8 @@ impl Op {
             OpCode::SetEvents => Self::SetEvents { mask: a },
             OpCode::Barrier => Self::Barrier,
             OpCode::FailPageAlloc => Self::FailPageAlloc(Fault::decode(raw)?),
-            OpCode::FailNth => Self::FailNth { nth: a, this_cpu: raw.small != 0 },
+            OpCode::Failslab => Self::Failslab(Fault::decode(raw)?),
+            OpCode::FailNth => Self::FailNth { of: Faulty::new(raw.order)?, nth: a, this_cpu: raw.small != 0 },
             OpCode::Shutdown => Self::Shutdown { code: u16::try_from(count).map_err(|_| OpError::Invalid)? },
             code => Self::Object(ObjectOp::decode(code, raw)?),
         })

@@ -186,6 +186,17 @@ impl Guest {
         self.any_cpu().execute_with(op, line.as_bytes()).map(drop)
     }
 
+    /// Says whether allocations from a cache fail under a [`super::Fault`] with a cache filter, as
+    /// `/sys/kernel/slab/NAME/failslab`.
+    ///
+    /// # Errors
+    /// [`pagevisor_shared::command::OpError::Invalid`] if there is no such cache, and as every command.
+    pub fn failslab_cache(&self, name: &str, on: bool) -> Result<(), Error> {
+        let text = Text { payload: 0, len: name.len() as u32 };
+        let op = Op::Object(ObjectOp::SetFailslab { name: text, on });
+        self.any_cpu().execute_with(op, name.as_bytes()).map(drop)
+    }
+
     /// Has all slab caches give back what they do not need, and purges what waits for that of `vmalloc`.
     ///
     /// # Errors

@@ -36,6 +36,7 @@ const VIEWS: [&str; 40] = [
     "kmem -g",
     "sysctl",
     "fail_page_alloc",
+    "failslab",
     "cma",
     "slabinfo",
     "vmallocinfo",

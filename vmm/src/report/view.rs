@@ -114,6 +114,8 @@ pub enum View {
     Sysctl,
     /// `/sys/kernel/debug/fail_page_alloc`
     FailPageAlloc,
+    /// `/sys/kernel/debug/failslab`
+    Failslab,
     /// `/sys/kernel/debug/cma`
     Cma,
     /// `/sys/kernel/debug/page_owner`
@@ -139,7 +141,7 @@ impl std::error::Error for BadView {}
 
 impl View {
     /// What views there are, as a user may write them.
-    pub const KNOWN: [&'static str; 28] = [
+    pub const KNOWN: [&'static str; 29] = [
         "buddyinfo",
         "pagetypeinfo",
         "zoneinfo",
@@ -166,6 +168,7 @@ impl View {
         "vtop ADDRESS",
         "sysctl",
         "fail_page_alloc",
+        "failslab",
         "cma",
         "page_owner [sites]",
     ];
@@ -207,6 +210,7 @@ impl View {
             Self::FailPageAlloc => {
                 whole(&|text| linux::fail_page_alloc(&region, text), &|| json::fail_page_alloc(&region))
             }
+            Self::Failslab => whole(&|text| linux::failslab(&region, text), &|| json::failslab(&region)),
             Self::Cma => whole(&|text| linux::cma(&region, text), &|| json::cma(&region)),
             Self::Numa => whole(&|text| linux::numa_hardware(&region, text), &|| json::numa(&region)),
             Self::KmemVmstat => whole(&|text| kmem::vmstat(state, text), &|| kmem::vmstat_json(state)),
@@ -345,6 +349,7 @@ impl FromStr for View {
             ["vtop", address] => Ok(Self::Vtop(flags(address).ok_or_else(|| bad("not a hexadecimal number in"))?)),
             ["sysctl"] => Ok(Self::Sysctl),
             ["fail_page_alloc"] => Ok(Self::FailPageAlloc),
+            ["failslab"] => Ok(Self::Failslab),
             ["cma"] => Ok(Self::Cma),
             ["page_owner"] => Ok(Self::PageOwner),
             ["page_owner", "sites"] => Ok(Self::PageOwnerSites),
@@ -393,6 +398,7 @@ impl fmt::Display for View {
             Self::KmemZones => f.write_str("kmem -z"),
             Self::Sysctl => f.write_str("sysctl"),
             Self::FailPageAlloc => f.write_str("fail_page_alloc"),
+            Self::Failslab => f.write_str("failslab"),
             Self::Cma => f.write_str("cma"),
             Self::PageOwner => f.write_str("page_owner"),
             Self::PageOwnerSites => f.write_str("page_owner sites"),

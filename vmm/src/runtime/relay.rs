@@ -35,6 +35,7 @@ fn is_allowed(op: &Op) -> bool {
             | Op::SetEvents { .. }
             | Op::Barrier
             | Op::FailPageAlloc(_)
+            | Op::Failslab(_)
             | Op::FailNth { .. }
             | Op::Shutdown { .. }
             | Op::Object(ObjectOp::SetSlabinfo { .. })

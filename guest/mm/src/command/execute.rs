@@ -9,7 +9,7 @@ use core::ops::Range;
 use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::command::workload::{Params, Report};
-use pagevisor_shared::command::{Fault, MAX_HANDLE, Op, OpError, OpResult, Placement, RawOp, Setting};
+use pagevisor_shared::command::{Fault, Faulty, MAX_HANDLE, Op, OpError, OpResult, Placement, RawOp, Setting};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::page_flags::PageFlag;
 use pagevisor_shared::region::event::EventKind;
@@ -88,12 +88,9 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
                 done(0)
             }
             Op::Set { setting, index, value } => self.set(setting, index, value),
-            Op::FailPageAlloc(fault) => self.fail_page_alloc(&fault),
-            Op::FailNth { nth, this_cpu } => {
-                let cpu = this_cpu.then_some(self.mm.platform.this_cpu().cpu);
-                let fail = FailNth { cpu, ..FailNth::of_machine(nth) };
-                self.mm.set_fail_nth(fail).map_err(|_| OpError::Invalid).and_then(|()| done(0))
-            }
+            Op::FailPageAlloc(fault) => self.fail(Faulty::Pages, &fault),
+            Op::Failslab(fault) => self.fail(Faulty::Objects, &fault),
+            Op::FailNth { of, nth, this_cpu } => self.fail_nth(of, nth, this_cpu),
             Op::Isolate { action, start, end, migratetype } => self.isolate(action, &(start..end), migratetype),
             Op::AllocContigRange { start, end, migratetype, gfp: _, handle } => {
                 self.alloc_range(start..end, migratetype, handle)
@@ -339,7 +336,17 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
         result.map_err(|_| OpError::Invalid).and_then(|()| done(0))
     }
 
-    fn fail_page_alloc(&self, fault: &Fault) -> Outcome {
+    fn fail_nth(&self, of: Faulty, nth: u64, this_cpu: bool) -> Outcome {
+        let cpu = this_cpu.then_some(self.mm.platform.this_cpu().cpu);
+        let fail = FailNth { cpu, ..FailNth::of_machine(nth) };
+        let set = match of {
+            Faulty::Pages => self.mm.set_fail_nth(fail),
+            Faulty::Objects => self.mm.set_failslab_nth(fail),
+        };
+        set.map_err(|_| OpError::Invalid).and_then(|()| done(0))
+    }
+
+    fn fail(&self, of: Faulty, fault: &Fault) -> Outcome {
         let attr = FaultAttr {
             probability: fault.probability,
             interval: fault.interval,
@@ -348,10 +355,15 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
             min_order: fault.min_order.into(),
             ignore_gfp_reclaim: fault.ignore_gfp_wait,
             ignore_gfp_highmem: fault.ignore_gfp_highmem,
+            cache_filter: fault.cache_filter,
             gfp: fault.gfp,
             seed: fault.seed,
         };
-        self.mm.set_fail_page_alloc(attr).map_err(|_| OpError::Invalid).and_then(|()| done(0))
+        let set = match of {
+            Faulty::Pages => self.mm.set_fail_page_alloc(attr),
+            Faulty::Objects => self.mm.set_failslab(attr),
+        };
+        set.map_err(|_| OpError::Invalid).and_then(|()| done(0))
     }
 
     fn set_events(&self, mask: u64) -> Outcome {

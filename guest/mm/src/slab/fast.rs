@@ -18,18 +18,51 @@ pub(super) const fn object(raw: u64) -> Option<VirtAddr> {
     if raw == 0 { None } else { Some(VirtAddr::new(raw)) }
 }
 
+/// What an allocation asks for: flags, and above them the bytes that `kmalloc` was asked for, or 0 for an object of a
+/// cache. In one word, so that the short way, which needs neither, has nothing more to pass on.
+#[derive(Clone, Copy)]
+pub(super) struct Wish(u64);
+
+impl Wish {
+    /// An object of a cache.
+    #[inline(always)]
+    pub(super) const fn object(gfp: Gfp) -> Self {
+        Self(gfp.bits() as u64)
+    }
+
+    /// An object with room for `size` bytes, which are not more than [`super::KMALLOC_MAX_CACHE_SIZE`].
+    #[inline(always)]
+    pub(super) const fn bytes(gfp: Gfp, size: usize) -> Self {
+        Self(gfp.bits() as u64 | (size as u64) << 32)
+    }
+
+    /// The flags.
+    #[inline(always)]
+    pub(super) const fn gfp(self) -> Gfp {
+        match Gfp::from_bits(self.0 as u32) {
+            Some(gfp) => gfp,
+            None => Gfp::NONE,
+        }
+    }
+
+    /// The bytes that `kmalloc` was asked for.
+    pub(super) const fn size(self) -> Option<u64> {
+        if self.0 >> 32 == 0 { None } else { Some(self.0 >> 32) }
+    }
+}
+
 impl<P: Platform> Mm<P> {
     /// Allocates an object, from this CPU's node if possible (`kmem_cache_alloc`).
     #[inline(always)]
     pub fn kmem_cache_alloc(&self, cache: Cache, gfp: Gfp) -> Option<VirtAddr> {
-        object(self.slab_alloc(cache, gfp))
+        object(self.slab_alloc(cache, gfp, Wish::object(gfp)))
     }
 
-    /// An object; 0 for none.
+    /// An object; 0 for none. `gfp` are the flags of `wish`.
     #[inline(always)]
-    pub(super) fn slab_alloc(&self, cache: Cache, gfp: Gfp) -> u64 {
+    pub(super) fn slab_alloc(&self, cache: Cache, gfp: Gfp, wish: Wish) -> u64 {
         // Most callers' flags are known when they are compiled.
-        if gfp.contains(Gfp::ZERO) { self.slab_alloc_general(cache, gfp) } else { self.slab_alloc_plain(cache, gfp) }
+        if gfp.contains(Gfp::ZERO) { self.slab_alloc_general(cache, wish) } else { self.slab_alloc_plain(cache, wish) }
     }
 
     /// Allocates an object of zeros (`kmem_cache_zalloc`).
@@ -40,14 +73,14 @@ impl<P: Platform> Mm<P> {
 
     /// An object that need not be cleared; 0 for none.
     #[inline(never)]
-    fn slab_alloc_plain(&self, cache: Cache, gfp: Gfp) -> u64 {
+    fn slab_alloc_plain(&self, cache: Cache, wish: Wish) -> u64 {
         let array = cache.array(self.platform);
         if !sync::try_lock(&array.lock) {
-            return self.slab_alloc_general(cache, gfp);
+            return self.slab_alloc_general(cache, wish);
         }
         let avail = array.avail.get();
         if avail == 0 {
-            return self.slab_alloc_refill(cache, gfp, array);
+            return self.slab_alloc_refill(cache, wish, array);
         }
         self.pop_object(array, avail)
     }

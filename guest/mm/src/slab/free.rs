@@ -5,7 +5,7 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::gfp::Gfp;
-use pagevisor_shared::region::zone::ListHead;
+use pagevisor_shared::region::zone::{ListHead, hot};
 use pagevisor_shared::slab::{ALIEN_LIMIT, ArrayCache, SlabFlags, SlabWord};
 use pagevisor_shared::units::VirtAddr;
 
@@ -30,6 +30,9 @@ impl<P: Platform> Mm<P> {
                 addr,
             );
         }
+        if self.instrumented() & hot::SLAB_EVENTS != 0 {
+            self.trace_cache_free(owner, addr);
+        }
         // As Linux, it goes back where it came from.
         self.slab_free(owner, word, addr);
     }
@@ -46,6 +49,9 @@ impl<P: Platform> Mm<P> {
     pub(super) fn slab_free(&self, cache: Cache, word: SlabWord, addr: VirtAddr) {
         if cache.flags().intersects(SlabFlags::DEBUG) && !self.debug_free(cache, addr) {
             return;
+        }
+        if self.instrumented() & hot::INIT_ON_FREE != 0 {
+            self.init_on_free(cache, addr);
         }
         let local = self.platform.this_cpu();
         let one = [AtomicU64::new(addr.raw())];

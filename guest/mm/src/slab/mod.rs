@@ -17,6 +17,7 @@
 //! | `several` | the same, for several at once |
 //! | `arrays` | making, changing and emptying arrays |
 //! | `debug` | red zones, poison, last users |
+//! | `watch` | what looks at every object: failures, events, clearing |
 //! | `layout` | how objects lie in slabs |
 //! | `create`, `boot` | caches, and the first of them |
 //!
@@ -25,7 +26,7 @@
 //!
 //! # Locks, by rank
 //!
-//! 1. `Slab::lock` (`slab_mutex`): caches come and go, tunables change. Not from interrupts.
+//! 1. `Slab::lock` (`slab_mutex`): caches come and go, tunables change, arrays' gates are shut. Not from interrupts.
 //! 2. a CPU's array ([`ArrayCache::lock`]): only ever tried where an interrupt may call; if it is held, the node's lists
 //!    serve instead. Whoever holds it may allocate pages, but never reclaims.
 //! 3. an array of other nodes' objects, with interrupts off.
@@ -49,6 +50,7 @@ mod layout;
 mod node;
 mod page;
 mod several;
+mod watch;
 
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64};
@@ -153,6 +155,11 @@ impl<P: Platform> Mm<P> {
     #[inline(always)]
     fn slab_memory(&self) -> SlabMemory {
         self.slab.memory
+    }
+
+    /// Whether it is the cache of caches.
+    pub(crate) fn is_cache_of_caches(&self, cache: Cache) -> bool {
+        cache == self.slab.caches.any()
     }
 
     /// The cache with number `id`.
@@ -266,7 +273,7 @@ impl Cache {
     }
 
     /// What was asked for, and what was chosen.
-    fn flags(self) -> SlabFlags {
+    pub(crate) fn flags(self) -> SlabFlags {
         SlabFlags::from_bits_truncate(self.record().flags.get())
     }
 }

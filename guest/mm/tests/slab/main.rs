@@ -5,6 +5,7 @@ mod errors;
 mod memory;
 mod model;
 mod threads;
+mod watched;
 
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering::Relaxed;
