@@ -98,10 +98,14 @@ fn the_command_prints_them_as_trace_pipe_does() {
     );
     let text = |kinds: &str| command::run(&mut guest.command(&["events", guest.name(), "--kinds", kinds])).success();
     let begin = std::time::Instant::now();
-    while !text("kmem_cache_free").contains("kmem_cache_free") && begin.elapsed().as_secs() < 10 {
+    let kinds = ["kmalloc", "kfree", "kmem_cache_free"];
+    let output = loop {
+        let output = text(&kinds.join(","));
+        if kinds.iter().all(|kind| output.contains(&format!(": {kind}: "))) || begin.elapsed().as_secs() >= 10 {
+            break output;
+        }
         std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-    let output = text("kmalloc,kfree,kmem_cache_free");
+    };
     let lines = |start: &str, parts: &[&str]| {
         let of_kind: Vec<_> = output.lines().filter(|line| line.contains(start)).collect();
         assert!(!of_kind.is_empty(), "no {start} in {output}");

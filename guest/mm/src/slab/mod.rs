@@ -18,6 +18,7 @@
 //! | `arrays` | making, changing and emptying arrays |
 //! | `debug` | red zones, poison, last users |
 //! | `watch` | what looks at every object: failures, events, clearing |
+//! | `pooled` | the pattern in objects that a pool has laid aside |
 //! | `layout` | how objects lie in slabs |
 //! | `create`, `boot` | caches, and the first of them |
 //!
@@ -49,6 +50,7 @@ mod kmalloc;
 mod layout;
 mod node;
 mod page;
+mod pooled;
 mod several;
 mod watch;
 
@@ -68,6 +70,7 @@ use crate::raw::{CacheSlot, DirectMap, Shape, SlabMemory};
 use crate::sync::{Gated, Plain};
 use kmalloc::{KMALLOC_CLASSES, KMALLOC_TYPES};
 pub use kmalloc::{KMALLOC_MAX_CACHE_SIZE, KMALLOC_MAX_SIZE, ZERO_SIZE_PTR};
+pub use pooled::Pooled;
 
 /// Why there is no such cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
