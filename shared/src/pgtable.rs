@@ -86,6 +86,15 @@ impl Protection {
     /// `PAGE_KERNEL_ROX`.
     pub const KERNEL_ROX: Self = Self(Self::KERNEL_RO.0 & !Entry::NO_EXECUTE);
 
+    /// `PAGE_SHARED`: a user's data, which may be written.
+    pub const SHARED: Self = Self(Entry::PRESENT | Entry::WRITABLE | Entry::USER | Entry::ACCESSED | Entry::NO_EXECUTE);
+    /// `PAGE_SHARED_EXEC`.
+    pub const SHARED_EXEC: Self = Self(Self::SHARED.0 & !Entry::NO_EXECUTE);
+    /// `PAGE_READONLY`: a user's, which may be read; also what is to be copied when it is written (`PAGE_COPY`).
+    pub const READONLY: Self = Self(Self::SHARED.0 & !Entry::WRITABLE);
+    /// `PAGE_READONLY_EXEC`.
+    pub const READONLY_EXEC: Self = Self(Self::READONLY.0 & !Entry::NO_EXECUTE);
+
     /// The same, cached in another way.
     #[must_use]
     pub const fn cached(self, mode: CacheMode) -> Self {
@@ -176,6 +185,24 @@ impl Entry {
         self.0 & (Self::PRESENT | Self::PROTNONE) != 0
     }
 
+    /// Whether there is nothing at all (`pte_none`): not even a note of where a page went.
+    #[inline(always)]
+    pub const fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether it allows writing (`pte_write`).
+    #[inline(always)]
+    pub const fn is_writable(self) -> bool {
+        self.0 & Self::WRITABLE != 0
+    }
+
+    /// Whether the page was written to since the bit was last cleared (`pte_dirty`).
+    #[inline(always)]
+    pub const fn is_dirty(self) -> bool {
+        self.0 & Self::DIRTY != 0
+    }
+
     /// Whether, as an entry of `level`, it maps memory.
     #[inline(always)]
     pub const fn is_leaf(self, level: u32) -> bool {
@@ -188,11 +215,9 @@ impl Entry {
         let low = if level > 0 && self.0 & Self::LARGE != 0 { level_size(level) - 1 } else { PAGE_SIZE - 1 };
         PhysAddr::new(self.0 & Self::ADDRESS & !low)
     }
-}
 
-impl fmt::Debug for Entry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x}", self.0 & Self::ADDRESS)?;
+    /// Names of the bits that are set beside the address, from below, as crash has them.
+    pub fn flags(self) -> impl Iterator<Item = &'static str> {
         let names = [
             (Self::PRESENT, "PRESENT"),
             (Self::WRITABLE, "RW"),
@@ -205,10 +230,14 @@ impl fmt::Debug for Entry {
             (Self::GLOBAL, "GLOBAL"),
             (Self::NO_EXECUTE, "NX"),
         ];
-        for (_, name) in names.into_iter().filter(|(bit, _)| self.0 & bit != 0) {
-            write!(f, "|{name}")?;
-        }
-        Ok(())
+        names.into_iter().filter(move |(bit, _)| self.0 & bit != 0).map(|(_, name)| name)
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0 & Self::ADDRESS)?;
+        self.flags().try_for_each(|name| write!(f, "|{name}"))
     }
 }
 

@@ -16,8 +16,9 @@ pub const RB_BLACK: u64 = 1;
 
 /// A range of addresses (`struct vmap_area`).
 ///
-/// Invariants, when nobody holds [`VmallocState::lock`] and no purge is going on: areas of all three trees together cover the vmalloc space without
-/// overlap; areas of the free tree do not touch each other; each tree is a red-black tree.
+/// Invariants, when nobody holds a tree's lock: each tree is a red-black tree; areas of the free tree do not touch each
+/// other; and when nothing is on its way from one tree to another, either (no area is being allocated or freed, and
+/// [`VmallocState::purge_lock`] is free), areas of all three trees together cover the vmalloc space without overlap.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct VmapArea {
@@ -67,26 +68,35 @@ pub struct VmStruct {
 
 const _: () = assert!(size_of::<VmapArea>() == 64 && size_of::<VmStruct>() == 64);
 
-/// The roots, and what is counted.
+/// A tree of areas.
 #[repr(C)]
 #[derive(Debug, Default)]
-pub struct VmallocState {
-    /// Held, with interrupts off, by who changes the trees.
+pub struct VmapTree {
+    /// Held, with interrupts off, by who changes the tree or an area in it.
     pub lock: AtomicU32,
     /// Odd while they are being changed.
     pub seq: AtomicU32,
-    /// Root of the areas in use (`vmap_area_root`).
-    pub busy_root: AtomicU64,
-    /// The lowest of them (`vmap_area_list`).
-    pub busy_first: AtomicU64,
-    /// Root of the free areas (`free_vmap_area_root`).
-    pub free_root: AtomicU64,
-    /// The lowest of them.
-    pub free_first: AtomicU64,
-    /// Root of the areas that are free but for processors that may remember them (`purge_vmap_area_root`).
-    pub purge_root: AtomicU64,
-    /// The lowest of them.
-    pub purge_first: AtomicU64,
+    /// The root.
+    pub root: AtomicU64,
+    /// The lowest area.
+    pub first: AtomicU64,
+}
+
+/// The trees, each with its own lock, and what is counted.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct VmallocState {
+    /// Areas in use (`vmap_area_lock`, `vmap_area_root`, `vmap_area_list`).
+    pub busy: VmapTree,
+    /// Free areas (`free_vmap_area_lock`, `free_vmap_area_root`, `free_vmap_area_list`).
+    pub free: VmapTree,
+    /// Areas that are free but for processors that may remember them (`purge_vmap_area_lock`, `purge_vmap_area_root`,
+    /// `purge_vmap_area_list`).
+    pub purge: VmapTree,
+    /// Held by who purges (`vmap_purge_lock`).
+    pub purge_lock: AtomicU32,
+    /// Padding.
+    pub reserved: AtomicU32,
     /// Pages of address space that are in the third tree or on their way there (`vmap_lazy_nr`).
     pub lazy_nr: AtomicU64,
     /// Times that all processors were made to forget areas (`__purge_vmap_area_lazy`).

@@ -2,8 +2,8 @@
 
 use pagevisor_shared::command::workload::{Kind, MAX_IDS, Mark, Params, Part, Phase, Report, TraceRecord};
 use pagevisor_shared::command::{
-    BUFFER_BYTES, CommandHeader, Fault, Isolate, MAX_OBJECTS, MAX_OPS, Mapping, ObjectOp, Objects, Op, OpCode, OpError,
-    OpResult, Placement, RawOp, ReplyHeader, Setting, Status, Text,
+    BUFFER_BYTES, CommandHeader, Fault, Faulty, Isolate, MAX_OBJECTS, MAX_OPS, Mapping, ObjectOp, Objects, Op, OpCode,
+    OpError, OpResult, Placement, RawOp, ReplyHeader, Setting, Status, Text,
 };
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MigrateType;
@@ -64,10 +64,20 @@ fn every_op() -> Vec<Op> {
             min_order: 1,
             ignore_gfp_wait: true,
             ignore_gfp_highmem: false,
+            cache_filter: false,
             gfp: Gfp::DMA,
             seed: 11,
         }),
-        Op::FailNth { nth: 1 << 40, this_cpu: true },
+        Op::Failslab(Fault {
+            probability: 1,
+            interval: 1,
+            times: 2,
+            space: 100,
+            cache_filter: true,
+            ..Fault::default()
+        }),
+        Op::FailNth { of: Faulty::Pages, nth: 1 << 40, this_cpu: true },
+        Op::FailNth { of: Faulty::Objects, nth: 2, this_cpu: false },
         Op::Shutdown { code: 3 },
     ]
     .into_iter()
@@ -75,7 +85,7 @@ fn every_op() -> Vec<Op> {
     .collect()
 }
 
-fn object_ops() -> [ObjectOp; 12] {
+fn object_ops() -> [ObjectOp; 13] {
     let objects = Objects { gfp: Gfp::KERNEL | Gfp::ZERO, node: NodeId::new(63), handle: 7, count: MAX_OBJECTS };
     let text = Text { payload: 3, len: 40 };
     let flags = SlabFlags::HWCACHE_ALIGN;
@@ -92,6 +102,7 @@ fn object_ops() -> [ObjectOp; 12] {
         ObjectOp::AllocPercpu { size: 512, align: 64, objects },
         ObjectOp::FreePercpu { handle: 7, count: 8 },
         ObjectOp::SetSlabinfo { line: text },
+        ObjectOp::SetFailslab { name: text, on: true },
     ]
 }
 
@@ -105,6 +116,24 @@ fn every_operation_comes_back_as_it_went() {
     for code in OpCode::ALL {
         assert_eq!(OpCode::new(code as u16), Some(code));
         assert!(ops.iter().any(|op| op.encode().code == code as u16), "{code:?} is not among the operations tried");
+    }
+}
+
+#[test]
+fn one_block_is_short_and_several_are_not() {
+    let alloc = |placement, count| Op::AllocPages { gfp: Gfp::KERNEL, order: order(1), placement, handle: 7, count };
+    let free = |count| Op::FreePages { handle: 7, count };
+    let [local, bound] = [Placement::Local, Placement::Bind(NodeMask(6))];
+    for op in [Op::Nop, alloc(local, 1), alloc(bound, 1), free(1)] {
+        assert_eq!(Op::decode_short(&op.encode()), Some(op));
+    }
+    let many = [alloc(local, 0), alloc(local, 2), free(0), free(2)];
+    for op in every_op().iter().filter(|op| **op != Op::Nop).chain(&many) {
+        assert_eq!(Op::decode_short(&op.encode()), None, "{op:?}");
+    }
+    let raw = alloc(local, 1).encode();
+    for bad in [RawOp { order: 11, ..raw }, RawOp { gfp: u32::MAX, ..raw }, RawOp { small: 4, ..raw }] {
+        assert_eq!((Op::decode_short(&bad), Op::decode(&bad)), (None, Err(OpError::Invalid)));
     }
 }
 
@@ -228,6 +257,9 @@ proptest! {
     #[test]
     fn any_operation_decodes_or_is_refused(bytes in any::<[u8; 32]>()) {
         let raw = RawOp::from_bytes(&bytes);
+        if let Some(op) = Op::decode_short(&raw) {
+            prop_assert_eq!(Op::decode(&raw), Ok(op));
+        }
         if let Ok(op) = Op::decode(&raw) {
             prop_assert_eq!(Op::decode(&op.encode()), Ok(op));
         }

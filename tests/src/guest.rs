@@ -19,7 +19,7 @@ pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 /// Events that each guest records, for what a test that fails prints. Those that are rare: none of them is looked for
 /// where an allocation is fast, and so no test is slower, or different, for it. A test that wants others has them with
 /// [`guest_appended`] and `trace_event=mm_page_alloc`, or with [`Guest::events`].
-pub const RECORDED: [EventKind; 8] = [
+pub const RECORDED: [EventKind; 9] = [
     EventKind::MmPageAllocExtfrag,
     EventKind::MmVmscanWakeupKswapd,
     EventKind::TestPagesIsolated,
@@ -27,6 +27,7 @@ pub const RECORDED: [EventKind; 8] = [
     EventKind::CmaAllocFinish,
     EventKind::CmaRelease,
     EventKind::FailPageAlloc,
+    EventKind::Failslab,
     EventKind::WorkloadMark,
 ];
 

@@ -188,6 +188,7 @@ fn attributes_choose_what_fails() {
         min_order: 0,
         ignore_gfp_wait: false,
         ignore_gfp_highmem: false,
+        cache_filter: false,
         gfp: Gfp::KERNEL.without(Gfp::KERNEL),
         seed: 1,
     };

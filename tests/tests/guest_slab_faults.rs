@@ -1,10 +1,11 @@
-//! Every way that allocates objects, with every allocation of pages on it made to fail in turn, and with many failing at
-//! random: no leak, no damage.
+//! Every way that allocates objects, with every allocation of pages and of objects on it made to fail in turn, and with
+//! many failing at random: no leak, no damage.
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use pagevisor::guest::{CpuHandle, Error, Fault, Gfp, Guest, OpError, SlabFlags};
+use pagevisor::guest::{CpuHandle, Error, Fault, Gfp, Guest, OpError, SlabCache, SlabFlags};
 use pagevisor::workload::Workload;
+use pagevisor_shared::command::Faulty;
 use pagevisor_tests::guest::{Outcome, guest, sound};
 
 const TWO_NODES: &str = "[[node]]\nmem = \"64M\"\ncpus = 2\n[[node]]\nmem = \"64M\"\ncpus = 2\n";
@@ -13,8 +14,15 @@ const QUIET: Gfp = Gfp::KERNEL.with(Gfp::NOWARN);
 /// No operation here allocates pages more often.
 const MOST: u64 = 60;
 
-fn injected(guest: &Guest) -> u64 {
-    guest.view().region().sysctl().fail_page_alloc.failed.load(Relaxed)
+/// Allocations of pages, or of objects, that were made to fail so far.
+fn injected(guest: &Guest, of: Faulty) -> u64 {
+    let view = guest.view();
+    let settings = view.region();
+    let settings = settings.sysctl();
+    match of {
+        Faulty::Pages => settings.fail_page_alloc.failed.load(Relaxed),
+        Faulty::Objects => settings.failslab.failed.load(Relaxed),
+    }
 }
 
 /// Free pages once nothing is kept for later.
@@ -32,19 +40,32 @@ fn allowed<T>(what: &str, result: Result<T, Error>) -> Outcome {
     }
 }
 
-/// Does `work`, which frees what it allocates, while the 1st, 2nd, ... allocation of pages fails, until none is left to.
+/// Does `work`, which frees what it allocates, while the 1st, 2nd, ... allocation of pages fails, and then of objects,
+/// until none is left to.
 fn each_failure(guest: &Guest, what: &str, work: impl Fn(&CpuHandle<'_>) -> Outcome) -> Outcome {
+    for of in [Faulty::Pages, Faulty::Objects] {
+        each_failure_of(guest, of, what, &work)?;
+    }
+    Ok(())
+}
+
+fn each_failure_of(guest: &Guest, of: Faulty, what: &str, work: &impl Fn(&CpuHandle<'_>) -> Outcome) -> Outcome {
     let cpu = guest.cpu(1)?;
     work(&cpu)?;
     let before = free(guest)?;
+    let set = |nth| match of {
+        Faulty::Pages => cpu.fail_nth(nth),
+        Faulty::Objects => cpu.failslab_nth(nth),
+    };
     for nth in 1..MOST {
-        let failed = injected(guest);
-        cpu.fail_nth(nth)?;
+        let failed = injected(guest, of);
+        set(nth)?;
         work(&cpu)?;
-        cpu.fail_nth(0)?;
-        assert_eq!(free(guest)?, before, "{what}: pages leak after failure {nth}");
-        if injected(guest) == failed {
-            assert!(nth > 1, "{what}: nothing was made to fail");
+        set(0)?;
+        assert_eq!(free(guest)?, before, "{what}: pages leak after failure {nth} of {of:?}");
+        if injected(guest, of) == failed {
+            // Large blocks are no objects.
+            assert!(nth > 1 || what == "large kmalloc" && of == Faulty::Objects, "{what}: nothing was made to fail");
             return Ok(sound(guest)?);
         }
     }
@@ -67,6 +88,66 @@ fn every_allocation_of_objects_survives_failures() {
     });
 }
 
+/// Allocates and frees objects; `x` for each that failed.
+fn attempts(cpu: &CpuHandle<'_>, cache: &SlabCache<'_>, gfp: Gfp, count: usize) -> Result<String, Error> {
+    let one = |_| match cpu.kmem_cache_alloc(cache, gfp) {
+        Ok(object) => object.free().map(|()| '.'),
+        Err(error) if error.op() == Some(OpError::NoMemory) => Ok('x'),
+        Err(error) => Err(error),
+    };
+    (0..count).map(one).collect()
+}
+
+#[test]
+fn attributes_choose_which_objects_fail() {
+    const ALL: Fault = Fault {
+        probability: 100,
+        interval: 0,
+        times: -1,
+        space: 0,
+        min_order: 0,
+        ignore_gfp_wait: false,
+        ignore_gfp_highmem: false,
+        cache_filter: false,
+        gfp: Gfp::NONE,
+        seed: 1,
+    };
+    guest(TWO_NODES, |guest| {
+        let cpu = guest.cpu(2)?;
+        let [ours, others] = [
+            cpu.kmem_cache_create("ours", 100, 0, SlabFlags::NONE)?,
+            cpu.kmem_cache_create("others", 100, 0, SlabFlags::NONE)?,
+        ];
+        attempts(&cpu, &ours, QUIET, 1)?;
+        let cases = [
+            (ALL, QUIET, "xxxx"),
+            (Fault { interval: 3, ..ALL }, QUIET, "..x."),
+            (Fault { times: 2, ..ALL }, QUIET, "xx.."),
+            (Fault { space: 250, ..ALL }, QUIET, "..xx"),
+            (Fault { gfp: Gfp::HARDWALL, ..ALL }, QUIET, "...."),
+            (Fault { ignore_gfp_wait: true, ..ALL }, QUIET, "...."),
+            (Fault { ignore_gfp_wait: true, ..ALL }, Gfp::NOWAIT | Gfp::NOWARN, "xxxx"),
+            (Fault { cache_filter: true, ..ALL }, QUIET, "...."),
+        ];
+        for (fault, gfp, expected) in cases {
+            guest.failslab(fault)?;
+            assert_eq!(attempts(&cpu, &ours, gfp, 4)?, expected, "{fault:?}, {gfp}");
+        }
+        guest.failslab_cache("ours", true)?;
+        assert_eq!(attempts(&cpu, &ours, QUIET, 2)?, "xx");
+        assert_eq!(attempts(&cpu, &others, QUIET, 2)?, "..");
+        let text = guest.show("failslab")?;
+        assert!(text.starts_with("cache-filter       Y\nignore-gfp-wait    N\n"), "{text}");
+        assert!(text.contains("\nprobability        100\n"), "{text}");
+        guest.failslab(Fault::default())?;
+        guest.failslab_nth(3)?;
+        assert_eq!(attempts(&cpu, &others, QUIET, 4)?, "..x.");
+        let bad = guest.failslab_cache("nobody's", true).expect_err("there is no such cache");
+        assert_eq!(bad.op(), Some(OpError::Invalid));
+        Ok(())
+    });
+}
+
 #[test]
 fn mixes_survive_random_failures() {
     guest(TWO_NODES, |guest| {
@@ -83,15 +164,24 @@ fn mixes_survive_random_failures() {
             };
             run(1)?;
             let before = free(guest)?;
-            guest.fail_page_alloc(Fault { probability: 30, times: -1, seed: 5, ..Fault::default() })?;
-            let report = run(2);
-            guest.fail_page_alloc(Fault::default())?;
-            // The workload's own tables and caches may fail, too.
-            if let Ok(report) = report {
-                assert_eq!((report.allocs, report.mismatches), (report.freed, 0), "{kind}: {report}");
+            let fault = Fault { probability: 30, times: -1, seed: 5, ..Fault::default() };
+            for of in [Faulty::Pages, Faulty::Objects] {
+                let set = |fault| match of {
+                    Faulty::Pages => guest.fail_page_alloc(fault),
+                    Faulty::Objects => guest.failslab(fault),
+                };
+                let failed = injected(guest, of);
+                set(fault)?;
+                let report = run(2);
+                set(Fault::default())?;
+                // The workload's own tables and caches may fail, too.
+                if let Ok(report) = report {
+                    assert_eq!((report.allocs, report.mismatches), (report.freed, 0), "{kind}: {report}");
+                }
+                assert_eq!(free(guest)?, before, "{kind} without some {of:?}");
+                assert!(injected(guest, of) > failed, "{kind}: no {of:?} failed");
+                sound(guest)?;
             }
-            assert_eq!(free(guest)?, before, "{kind}");
-            sound(guest)?;
         }
         Ok(())
     });

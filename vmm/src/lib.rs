@@ -24,5 +24,6 @@ pub mod sandbox;
 pub mod state;
 pub mod symbols;
 pub mod topology;
+pub mod tunable;
 pub mod verify;
 pub mod workload;

@@ -8,7 +8,7 @@ use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
 use crate::boot::{KernelElf, Segment};
 use crate::state::GuestMemory;
 
-/// A function of a kernel.
+/// A function or a variable of a kernel.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Function {
     start: u64,
@@ -20,8 +20,13 @@ struct Function {
 #[derive(Clone, Debug, Default)]
 pub struct Symbols {
     functions: Vec<Function>,
+    /// Variables that each CPU has, by their offsets in its unit.
+    percpu: Vec<Function>,
     segments: Vec<Segment>,
 }
+
+/// The section of the variables that each CPU has, linked from address 0 on.
+const PERCPU_SECTION: &str = ".data..percpu";
 
 impl Symbols {
     /// Reads the symbol table of an ELF.
@@ -52,7 +57,7 @@ impl Symbols {
         for (function, next) in functions.iter_mut().zip(starts) {
             function.end = function.end.min(next);
         }
-        Self { functions, segments }
+        Self { functions, percpu: percpu_variables(&file), segments }
     }
 
     /// The symbols of `elf`, if it is the kernel whose code is in `memory`; none for a guest with another kernel.
@@ -95,6 +100,13 @@ impl Symbols {
         self.location(address, place(address).or_else(|| place(linked?)))
     }
 
+    /// The variable at `offset` of each CPU's unit of the first chunk.
+    pub fn percpu(&self, offset: u64) -> Option<Symbol> {
+        let variable = self.percpu.iter().rev().find(|variable| (variable.start..variable.end).contains(&offset))?;
+        let (start, size) = (variable.start, variable.end - variable.start);
+        Some(Symbol { name: variable.name.clone(), offset: offset - start, size })
+    }
+
     /// Where a call that returns to `address` is. The last instruction of a function may be a call that never
     /// returns; its return address is already the next function's.
     pub fn locate_return(&self, address: u64) -> Location {
@@ -109,6 +121,18 @@ impl Symbols {
         });
         Location { address, symbol }
     }
+}
+
+fn percpu_variables(file: &object::File<'_>) -> Vec<Function> {
+    let Some(section) = file.section_by_name(PERCPU_SECTION) else { return Vec::new() };
+    let own = file.symbols().filter(|symbol| symbol.section_index() == Some(section.index()) && symbol.size() != 0);
+    let variables = own.filter_map(|symbol| {
+        let (start, name) = (symbol.address(), symbol.name().ok()?);
+        Some(Function { start, end: start.saturating_add(symbol.size()), name: demangle(name).into_owned() })
+    });
+    let mut variables: Vec<Function> = variables.collect();
+    variables.sort_by_key(|variable| (variable.start, variable.end));
+    variables
 }
 
 fn demangle(name: &str) -> Cow<'_, str> {
@@ -161,7 +185,7 @@ mod tests {
     #[test]
     fn an_address_is_in_the_function_that_holds_it() {
         let symbols =
-            Symbols { functions: vec![function(10, 20), function(20, 24), function(30, 40)], segments: vec![] };
+            Symbols { functions: vec![function(10, 20), function(20, 24), function(30, 40)], ..Symbols::default() };
         let name = |location: Location| location.to_string();
         assert_eq!(name(symbols.locate(10)), "f10+0x0/0xa");
         assert_eq!(name(symbols.locate(19)), "f10+0x9/0xa");
@@ -184,6 +208,15 @@ mod tests {
         let physical = main.start - segment.virtual_start + segment.physical.start;
         assert_eq!(symbols.locate(physical + 1).symbol.unwrap().name, "kernel_main");
         assert!(symbols.functions.iter().all(|function| !function.name.starts_with("_R")), "names are mangled");
+    }
+
+    #[test]
+    fn the_kernel_s_per_cpu_variables_have_names() {
+        let symbols = Symbols::parse(kernel_elf());
+        let first = symbols.percpu(0).expect("there is a variable at the start");
+        let again = symbols.percpu(first.size - 1).unwrap();
+        assert_eq!((again.name, again.offset, again.size), (first.name, first.size - 1, first.size));
+        assert_eq!(symbols.percpu(1 << 30), None);
     }
 
     #[test]

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use damage::areas::AREAS;
 use damage::mutations::{FREE_LISTS, MAPS, Mutation, PAGES, ZONES};
-use damage::percpu::PERCPU;
+use damage::percpu::{ADDED, PERCPU};
 use damage::slabs::SLABS;
-use damage::{Bench, used_guest};
-use pagevisor::machine::{Deadline, MachineConfig, PauseError};
+use damage::{Bench, guest_with_added_chunks, used_guest};
+use pagevisor::machine::{Deadline, Machine, MachineConfig, PauseError};
 use pagevisor::topology::Topology;
 use pagevisor::verify::{Report, Rule, verify};
+use pagevisor_shared::percpu::PcpuChunk;
 use tiny::{Code, PATIENCE, start, stop_event};
 
 #[track_caller]
@@ -24,9 +25,12 @@ fn assert_sound(report: &Report) {
 
 /// Does each kind of damage, expects its rule to tell, takes it back and expects nothing.
 fn check_mutations(mutations: &[Mutation]) {
-    let machine = used_guest();
+    check_mutations_of(&used_guest(), mutations);
+}
+
+fn check_mutations_of(machine: &Machine, mutations: &[Mutation]) {
     let paused = machine.pause().unwrap();
-    let bench = Bench::new(&machine);
+    let bench = Bench::new(machine);
     let check = || verify(&bench.view, paused.registers()).unwrap();
     assert_sound(&check());
     for (what, rule, damage) in mutations.iter().copied() {
@@ -75,6 +79,16 @@ fn damaged_per_cpu_memory_is_found() {
 }
 
 #[test]
+fn damaged_chunks_that_were_added_are_found() {
+    let machine = guest_with_added_chunks();
+    let bench = Bench::new(&machine);
+    let added = |chunk: &&u64| bench.field(**chunk, at!(PcpuChunk, immutable)) == 0;
+    assert!(bench.chunks().iter().filter(added).count() >= 2);
+    check_mutations_of(&machine, PERCPU);
+    check_mutations_of(&machine, ADDED);
+}
+
+#[test]
 fn a_foreign_page_table_root_is_found() {
     let machine = used_guest();
     let paused = machine.pause().unwrap();
@@ -89,7 +103,7 @@ fn a_foreign_page_table_root_is_found() {
 
 #[test]
 fn every_rule_has_its_damage() {
-    let all = [FREE_LISTS, PAGES, ZONES, MAPS, SLABS, AREAS, PERCPU];
+    let all = [FREE_LISTS, PAGES, ZONES, MAPS, SLABS, AREAS, PERCPU, ADDED];
     let damaged = |rule: &Rule| all.iter().flat_map(|kinds| kinds.iter()).any(|(_, tells, _)| tells == rule);
     let missing: Vec<_> = Rule::ALL.iter().filter(|rule| !damaged(rule)).collect();
     assert_eq!(missing, [&Rule::PageTableRoot], "this one has a test of its own");

@@ -38,7 +38,13 @@ pub fn push_head(memmap: Memmap, list: &ListHead, pfn: u32, page: &Page) {
 /// As [`push_head`], on a pageset list.
 #[inline(always)]
 pub fn pcp_push_head(memmap: Memmap, list: &ListHead, pfn: u32, page: &Page) {
-    let first = list.first.get();
+    pcp_link_head(memmap, list, list.first.get(), pfn, page);
+    list.first.set(pfn);
+}
+
+/// As [`pcp_push_head`], for a caller that holds the list's `first` meanwhile and writes it when it is done.
+#[inline(always)]
+pub fn pcp_link_head(memmap: Memmap, list: &ListHead, first: u32, pfn: u32, page: &Page) {
     // The same word links both ways.
     let link = encode_next(pfn, first);
     page.next.set(link);
@@ -48,7 +54,6 @@ pub fn pcp_push_head(memmap: Memmap, list: &ListHead, pfn: u32, page: &Page) {
     } else {
         memmap.page(first).prev.set(link);
     }
-    list.first.set(pfn);
 }
 
 /// Puts the chain from `first` to `last`, linked inside, at the end (`list_splice_tail`).

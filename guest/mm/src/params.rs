@@ -5,10 +5,11 @@
 //! | `kernelcore=SIZE\|N%`, `movablecore=SIZE\|N%` | how much memory is not, or is, ZONE_MOVABLE |
 //! | `cma=SIZE[@BASE[-LIMIT]]` | a contiguous memory area |
 //! | `fail_page_alloc=INTERVAL,PROBABILITY,SPACE,TIMES` | allocations that fail |
+//! | `failslab=INTERVAL,PROBABILITY,SPACE,TIMES` | allocations of objects that fail |
 //! | `page_owner=BOOL` | noting who allocated and freed each page |
 //! | `page_poison=BOOL` | a pattern in free pages |
 //! | `trace_event=KIND[,KIND...]` | recording events |
-//! | `init_on_alloc=BOOL`, `init_on_free=BOOL` | clearing pages when they are allocated, or freed |
+//! | `init_on_alloc=BOOL`, `init_on_free=BOOL` | clearing pages and objects when they are allocated, or freed |
 //!
 //! A size has a suffix `K`, `M`, `G` or `T`; numbers may be hexadecimal or octal as in C.
 
@@ -28,6 +29,7 @@ pub(crate) struct Params {
     pub(crate) movable: MovableRequest,
     pub(crate) cma: Option<CmaRequest>,
     pub(crate) fail_page_alloc: Option<FaultAttr>,
+    pub(crate) failslab: Option<FaultAttr>,
     /// Instrumentation that is to be on from the start, as [`hot`] bits.
     pub(crate) hot: u32,
     /// Kinds of events that are to be recorded from the start, as a mask.
@@ -67,6 +69,7 @@ impl Params {
                 "movablecore" => core(value).map(|core| params.movable.movablecore = core),
                 "cma" => cma(value).map(|request| params.cma = Some(request)),
                 "fail_page_alloc" => FaultAttr::parse(value).map(|attr| params.fail_page_alloc = Some(attr)),
+                "failslab" => FaultAttr::parse(value).map(|attr| params.failslab = Some(attr)),
                 "trace_event" => events(value).map(|events| params.events |= events),
                 "page_owner" => params.switch(hot::PAGE_OWNER, value),
                 "page_poison" => params.switch(hot::POISON, value),

@@ -83,7 +83,7 @@ fn max_of<N: TreeNode>(node: Option<N>) -> u64 {
 
 impl<N: TreeNode, const AUGMENTED: bool> Tree<N, AUGMENTED> {
     /// The tree with that root and that start of its list.
-    pub(crate) const fn new(root: N::Word, first: N::Word) -> Self {
+    pub(crate) const fn new([root, first]: [N::Word; 2]) -> Self {
         Self { root, first }
     }
 

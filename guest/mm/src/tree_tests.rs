@@ -20,7 +20,7 @@ fn word() -> AreaWord {
 }
 
 fn tree<const AUGMENTED: bool>() -> AreaTree<AUGMENTED> {
-    AreaTree::new(word(), word())
+    AreaTree::new([word(), word()])
 }
 
 fn area(start: u64, end: u64) -> AreaRef {

@@ -105,7 +105,28 @@ pub enum Isolate {
     Undo,
 }
 
-/// Fault injection, the attributes of Linux's `fail_page_alloc` (`struct fault_attr`).
+/// What is made to fail.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum Faulty {
+    /// Allocations of pages (`fail_page_alloc`).
+    Pages = 0,
+    /// Allocations of objects from slab caches (`failslab`).
+    Objects = 1,
+}
+
+impl Faulty {
+    /// The one numbered `raw`.
+    pub(super) const fn new(raw: u8) -> Result<Self, OpError> {
+        match raw {
+            0 => Ok(Self::Pages),
+            1 => Ok(Self::Objects),
+            _ => Err(OpError::Invalid),
+        }
+    }
+}
+
+/// Fault injection, the attributes of Linux's `fail_page_alloc` and `failslab` (`struct fault_attr`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Fault {
     /// Percent of allocations that fail; 0 switches injection off.
@@ -114,14 +135,16 @@ pub struct Fault {
     pub interval: u32,
     /// How many may fail; -1 for any number.
     pub times: i32,
-    /// Pages that may be allocated before the first failure.
+    /// Pages, or bytes of objects, that may be allocated before the first failure.
     pub space: u32,
-    /// Orders below this never fail.
+    /// Orders below this never fail. Means nothing to objects.
     pub min_order: u8,
     /// Allocations that may reclaim never fail (`ignore-gfp-wait`).
     pub ignore_gfp_wait: bool,
-    /// Allocations for high memory never fail (`ignore-gfp-highmem`).
+    /// Allocations for high memory never fail (`ignore-gfp-highmem`). Means nothing to objects.
     pub ignore_gfp_highmem: bool,
+    /// Only objects of caches with [`crate::slab::SlabFlags::FAILSLAB`] fail (`cache-filter`). Means nothing to pages.
+    pub cache_filter: bool,
     /// Only allocations with all of these flags fail.
     pub gfp: Gfp,
     /// Start of the random numbers, so that a run can be repeated.
@@ -131,13 +154,15 @@ pub struct Fault {
 impl Fault {
     const IGNORE_WAIT: u8 = 1;
     const IGNORE_HIGHMEM: u8 = 2;
+    const CACHE_FILTER: u8 = 4;
 
     pub(super) fn encode(self, op: RawOp) -> RawOp {
         let wait = if self.ignore_gfp_wait { Self::IGNORE_WAIT } else { 0 };
         let highmem = if self.ignore_gfp_highmem { Self::IGNORE_HIGHMEM } else { 0 };
+        let filter = if self.cache_filter { Self::CACHE_FILTER } else { 0 };
         RawOp {
             order: self.min_order,
-            small: wait | highmem,
+            small: wait | highmem | filter,
             gfp: self.gfp.bits(),
             handle: self.probability,
             count: self.interval,
@@ -156,6 +181,7 @@ impl Fault {
             min_order: raw.order,
             ignore_gfp_wait: raw.small & Self::IGNORE_WAIT != 0,
             ignore_gfp_highmem: raw.small & Self::IGNORE_HIGHMEM != 0,
+            cache_filter: raw.small & Self::CACHE_FILTER != 0,
             gfp: Gfp::from_bits(raw.gfp).ok_or(OpError::Invalid)?,
             seed: raw.b,
         })

@@ -31,7 +31,7 @@ mod raw;
 pub mod trace;
 pub mod workload;
 
-pub use args::{Fault, Isolate, Placement, Setting};
+pub use args::{Fault, Faulty, Isolate, Placement, Setting};
 pub use error::{OpError, Status};
 pub use message::{ANY_CPU, BUFFER_BYTES, CommandHeader, MAX_OPS, NR_BUFFERS, OpResult, ReplyHeader, STOP_ON_ERROR};
 pub use object::{MAX_OBJECTS, Mapping, ObjectOp, Objects, Text};

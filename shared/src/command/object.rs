@@ -136,6 +136,13 @@ pub enum ObjectOp {
         /// Number of handles.
         count: u32,
     },
+    /// Whether allocations from a cache fail under a fault with a cache filter: `/sys/kernel/slab/NAME/failslab`.
+    SetFailslab {
+        /// The cache's name.
+        name: Text,
+        /// Whether they do.
+        on: bool,
+    },
     /// A line written to slabinfo: `name limit batchcount shared`.
     SetSlabinfo {
         /// The line.
@@ -201,6 +208,7 @@ impl ObjectOp {
             Self::Vfree { .. } => "vfree",
             Self::AllocPercpu { .. } => "alloc_percpu",
             Self::FreePercpu { .. } => "free_percpu",
+            Self::SetFailslab { .. } => "writing failslab",
             Self::SetSlabinfo { .. } => "writing slabinfo",
         }
     }
@@ -235,6 +243,9 @@ impl ObjectOp {
                 RawOp { a: pair(size, align), ..objects.encode(OpCode::AllocPercpu) }
             }
             Self::FreePercpu { handle, count } => RawOp { handle, count, ..op(OpCode::FreePercpu) },
+            Self::SetFailslab { name, on } => {
+                RawOp { a: pair(name.payload, name.len), small: on as u8, ..op(OpCode::SetFailslab) }
+            }
             Self::SetSlabinfo { line } => RawOp { a: pair(line.payload, line.len), ..op(OpCode::SetSlabinfo) },
         }
     }
@@ -271,6 +282,7 @@ impl ObjectOp {
                 Self::AllocPercpu { size: parts(a).0, align: parts(a).1, objects: Objects::decode(raw)? }
             }
             OpCode::FreePercpu => Self::FreePercpu { handle, count },
+            OpCode::SetFailslab => Self::SetFailslab { name: text(a), on: raw.small != 0 },
             OpCode::SetSlabinfo => Self::SetSlabinfo { line: text(a) },
             _ => return Err(OpError::Unknown),
         })

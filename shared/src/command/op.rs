@@ -1,6 +1,6 @@
 //! The operations: what the host can ask the guest to do.
 
-use super::args::{Fault, Isolate, Placement, Setting};
+use super::args::{Fault, Faulty, Isolate, Placement, Setting};
 use super::error::OpError;
 use super::object::ObjectOp;
 use super::raw::RawOp;
@@ -79,11 +79,15 @@ pub enum OpCode {
     FreePercpu = 31,
     /// [`ObjectOp::SetSlabinfo`].
     SetSlabinfo = 32,
+    /// [`Op::Failslab`].
+    Failslab = 33,
+    /// [`ObjectOp::SetFailslab`].
+    SetFailslab = 34,
 }
 
 impl OpCode {
     /// All of them, by number.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 35] = [
         Self::Nop,
         Self::AllocPages,
         Self::FreePages,
@@ -117,6 +121,8 @@ impl OpCode {
         Self::AllocPercpu,
         Self::FreePercpu,
         Self::SetSlabinfo,
+        Self::Failslab,
+        Self::SetFailslab,
     ];
 
     /// The one numbered `raw`.
@@ -271,10 +277,14 @@ pub enum Op {
     },
     /// Ends when every CPU has been between two operations since it began.
     Barrier,
-    /// Sets fault injection.
+    /// Sets fault injection into allocations of pages.
     FailPageAlloc(Fault),
+    /// Sets fault injection into allocations of objects.
+    Failslab(Fault),
     /// The `nth` allocation from now on fails, exactly that one; 0 takes it back.
     FailNth {
+        /// Of what.
+        of: Faulty,
         /// Which.
         nth: u64,
         /// Counts only the executing CPU's allocations.
@@ -342,10 +352,38 @@ impl Op {
             Self::SetEvents { mask } => RawOp { a: mask, ..op(OpCode::SetEvents) },
             Self::Barrier => op(OpCode::Barrier),
             Self::FailPageAlloc(fault) => fault.encode(op(OpCode::FailPageAlloc)),
-            Self::FailNth { nth, this_cpu } => RawOp { a: nth, small: this_cpu as u8, ..op(OpCode::FailNth) },
+            Self::Failslab(fault) => fault.encode(op(OpCode::Failslab)),
+            Self::FailNth { of, nth, this_cpu } => {
+                RawOp { order: of as u8, a: nth, small: this_cpu as u8, ..op(OpCode::FailNth) }
+            }
             Self::Shutdown { code } => RawOp { count: code as u32, ..op(OpCode::Shutdown) },
             Self::Object(object) => object.encode(),
         }
+    }
+
+    /// From a message, if it is one that is done in no time: nothing, or one block of pages. None for all others, and for
+    /// arguments that mean nothing; [`Self::decode`] knows what they are.
+    ///
+    /// Messages are full of these. They are told apart where the call stands, so that they do not pay for what other
+    /// operations there are.
+    #[inline(always)]
+    pub fn decode_short(raw: &RawOp) -> Option<Self> {
+        const NOP: u16 = OpCode::Nop as u16;
+        const ALLOC_PAGES: u16 = OpCode::AllocPages as u16;
+        const FREE_PAGES: u16 = OpCode::FreePages as u16;
+        match raw.code {
+            NOP => Some(Self::Nop),
+            ALLOC_PAGES if raw.count == 1 => Self::alloc_pages(raw).ok(),
+            FREE_PAGES if raw.count == 1 => Some(Self::FreePages { handle: raw.handle, count: 1 }),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn alloc_pages(raw: &RawOp) -> Result<Self, OpError> {
+        let placement = Placement::from_raw(raw.small, raw.a)?;
+        let RawOp { handle, count, .. } = *raw;
+        Ok(Self::AllocPages { gfp: gfp(raw.gfp)?, order: order(raw.order)?, placement, handle, count })
     }
 
     /// From a message.
@@ -358,13 +396,7 @@ impl Op {
         let code = OpCode::new(raw.code).ok_or(OpError::Unknown)?;
         Ok(match code {
             OpCode::Nop => Self::Nop,
-            OpCode::AllocPages => Self::AllocPages {
-                gfp: gfp(raw.gfp)?,
-                order: order(raw.order)?,
-                placement: Placement::from_raw(raw.small, a)?,
-                handle,
-                count,
-            },
+            OpCode::AllocPages => Self::alloc_pages(raw)?,
             OpCode::FreePages => Self::FreePages { handle, count },
             OpCode::SplitPage => Self::SplitPage { handle, into: count },
             OpCode::ReadPage => Self::ReadPage { handle, offset: a, len: count },
@@ -396,7 +428,8 @@ impl Op {
             OpCode::SetEvents => Self::SetEvents { mask: a },
             OpCode::Barrier => Self::Barrier,
             OpCode::FailPageAlloc => Self::FailPageAlloc(Fault::decode(raw)?),
-            OpCode::FailNth => Self::FailNth { nth: a, this_cpu: raw.small != 0 },
+            OpCode::Failslab => Self::Failslab(Fault::decode(raw)?),
+            OpCode::FailNth => Self::FailNth { of: Faulty::new(raw.order)?, nth: a, this_cpu: raw.small != 0 },
             OpCode::Shutdown => Self::Shutdown { code: u16::try_from(count).map_err(|_| OpError::Invalid)? },
             code => Self::Object(ObjectOp::decode(code, raw)?),
         })

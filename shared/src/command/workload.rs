@@ -76,18 +76,11 @@ impl Kind {
         Self::Scullv,
     ];
 
-    /// Those that allocate nothing but blocks of pages. They alone can keep them at the end.
-    pub const PAGES: [Self; 9] = [
-        Self::Sequential,
-        Self::Random,
-        Self::ProducerConsumer,
-        Self::Fragment,
-        Self::DmaExhaust,
-        Self::NodeExhaust,
-        Self::PcpPingPong,
-        Self::Replay,
-        Self::Access,
-    ];
+    /// Whether it allocates nothing but blocks of pages. Such a workload alone can keep them at the end.
+    pub const fn is_of_pages(self) -> bool {
+        use Kind::*;
+        !matches!(self, SlabMix | VmallocMix | MemoryMix | Scull | Scullc | Scullp | Scullv)
+    }
 
     /// Its name for users.
     pub const fn name(self) -> &'static str {

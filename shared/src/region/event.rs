@@ -49,11 +49,40 @@ pub enum EventKind {
     FailPageAlloc = 11,
     /// A part of a workload begins or ends: [`crate::command::workload::Mark`].
     WorkloadMark = 12,
+    /// `kmalloc` or a relative. `args[0]` address (0 for failure), `args[1]` bytes asked for, `args[2]` bytes there are;
+    /// gfp; node, [`NO_NODE`] for the CPU's.
+    Kmalloc = 13,
+    /// `kfree`. `args[0]` address.
+    Kfree = 14,
+    /// An object of a cache was allocated. As [`Self::Kmalloc`].
+    KmemCacheAlloc = 15,
+    /// An object of a cache is freed. `args[0]` address; `pfn`, `args[1]` and `args[2]` the start of the cache's name:
+    /// [`Event::text`].
+    KmemCacheFree = 16,
+    /// Per-CPU memory was allocated. `pfn` start of the chunk, `args[0]` pointer, `args[1]` size and, 32 bits higher, the
+    /// place in the chunk, `args[2]` bytes of all CPUs; order of the alignment; gfp; zone 1 for reserved, 2 for atomic.
+    PercpuAllocPercpu = 17,
+    /// Per-CPU memory is freed. `pfn` start of the chunk, `args[0]` pointer, `args[1]` place in the chunk.
+    PercpuFreePercpu = 18,
+    /// A shrinker is asked for its share. Node, gfp, order the priority, migrate type the number of the shrinker; the
+    /// caller is its function; `pfn` objects left over from earlier, `args[0]` objects it could free, `args[1]` share of
+    /// this call, `args[2]` objects it is to look at.
+    MmShrinkSlabStart = 19,
+    /// A shrinker has been asked. Node, migrate type, caller as [`Self::MmShrinkSlabStart`]; `pfn` objects left over before,
+    /// `args[0]` after, `args[1]` objects that were not looked at, `args[2]` objects it freed.
+    MmShrinkSlabEnd = 20,
+    /// An allocation of an object failed because it was told to. `args[0]` size, gfp.
+    Failslab = 21,
 }
+
+/// [`Event::node`] of an allocation for which any node would do (`NUMA_NO_NODE`).
+pub const NO_NODE: u8 = 0xff;
+/// Bytes of [`Event::text`].
+pub const TEXT_BYTES: usize = 24;
 
 impl EventKind {
     /// All of them, by number.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 22] = [
         Self::MmPageAlloc,
         Self::MmPageFree,
         Self::MmPageFreeBatched,
@@ -67,6 +96,15 @@ impl EventKind {
         Self::CmaRelease,
         Self::FailPageAlloc,
         Self::WorkloadMark,
+        Self::Kmalloc,
+        Self::Kfree,
+        Self::KmemCacheAlloc,
+        Self::KmemCacheFree,
+        Self::PercpuAllocPercpu,
+        Self::PercpuFreePercpu,
+        Self::MmShrinkSlabStart,
+        Self::MmShrinkSlabEnd,
+        Self::Failslab,
     ];
 
     /// The kind numbered `raw`.
@@ -96,7 +134,21 @@ impl EventKind {
             "cma_release",
             "fail_page_alloc",
             "workload_mark",
+            "kmalloc",
+            "kfree",
+            "kmem_cache_alloc",
+            "kmem_cache_free",
+            "percpu_alloc_percpu",
+            "percpu_free_percpu",
+            "mm_shrink_slab_start",
+            "mm_shrink_slab_end",
+            "failslab",
         ][self as usize]
+    }
+
+    /// Whether it is about a shrinker; the caller then is the shrinker's function.
+    pub const fn is_of_shrinker(self) -> bool {
+        matches!(self, Self::MmShrinkSlabStart | Self::MmShrinkSlabEnd)
     }
 
     /// The kind of that name.
@@ -148,6 +200,22 @@ impl Event {
             caller: 0,
             args: [0; 3],
         }
+    }
+
+    /// With words that are text: as much of it as there is room for, filled up with zeros.
+    #[must_use]
+    pub const fn with_text(self, words: [u64; 3]) -> Self {
+        let [pfn, first, second] = words;
+        Self { pfn, args: [self.args[0], first, second], ..self }
+    }
+
+    /// The words that are text where a kind has some: up to the first zero.
+    pub fn text(&self) -> [u8; TEXT_BYTES] {
+        let mut bytes = [0; TEXT_BYTES];
+        for (chunk, word) in bytes.as_chunks_mut().0.iter_mut().zip([self.pfn, self.args[1], self.args[2]]) {
+            *chunk = word.to_le_bytes();
+        }
+        bytes
     }
 
     /// As words.

@@ -274,6 +274,8 @@ pub struct Sysctl {
     pub mmap_min_addr: AtomicU64,
     /// Allocations that are made to fail.
     pub fail_page_alloc: FaultState,
+    /// Allocations of objects that are made to fail.
+    pub failslab: FaultState,
 }
 
 impl Sysctl {
@@ -286,7 +288,7 @@ impl Sysctl {
     }
 }
 
-/// Fault injection (`struct fault_attr` and what `fail_page_alloc` adds): what is set, and how far it has come.
+/// Fault injection (`struct fault_attr` and what `fail_page_alloc` and `failslab` add): what is set, and how far it has come.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct FaultState {
@@ -296,7 +298,7 @@ pub struct FaultState {
     pub interval: AtomicU32,
     /// How many may still fail by chance; `u32::MAX` (-1) for no limit.
     pub times: AtomicU32,
-    /// Pages that are still to be allocated before any allocation fails by chance.
+    /// Pages, or bytes of objects, that are still to be allocated before any allocation fails by chance.
     pub space: AtomicI32,
     /// Orders below it never fail by chance.
     pub min_order: AtomicU32,
@@ -318,8 +320,8 @@ pub struct FaultState {
     pub nth_min_order: AtomicU32,
     /// Only allocations with all of these flags count for [`Self::nth`].
     pub nth_gfp: AtomicU32,
-    /// Padding.
-    pub reserved: AtomicU32,
+    /// 1 if only objects of caches with [`crate::slab::SlabFlags::FAILSLAB`] fail (`cache-filter`).
+    pub cache_filter: AtomicU32,
     /// Allocations looked at since boot, while any could fail.
     pub looked_at: AtomicU64,
     /// Allocations that were made to fail since boot.

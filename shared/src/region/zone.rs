@@ -140,10 +140,26 @@ pub mod hot {
     pub const PAGE_OWNER: u32 = 1 << 3;
     /// Free pages hold a pattern (`page_poison`).
     pub const POISON: u32 = 1 << 4;
-    /// Pages are cleared when they are allocated (`init_on_alloc`).
+    /// Pages and objects are cleared when they are allocated (`init_on_alloc`).
     pub const INIT_ON_ALLOC: u32 = 1 << 5;
-    /// Pages are cleared when they are freed (`init_on_free`).
+    /// Pages and objects are cleared when they are freed (`init_on_free`).
     pub const INIT_ON_FREE: u32 = 1 << 6;
+    /// Events about objects are recorded.
+    pub const SLAB_EVENTS: u32 = 1 << 7;
+    /// Allocations of objects may be made to fail (`failslab`).
+    pub const FAILSLAB: u32 = 1 << 8;
+
+    /// What looks at pages: pagesets have no other bits, but for [`ON`].
+    pub const PAGES: u32 = EVENTS | FAIL_PAGE_ALLOC | PAGE_OWNER | POISON | INIT_ON_ALLOC | INIT_ON_FREE;
+    /// What looks at objects: arrays of slab caches ([`crate::slab::ArrayCache::hot`]) have no other bits, but for [`ON`].
+    pub const OBJECTS: u32 = INIT_ON_ALLOC | INIT_ON_FREE | SLAB_EVENTS | FAILSLAB;
+
+    /// The bits in effect of those of `which`, with [`ON`] if there are any.
+    #[inline]
+    pub const fn among(bits: u32, which: u32) -> u32 {
+        let bits = bits & which & !ON;
+        if bits == 0 { 0 } else { bits | ON }
+    }
 }
 
 impl ListHead {

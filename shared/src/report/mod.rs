@@ -39,7 +39,7 @@ pub use meminfo::{meminfo, node_meminfo};
 pub use node::{
     cpumap, distance, fallback_orders, node_cpulist, node_cpumap, node_distance, numa_hardware, write_fallback_order,
 };
-pub use sysctl::{fail_page_alloc, sysctl};
+pub use sysctl::{fail_page_alloc, failslab, sysctl};
 pub use vmstat::{node_numastat, node_vmstat, vmstat};
 pub use zoneinfo::zoneinfo;
 

@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use crate::gfp::Gfp;
 use crate::region::RegionRef;
+use crate::region::records::FaultState;
 
 /// `sysctl vm`, as far as there are such settings here, in its order.
 ///
@@ -49,13 +50,31 @@ impl fmt::Display for Flags {
 /// # Errors
 /// Those of `out`.
 pub fn fail_page_alloc(region: &RegionRef<'_>, out: &mut dyn Write) -> fmt::Result {
-    let state = &region.sysctl().fail_page_alloc;
+    fault(&region.sysctl().fail_page_alloc, true, out)
+}
+
+/// `/sys/kernel/debug/failslab`, as [`fail_page_alloc`].
+///
+/// # Errors
+/// Those of `out`.
+pub fn failslab(region: &RegionRef<'_>, out: &mut dyn Write) -> fmt::Result {
+    fault(&region.sysctl().failslab, false, out)
+}
+
+/// The files in their order: those of pages, or of objects, and those of both.
+fn fault(state: &FaultState, pages: bool, out: &mut dyn Write) -> fmt::Result {
     let get = |word: &AtomicU32| word.load(Relaxed);
     let yes = |word: &AtomicU32| if get(word) == 0 { 'N' } else { 'Y' };
-    writeln!(out, "ignore-gfp-highmem {}", yes(&state.ignore_gfp_highmem))?;
+    if pages {
+        writeln!(out, "ignore-gfp-highmem {}", yes(&state.ignore_gfp_highmem))?;
+    } else {
+        writeln!(out, "cache-filter       {}", yes(&state.cache_filter))?;
+    }
     writeln!(out, "ignore-gfp-wait    {}", yes(&state.ignore_gfp_reclaim))?;
     writeln!(out, "interval           {}", get(&state.interval))?;
-    writeln!(out, "min-order          {}", get(&state.min_order))?;
+    if pages {
+        writeln!(out, "min-order          {}", get(&state.min_order))?;
+    }
     writeln!(out, "probability        {}", get(&state.probability))?;
     writeln!(out, "space              {}", state.space.load(Relaxed))?;
     writeln!(out, "times              {}", get(&state.times).cast_signed())?;
@@ -65,7 +84,9 @@ pub fn fail_page_alloc(region: &RegionRef<'_>, out: &mut dyn Write) -> fmt::Resu
         u32::MAX => writeln!(out, "nth-cpu            any")?,
         cpu => writeln!(out, "nth-cpu            {cpu}")?,
     }
-    writeln!(out, "nth-min-order      {}", get(&state.nth_min_order))?;
+    if pages {
+        writeln!(out, "nth-min-order      {}", get(&state.nth_min_order))?;
+    }
     writeln!(out, "nth-gfp            {}", Flags(get(&state.nth_gfp)))?;
     writeln!(out, "looked-at          {}", state.looked_at.load(Relaxed))?;
     writeln!(out, "failed             {}", state.failed.load(Relaxed))

@@ -108,7 +108,8 @@ pub struct ArrayCache {
     pub home: AtomicU32,
     /// It was refilled, or objects were taken from it if it is a shared one, since somebody last looked.
     pub touched: AtomicU32,
-    /// Everything takes the general way while this is not 0: the cache is debugged, or something watches.
+    /// Everything takes the general way while this is not 0: the cache is debugged, or something watches
+    /// ([`crate::region::zone::hot`]).
     pub hot: AtomicU32,
     /// Held by whoever works on the array while `hot` is set.
     pub hot_lock: AtomicU32,

@@ -33,6 +33,8 @@ flags! {
     RECLAIM_ACCOUNT = 0x2_0000, "RECLAIM_ACCOUNT";
     /// `SLAB_PANIC`: no such cache, no kernel.
     PANIC = 0x4_0000, "PANIC";
+    /// `SLAB_FAILSLAB`: allocations from it may be made to fail also where not those from all caches may.
+    FAILSLAB = 0x200_0000, "FAILSLAB";
     /// Slabs are never given back, and objects keep their content while they are free; they are zero when they are handed
     /// out for the first time. So what once was a record stays one, and who comes too late finds it free, not something
     /// else. Not in Linux, where `SLAB_TYPESAFE_BY_RCU` does it for a time.
@@ -50,7 +52,8 @@ impl SlabFlags {
     /// No flag.
     pub const NONE: Self = Self(0);
     /// What a creator may ask for.
-    pub const CREATE: Self = Self(Self::ALL & !(Self::LINKED.0 | Self::OBJFREELIST.0 | Self::OFF_SLAB.0));
+    pub const CREATE: Self =
+        Self(Self::ALL & !(Self::FAILSLAB.0 | Self::LINKED.0 | Self::OBJFREELIST.0 | Self::OFF_SLAB.0));
     /// Flags that put something beside each object or look at it at every step.
     pub const DEBUG: Self = Self(Self::RED_ZONE.0 | Self::POISON.0 | Self::STORE_USER.0);
 

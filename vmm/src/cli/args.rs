@@ -36,6 +36,8 @@ pub enum Command {
     List(ListArgs),
     /// Show a view of a running guest, or of a dump
     Show(ShowArgs),
+    /// Write to a file of a running guest's /proc, as `echo TEXT > FILE` does
+    Write(WriteArgs),
     /// End a running guest
     Stop(NameArgs),
     /// Print the kernel log of a running guest, as dmesg does
@@ -89,7 +91,8 @@ pub struct RunArgs {
     /// Keep DIR/proc and DIR/sys like the guest's /proc and /sys
     ///
     /// Files are renewed each second while they change. What was made in DIR goes away when the guest ends; only a
-    /// run without --keep and --detach leaves the files as they were in the end. A file that cannot be written (no
+    /// run without --keep and --detach leaves the files as they were in the end. What is written to proc/slabinfo and to
+    /// files in proc/sys/vm changes the guest's settings; what it does not take is told on stderr. A file that cannot be written (no
     /// space is left) ends that run with exit status 1; a guest that stays goes on, with a warning.
     #[arg(long, value_name = "DIR")]
     pub proc_dir: Option<PathBuf>,
@@ -190,6 +193,20 @@ pub struct ShowArgs {
     /// The view and its options: buddyinfo, zoneinfo, node/0/meminfo, numa, kmem -f, kmem -p 0x1000, ...
     #[arg(required = true, num_args = 1.., allow_hyphen_values = true, trailing_var_arg = true, value_name = "VIEW")]
     pub view: Vec<String>,
+}
+
+/// `pagevisor write`
+#[derive(Args, Debug)]
+pub struct WriteArgs {
+    /// The guest
+    pub name: GuestName,
+
+    /// The file below /proc: slabinfo, or sys/vm/min_free_kbytes and others of sys/vm (also vm.min_free_kbytes)
+    pub file: PathBuf,
+
+    /// What to write: `NAME LIMIT BATCHCOUNT SHARED` to slabinfo, a number to the others
+    #[arg(required = true, num_args = 1.., allow_hyphen_values = true, trailing_var_arg = true)]
+    pub text: Vec<String>,
 }
 
 /// A command that needs nothing but a guest's name.

@@ -21,6 +21,7 @@ mod target;
 mod terminal;
 mod text;
 mod verify;
+mod write;
 
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
@@ -70,6 +71,7 @@ fn execute(command: Command, out: &mut impl Write) -> Result<u8, Failure> {
         Command::Experiment(args) => return experiment::experiment(&args, out),
         Command::List(args) => remote::list(&args, out)?,
         Command::Show(args) => remote::show(&args, out)?,
+        Command::Write(args) => write::write(&args)?,
         Command::Stop(args) => remote::stop(&args)?,
         Command::Log(args) => remote::log(&args, out)?,
         Command::Dump(args) => dump::dump(&args, out)?,

@@ -18,7 +18,7 @@ use super::failure::Failure;
 use super::run::host;
 use super::serial::SerialLog;
 use super::signals::{self, Signals};
-use super::{grace, look, notice};
+use super::{grace, look, notice, write};
 use crate::config::ConfigError;
 use crate::error::exit_status;
 use crate::guest::{ErrorKind, PreparedWorkload};
@@ -26,6 +26,7 @@ use crate::layout::Layout;
 use crate::log::{LogError, LogReader};
 use crate::machine::{Deadline, End, KernelImage, Machine, MachineConfig, StopEvent, StopReason};
 use crate::procdir::ProcDir;
+use crate::report::WRITTEN_DIRS;
 use crate::runtime::{
     Claim, ControlServer, Endpoint, Guest, GuestName, GuestNode, GuestRange, Phase, RegionMap, RuntimeDir,
 };
@@ -91,7 +92,10 @@ impl<'a> Session<'a> {
         let name = args.guest_name();
         // Before the machine: a name or directory in use must cost nothing.
         let claim = name.as_ref().map(|name| RuntimeDir::create(&RuntimeDir::locate())?.claim(name)).transpose()?;
-        let proc_dir = args.proc_dir.as_deref().map(ProcDir::open).transpose()?;
+        let mut proc_dir = args.proc_dir.as_deref().map(ProcDir::open).transpose()?;
+        if let Some(dir) = &mut proc_dir {
+            dir.listen(&WRITTEN_DIRS).map_err(host("cannot watch the files of --proc-dir"))?;
+        }
         confine(args, claim.as_ref().map(Claim::directory), proc_dir.as_ref())?;
         let serial = SerialLog::new(args.console);
         let stop = StopEvent::new().map_err(host("cannot make an eventfd"))?;
@@ -200,6 +204,7 @@ impl<'a> Session<'a> {
     pub fn next(&mut self) -> Happening {
         loop {
             self.print_console();
+            self.take_written();
             self.update_files();
             let (signalled, ended) = self.wait();
             // A guest that powers off as soon as it is ready was ready, and one that has ended by itself was not
@@ -234,6 +239,7 @@ impl<'a> Session<'a> {
         if !self.ready {
             fds.push(self.machine.ready_fd());
         }
+        fds.extend(self.proc_dir.as_ref().and_then(ProcDir::written_fd));
         let mut fds: Vec<_> = fds.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         let now = Instant::now();
         let console = self.console.as_ref().map(|_| now + CONSOLE_INTERVAL);
@@ -261,6 +267,15 @@ impl<'a> Session<'a> {
             Err(error) => notice(format_args!("warning: {error}")),
         }
         self.console = None;
+    }
+
+    /// Does what was written to files of `--proc-dir`; these are to be renewed then.
+    fn take_written(&mut self) {
+        let written = self.proc_dir.as_mut().map(ProcDir::take_written).unwrap_or_default();
+        if !written.is_empty() {
+            write::pass_on(&self.machine, &written);
+            self.next_proc = Instant::now();
+        }
     }
 
     /// Renews the files of `--proc-dir`, if it is time. What goes wrong there is said once, until it goes well again,

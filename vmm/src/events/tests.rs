@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use pagevisor_shared::command::workload::{Kind, Mark, Params, Phase};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::region::Table;
-use pagevisor_shared::region::event::{EVENT_WORDS, EventRing};
+use pagevisor_shared::region::event::{EVENT_WORDS, EventRing, NO_NODE};
 use proptest::prelude::*;
 
 use super::*;
@@ -94,6 +94,71 @@ fn lines_are_those_of_trace_pipe() {
 }
 
 #[test]
+fn lines_of_objects_are_those_of_trace_pipe() {
+    let guest = guest();
+    let renderer = Renderer::new(&guest.region(), None);
+    let with_args = |kind, args| Event { tsc: at(12_345_678_901), order: 2, args, ..Event::new(kind) };
+    let line = |event: Event| renderer.line(&Item::Event(cpu(0), event));
+    let with = |kind, args| line(with_args(kind, args));
+    let word = |text: &str| text.bytes().rev().fold(0, |word, byte| word << 8 | u64::from(byte));
+    let head = "          <idle>-0       [000] .....    12.345678: ";
+    for (text, expected) in [
+        (
+            with(EventKind::Kmalloc, [0xffff_8880_0000_1000, 50, 64]),
+            "kmalloc: call_site=0x0 ptr=ffff888000001000 bytes_req=50 bytes_alloc=64 gfp_flags=none node=0 \
+             accounted=false",
+        ),
+        (
+            line(Event {
+                node: NO_NODE,
+                caller: 0xff,
+                gfp: Gfp::KERNEL,
+                ..with_args(EventKind::KmemCacheAlloc, [0, 100, 128])
+            }),
+            "kmem_cache_alloc: call_site=0x00000000000000ff ptr=0000000000000000 bytes_req=100 bytes_alloc=128 \
+             gfp_flags=GFP_KERNEL node=-1 accounted=false",
+        ),
+        (with(EventKind::Kfree, [0x1000, 0, 0]), "kfree: call_site=0x0 ptr=0000000000001000"),
+        (
+            line(with_args(EventKind::KmemCacheFree, [0x1000, 0, 0]).with_text(["a cache=", "-64", "x"].map(word))),
+            "kmem_cache_free: call_site=0x0 ptr=0000000000001000 name=a?cache?-64",
+        ),
+        (
+            line(Event {
+                zone: 2,
+                pfn: 0x9000,
+                ..with_args(EventKind::PercpuAllocPercpu, [0x500, 24 | 0x40 << 32, 48])
+            }),
+            "percpu_alloc_percpu: call_site=0x0 reserved=0 is_atomic=1 size=24 align=4 base_addr=0000000000009000 off=64 \
+             ptr=0000000000000500 bytes_alloc=48 gfp_flags=none",
+        ),
+        (
+            line(Event { pfn: 0x9000, ..with_args(EventKind::PercpuFreePercpu, [0x500, 64, 0]) }),
+            "percpu_free_percpu: base_addr=0000000000009000 off=64 ptr=0000000000000500",
+        ),
+        (
+            line(Event {
+                pfn: 7,
+                migratetype: 3,
+                gfp: Gfp::KERNEL,
+                caller: 0xff,
+                ..with_args(EventKind::MmShrinkSlabStart, [1000, 20, 27])
+            }),
+            "mm_shrink_slab_start: 0x00000000000000ff 0000000000000003: nid: 0 objects to shrink 7 gfp_flags GFP_KERNEL \
+             cache items 1000 delta 20 total_scan 27 priority 2",
+        ),
+        (
+            line(Event { pfn: 7, migratetype: 3, ..with_args(EventKind::MmShrinkSlabEnd, [9, 8, 128]) }),
+            "mm_shrink_slab_end: 0x0 0000000000000003: nid: 0 unused scan count 7 new scan count 9 total_scan 8 \
+             last shrinker return val 128",
+        ),
+        (with(EventKind::Failslab, [100, 0, 0]), "failslab: size=100 gfp_flags=none"),
+    ] {
+        assert_eq!(text, format!("{head}{expected}\n"));
+    }
+}
+
+#[test]
 fn json_has_numbers_for_numbers() {
     let guest = guest();
     let renderer = Renderer::new(&guest.region(), None);
@@ -107,6 +172,28 @@ fn json_has_numbers_for_numbers() {
     });
     assert_eq!(value, expected);
     assert_eq!(renderer.json_line(&Item::Lost(cpu(0), 3)), "{\"cpu\":0,\"lost\":3}\n");
+}
+
+#[test]
+fn json_of_objects_has_their_fields_and_the_caller_once() {
+    let guest = guest();
+    let renderer = Renderer::new(&guest.region(), None);
+    let event =
+        Event { tsc: at(7), node: NO_NODE, caller: 0xff, args: [0x1000, 5, 8], ..Event::new(EventKind::Kmalloc) };
+    let value = |event| -> serde_json::Value {
+        serde_json::from_str(&renderer.json_line(&Item::Event(cpu(1), event))).unwrap()
+    };
+    let expected = serde_json::json!({
+        "time_ns": 7, "cpu": 1, "event": "kmalloc", "caller": "0x00000000000000ff", "ptr": "0000000000001000",
+        "bytes_req": 5, "bytes_alloc": 8, "gfp_flags": "none", "node": -1, "accounted": "false",
+    });
+    assert_eq!(value(event), expected);
+    let event = Event { kind: EventKind::MmShrinkSlabEnd, tsc: at(7), pfn: 3, args: [1, 2, 4], ..event };
+    let expected = serde_json::json!({
+        "time_ns": 7, "cpu": 1, "event": "mm_shrink_slab_end", "caller": "0x00000000000000ff", "shrinker": 0,
+        "nid": 255, "unused_scan": 3, "new_scan": 1, "total_scan": 2, "retval": 4,
+    });
+    assert_eq!(value(event), expected);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use pagevisor_shared::command::workload::Mark;
 use pagevisor_shared::page::PAGE_STRUCT_SIZE;
 use pagevisor_shared::region::RegionRef;
-use pagevisor_shared::region::event::{Event, EventKind};
+use pagevisor_shared::region::event::{Event, EventKind, NO_NODE};
 use pagevisor_shared::units::{CpuId, PAGEBLOCK_ORDER};
 use serde_json::{Value, json};
 
@@ -28,6 +28,31 @@ pub(super) fn workload(mark: &Mark) -> String {
     let Mark { kind, phase, end: _, lane, gfp, order, ops, seed } = mark;
     let (kind, phase, order) = (kind.name(), phase.name(), order.raw());
     format!("workload={kind} phase={phase} lane={lane} ops={ops} order={order} seed={seed} gfp_flags={gfp}")
+}
+
+/// What `mm_shrink_slab_start` and `mm_shrink_slab_end` print behind the shrinker.
+fn shrinker_words(event: &Event) -> String {
+    let [first, second, third] = event.args;
+    let (node, before) = (event.node, event.pfn);
+    match event.kind {
+        EventKind::MmShrinkSlabStart => format!(
+            "nid: {node} objects to shrink {before} gfp_flags {} cache items {first} delta {second} total_scan {third} \
+             priority {}",
+            event.gfp, event.order,
+        ),
+        _ => format!(
+            "nid: {node} unused scan count {before} new scan count {first} total_scan {second} \
+             last shrinker return val {third}"
+        ),
+    }
+}
+
+/// The name of the cache that an event is about, as one word.
+fn cache_name(event: &Event) -> String {
+    let text = event.text();
+    let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
+    let word = |c: char| if c.is_whitespace() || c.is_control() || c == '=' { '?' } else { c };
+    String::from_utf8_lossy(&text[..end]).chars().map(word).collect()
 }
 
 impl Renderer {
@@ -53,11 +78,13 @@ impl Renderer {
         u64::try_from(ticks * 1_000_000 / u128::from(self.tsc_khz)).unwrap_or(u64::MAX)
     }
 
-    /// `function+0x12/0x34` of whoever called the memory stack, or the address; `None` when it is not known.
+    /// `function+0x12/0x34` of whoever called the memory stack, or the address; `None` when it is not known. Of a shrinker
+    /// its function.
     pub(super) fn caller(&self, event: &Event) -> Option<String> {
         let symbols = self.symbols.as_ref().filter(|_| event.caller != 0);
         match (symbols, event.caller) {
             (_, 0) => None,
+            (Some(symbols), address) if event.kind.is_of_shrinker() => Some(symbols.locate(address).to_string()),
             (Some(symbols), address) => Some(symbols.locate_return(address).to_string()),
             (None, address) => Some(format!("{address:#018x}")),
         }
@@ -77,8 +104,30 @@ impl Renderer {
         area.map_or("?", String::as_str)
     }
 
+    /// `call_site=...`, as `%pS`.
+    fn call_site(&self, event: &Event) -> String {
+        format!("call_site={}", self.caller(event).unwrap_or_else(|| "0x0".to_owned()))
+    }
+
     /// What the tracepoint prints.
     pub fn fields(&self, event: &Event) -> String {
+        let named = self.named_fields(event);
+        match event.kind {
+            EventKind::Kmalloc
+            | EventKind::Kfree
+            | EventKind::KmemCacheAlloc
+            | EventKind::KmemCacheFree
+            | EventKind::PercpuAllocPercpu => format!("{} {named}", self.call_site(event)),
+            kind if kind.is_of_shrinker() => {
+                let function = self.caller(event).unwrap_or_else(|| "0x0".to_owned());
+                format!("{function} {:016x}: {}", event.migratetype, shrinker_words(event))
+            }
+            _ => named,
+        }
+    }
+
+    /// What the tracepoint prints but for who called, a word `name=value` for each field.
+    pub(super) fn named_fields(&self, event: &Event) -> String {
         let (page, order, kind, gfp) = (self.page(event), event.order, event.migratetype, event.gfp);
         let [first, second, third] = event.args;
         match event.kind {
@@ -109,6 +158,37 @@ impl Renderer {
                 format!("name={} pfn={pfn:#x} {page} count={first}", self.area(third))
             }
             EventKind::FailPageAlloc => format!("order={order} gfp_flags={gfp}"),
+            EventKind::Kmalloc | EventKind::KmemCacheAlloc => {
+                let node = if event.node == NO_NODE { -1 } else { i32::from(event.node) };
+                format!(
+                    "ptr={first:016x} bytes_req={second} bytes_alloc={third} gfp_flags={gfp} node={node} accounted=false"
+                )
+            }
+            EventKind::Kfree => format!("ptr={first:016x}"),
+            EventKind::KmemCacheFree => format!("ptr={first:016x} name={}", cache_name(event)),
+            EventKind::PercpuAllocPercpu => format!(
+                "reserved={} is_atomic={} size={} align={} base_addr={:016x} off={} ptr={first:016x} \
+                 bytes_alloc={third} gfp_flags={gfp}",
+                event.zone & 1,
+                event.zone >> 1 & 1,
+                second as u32,
+                1u64 << (order & 63),
+                event.pfn,
+                second >> 32,
+            ),
+            EventKind::PercpuFreePercpu => {
+                format!("base_addr={:016x} off={second} ptr={first:016x}", event.pfn)
+            }
+            EventKind::MmShrinkSlabStart => format!(
+                "shrinker={kind} nid={} nr_objects_to_shrink={} gfp_flags={gfp} cache_items={first} delta={second} \
+                 total_scan={third} priority={order}",
+                event.node, event.pfn,
+            ),
+            EventKind::MmShrinkSlabEnd => format!(
+                "shrinker={kind} nid={} unused_scan={} new_scan={first} total_scan={second} retval={third}",
+                event.node, event.pfn,
+            ),
+            EventKind::Failslab => format!("size={first} gfp_flags={gfp}"),
             EventKind::WorkloadMark => match Mark::decode(event) {
                 Some(mark) => format!("mark={} {}", if mark.end { "end" } else { "begin" }, workload(&mark)),
                 None => format!("{first:#x} {second:#x} {third:#x}"),
@@ -155,7 +235,7 @@ impl Renderer {
             "caller": self.caller(event),
         });
         let Value::Object(map) = &mut value else { return value };
-        for field in self.fields(event).split(' ') {
+        for field in self.named_fields(event).split(' ') {
             // What a damaged mark says has no names; its words go by their places.
             let (name, text) = match field.split_once('=') {
                 Some((name, text)) => (name.to_owned(), text),
@@ -163,10 +243,13 @@ impl Renderer {
             };
             let number = match text.strip_prefix("0x") {
                 Some(digits) => u64::from_str_radix(digits, 16).ok(),
-                None if name == "page" => None,
+                // Addresses, and names that may be all digits.
+                None if ["page", "ptr", "base_addr", "name"].contains(&name.as_str()) => None,
                 None => text.parse().ok(),
             };
-            map.insert(name, number.map_or_else(|| text.into(), Value::from));
+            let signed = || text.parse::<i64>().ok().filter(|number| *number < 0).map(Value::from);
+            let value = number.map(Value::from).or_else(signed).unwrap_or_else(|| text.into());
+            map.insert(name, value);
         }
         value
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pagevisor_shared::command::{ANY_CPU, Isolate, Op, OpError, OpResult, Placement};
+use pagevisor_shared::command::{ANY_CPU, Faulty, Isolate, Op, OpError, OpResult, Placement};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::units::{NodeId, NodeMask, Order, Pfn};
@@ -212,7 +212,15 @@ impl<'g> CpuHandle<'g> {
     /// # Errors
     /// As [`Self::execute`].
     pub fn fail_nth(&self, nth: u64) -> Result<(), Error> {
-        self.execute(Op::FailNth { nth, this_cpu: true }).map(drop)
+        self.execute(Op::FailNth { of: Faulty::Pages, nth, this_cpu: true }).map(drop)
+    }
+
+    /// Makes the CPU's `nth` allocation of an object from now on fail, as [`Guest::failslab`] does; 0 takes it back.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub fn failslab_nth(&self, nth: u64) -> Result<(), Error> {
+        self.execute(Op::FailNth { of: Faulty::Objects, nth, this_cpu: true }).map(drop)
     }
 
     /// `start_isolate_page_range`: nobody allocates from these page blocks any more. `migratetype` is theirs, should it

@@ -225,6 +225,7 @@ pub(super) fn op_name(op: &Op) -> &'static str {
         Op::SetEvents { .. } => "setting events",
         Op::Barrier => "barrier",
         Op::FailPageAlloc(_) => "fail_page_alloc",
+        Op::Failslab(_) => "failslab",
         Op::FailNth { .. } => "fail_nth",
         Op::Shutdown { .. } => "shutdown",
         Op::Object(object) => object.name(),

@@ -9,7 +9,7 @@ use pagevisor_shared::units::{NodeId, PAGE_SHIFT, VirtAddr};
 use super::cpu::CpuHandle;
 use super::error::{Error, ErrorKind};
 use super::estate::Claim;
-use super::pages::Held;
+use super::pages::{Held, contents};
 use super::session::Guest;
 
 /// One object.
@@ -26,10 +26,7 @@ impl Object<'_> {
         self.addr
     }
 
-    /// What the guest knows it by.
-    pub fn handle(&self) -> u32 {
-        self.held.handle()
-    }
+    contents!();
 
     /// The node it is on, if it lies in the direct map.
     ///
@@ -41,55 +38,6 @@ impl Object<'_> {
         let phys =
             phys.ok_or_else(|| guest.error(ErrorKind::Argument("only what is in the direct map has one node")))?;
         guest.zone_of(phys >> PAGE_SHIFT).map(|(node, _)| node)
-    }
-
-    /// Has the guest read bytes from `offset` on.
-    ///
-    /// # Errors
-    /// As every command.
-    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
-        self.held.read(offset, buf)
-    }
-
-    /// Has the guest write bytes from `offset` on.
-    ///
-    /// # Errors
-    /// As every command.
-    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        self.held.write(offset, bytes)
-    }
-
-    /// Fills it with the pattern `seed` ([`Op::pattern`]), as far as its owner may use it (`ksize`).
-    ///
-    /// # Errors
-    /// As every command.
-    pub fn fill(&self, seed: u64) -> Result<(), Error> {
-        self.held.fill(seed)
-    }
-
-    /// Checks that it has the pattern `seed`.
-    ///
-    /// # Errors
-    /// [`pagevisor_shared::command::OpError::Mismatch`], and as every command.
-    pub fn check(&self, seed: u64) -> Result<(), Error> {
-        self.held.check(seed)
-    }
-
-    /// Frees it, and says whether that worked.
-    ///
-    /// # Errors
-    /// As every command.
-    pub fn free(self) -> Result<(), Error> {
-        let cpu = *self.held.cpu();
-        self.held.free(&cpu)
-    }
-
-    /// Frees it on another CPU.
-    ///
-    /// # Errors
-    /// As every command.
-    pub fn free_on(self, cpu: &CpuHandle<'_>) -> Result<(), Error> {
-        self.held.free(cpu)
     }
 }
 
@@ -236,6 +184,17 @@ impl Guest {
         let text = Text { payload: 0, len: line.len() as u32 };
         let op = Op::Object(ObjectOp::SetSlabinfo { line: text });
         self.any_cpu().execute_with(op, line.as_bytes()).map(drop)
+    }
+
+    /// Says whether allocations from a cache fail under a [`super::Fault`] with a cache filter, as
+    /// `/sys/kernel/slab/NAME/failslab`.
+    ///
+    /// # Errors
+    /// [`pagevisor_shared::command::OpError::Invalid`] if there is no such cache, and as every command.
+    pub fn failslab_cache(&self, name: &str, on: bool) -> Result<(), Error> {
+        let text = Text { payload: 0, len: name.len() as u32 };
+        let op = Op::Object(ObjectOp::SetFailslab { name: text, on });
+        self.any_cpu().execute_with(op, name.as_bytes()).map(drop)
     }
 
     /// Has all slab caches give back what they do not need, and purges what waits for that of `vmalloc`.

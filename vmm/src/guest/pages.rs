@@ -112,33 +112,12 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Methods of everything that is one block of memory.
-macro_rules! memory {
+/// Methods of everything that is held by one handle.
+macro_rules! contents {
     () => {
-        /// Its first frame.
-        pub fn pfn(&self) -> Pfn {
-            self.pfn
-        }
-
-        /// The node it is on.
-        ///
-        /// # Errors
-        /// When the guest's tables say nothing sensible about it.
-        pub fn node(&self) -> Result<NodeId, Error> {
-            self.held.cpu.guest().zone_of(self.pfn.raw()).map(|(node, _)| node)
-        }
-
-        /// The type of the zone it is in.
-        ///
-        /// # Errors
-        /// When the guest's tables say nothing sensible about it.
-        pub fn zone(&self) -> Result<ZoneType, Error> {
-            self.held.cpu.guest().zone_of(self.pfn.raw()).map(|(_, zone)| zone)
-        }
-
         /// What the guest knows it by.
         pub fn handle(&self) -> u32 {
-            self.held.handle
+            self.held.handle()
         }
 
         /// Has the guest read bytes from `offset` on.
@@ -157,7 +136,8 @@ macro_rules! memory {
             self.held.write(offset, bytes)
         }
 
-        /// Fills it with the pattern `seed` ([`Op::pattern`]).
+        /// Fills it with the pattern `seed` ([`pagevisor_shared::command::Op::pattern`]), as far as its owner may use it
+        /// (`ksize`).
         ///
         /// # Errors
         /// As every command.
@@ -178,7 +158,7 @@ macro_rules! memory {
         /// # Errors
         /// As every command.
         pub fn free(self) -> Result<(), Error> {
-            let cpu = self.held.cpu;
+            let cpu = *self.held.cpu();
             self.held.free(&cpu)
         }
 
@@ -188,6 +168,35 @@ macro_rules! memory {
         /// As every command.
         pub fn free_on(self, cpu: &CpuHandle<'_>) -> Result<(), Error> {
             self.held.free(cpu)
+        }
+    };
+}
+pub(super) use contents;
+
+/// Methods of everything that is one block of pages.
+macro_rules! pages {
+    () => {
+        contents!();
+
+        /// Its first frame.
+        pub fn pfn(&self) -> Pfn {
+            self.pfn
+        }
+
+        /// The node it is on.
+        ///
+        /// # Errors
+        /// When the guest's tables say nothing sensible about it.
+        pub fn node(&self) -> Result<NodeId, Error> {
+            self.held.cpu.guest().zone_of(self.pfn.raw()).map(|(node, _)| node)
+        }
+
+        /// The type of the zone it is in.
+        ///
+        /// # Errors
+        /// When the guest's tables say nothing sensible about it.
+        pub fn zone(&self) -> Result<ZoneType, Error> {
+            self.held.cpu.guest().zone_of(self.pfn.raw()).map(|(_, zone)| zone)
         }
     };
 }
@@ -206,7 +215,7 @@ impl<'g> Pages<'g> {
         Self { held, pfn, order }
     }
 
-    memory!();
+    pages!();
 
     /// Its order.
     pub fn order(&self) -> Order {
@@ -253,7 +262,7 @@ impl<'g> Frames<'g> {
         Self { held, pfn, pages }
     }
 
-    memory!();
+    pages!();
 
     /// How many pages it has.
     pub fn pages(&self) -> u64 {

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pagevisor_shared::command::{ANY_CPU, CommandHeader, Fault, Op, OpResult, RawOp, STOP_ON_ERROR, Setting, Status};
+use pagevisor_shared::command::{
+    ANY_CPU, CommandHeader, Fault, Faulty, Op, OpResult, RawOp, STOP_ON_ERROR, Setting, Status,
+};
 use pagevisor_shared::units::NodeId;
 use pagevisor_shared::zone::{MAX_NR_ZONES, ZoneType};
 
@@ -240,7 +242,23 @@ impl Guest {
     /// # Errors
     /// As every command.
     pub fn fail_nth(&self, nth: u64) -> Result<(), Error> {
-        self.any_cpu().execute(Op::FailNth { nth, this_cpu: false }).map(drop)
+        self.any_cpu().execute(Op::FailNth { of: Faulty::Pages, nth, this_cpu: false }).map(drop)
+    }
+
+    /// Makes allocations of objects from slab caches fail, as Linux's `failslab`; the default of [`Fault`] ends that.
+    ///
+    /// # Errors
+    /// As every command.
+    pub fn failslab(&self, fault: Fault) -> Result<(), Error> {
+        self.any_cpu().execute(Op::Failslab(fault)).map(drop)
+    }
+
+    /// Makes the `nth` allocation of an object from now on fail; 0 takes it back.
+    ///
+    /// # Errors
+    /// As every command.
+    pub fn failslab_nth(&self, nth: u64) -> Result<(), Error> {
+        self.any_cpu().execute(Op::FailNth { of: Faulty::Objects, nth, this_cpu: false }).map(drop)
     }
 
     /// Waits until every CPU has been between two operations.

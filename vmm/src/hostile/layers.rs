@@ -54,10 +54,10 @@ fn link_areas(guest: &FakeGuest) {
     put(4, offset_of!(VmapArea, va_end), VMALLOC_START + 0x10_0000);
     let region = guest.region();
     let roots = &region.header().roots.vmalloc;
-    roots.busy_root.store(root, Relaxed);
-    roots.purge_root.store(direct(record(3)), Relaxed);
-    roots.free_root.store(direct(record(4)), Relaxed);
-    roots.free_first.store(direct(record(4)), Relaxed);
+    roots.busy.root.store(root, Relaxed);
+    roots.purge.root.store(direct(record(3)), Relaxed);
+    roots.free.root.store(direct(record(4)), Relaxed);
+    roots.free.first.store(direct(record(4)), Relaxed);
 }
 
 /// Makes per-CPU memory of one chunk, all of it free.

@@ -12,7 +12,7 @@ use crate::state::fake::FakeGuest;
 use crate::verify::verify;
 
 /// Every view that has no argument, and some that have.
-const VIEWS: [&str; 40] = [
+const VIEWS: [&str; 41] = [
     "buddyinfo",
     "pagetypeinfo",
     "zoneinfo",
@@ -36,6 +36,7 @@ const VIEWS: [&str; 40] = [
     "kmem -g",
     "sysctl",
     "fail_page_alloc",
+    "failslab",
     "cma",
     "slabinfo",
     "vmallocinfo",

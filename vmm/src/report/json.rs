@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::migrate::{MIGRATE_TYPES, MigrateType};
 use pagevisor_shared::region::RegionRef;
-use pagevisor_shared::region::records::{CmaRecord, ResourceKind};
+use pagevisor_shared::region::records::{CmaRecord, FaultState, ResourceKind};
 use pagevisor_shared::region::zone::ZoneState;
 use pagevisor_shared::report::cma as areas;
 use pagevisor_shared::report::counters::{self, FreeCounts};
@@ -231,21 +231,35 @@ pub(super) fn sysctl(region: &RegionRef<'_>) -> Value {
     })
 }
 
-/// Fault injection.
+/// Fault injection into allocations of pages.
 pub(super) fn fail_page_alloc(region: &RegionRef<'_>) -> Value {
     let state = &region.sysctl().fail_page_alloc;
+    let mut value = fault(state);
+    value["ignore_gfp_highmem"] = json!(state.ignore_gfp_highmem.load(Relaxed) != 0);
+    value["min_order"] = json!(state.min_order.load(Relaxed));
+    value["nth_min_order"] = json!(state.nth_min_order.load(Relaxed));
+    value
+}
+
+/// Fault injection into allocations of objects.
+pub(super) fn failslab(region: &RegionRef<'_>) -> Value {
+    let state = &region.sysctl().failslab;
+    let mut value = fault(state);
+    value["cache_filter"] = json!(state.cache_filter.load(Relaxed) != 0);
+    value
+}
+
+/// What is the same for all.
+fn fault(state: &FaultState) -> Value {
     json!({
-        "ignore_gfp_highmem": state.ignore_gfp_highmem.load(Relaxed) != 0,
         "ignore_gfp_wait": state.ignore_gfp_reclaim.load(Relaxed) != 0,
         "interval": state.interval.load(Relaxed),
-        "min_order": state.min_order.load(Relaxed),
         "probability": state.probability.load(Relaxed),
         "space": state.space.load(Relaxed),
         "times": state.times.load(Relaxed).cast_signed(),
         "gfp": state.gfp.load(Relaxed),
         "nth": state.nth.load(Relaxed),
         "nth_cpu": Some(state.nth_cpu.load(Relaxed)).filter(|cpu| *cpu != u32::MAX),
-        "nth_min_order": state.nth_min_order.load(Relaxed),
         "nth_gfp": state.nth_gfp.load(Relaxed),
         "looked_at": state.looked_at.load(Relaxed),
         "failed": state.failed.load(Relaxed),

@@ -21,7 +21,7 @@ mod vmallocinfo;
 mod vtop;
 
 pub use error::ReportError;
-pub use proc_tree::proc_tree;
+pub use proc_tree::{WRITTEN_DIRS, proc_tree};
 pub use slabinfo::slab_info;
 pub use slabtop::{SlabSort, slabtop};
 pub use summary::{summary, summary_json};

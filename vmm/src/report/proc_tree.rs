@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use pagevisor_shared::command::Setting;
 use pagevisor_shared::report::counters;
 
 use super::error::ReportError;
@@ -10,6 +11,11 @@ use crate::state::StateView;
 
 /// Where the nodes are in sysfs.
 const NODES: &str = "sys/devices/system/node";
+
+/// Where the settings of memory management are in procfs.
+const SYSCTLS: &str = "proc/sys/vm";
+/// Directories with files that take what is written to them.
+pub const WRITTEN_DIRS: [&str; 2] = ["proc", SYSCTLS];
 
 fn text(view: View, state: &StateView) -> Result<String, ReportError> {
     let mut bytes = Vec::new();
@@ -37,6 +43,13 @@ pub fn proc_tree(state: &StateView) -> Result<Vec<(String, String)>, ReportError
     for view in views {
         files.push((format!("proc/{view}"), text(view, state)?));
     }
+    // Lines of `vm.NAME = VALUE`.
+    for line in text(View::Sysctl, state)?.lines() {
+        let Some((name, value)) = line.strip_prefix("vm.").and_then(|line| line.split_once(" = ")) else { continue };
+        files.push((format!("{SYSCTLS}/{name}"), format!("{value}\n")));
+    }
+    // Linux's can only be written.
+    files.push((format!("{SYSCTLS}/{}", Setting::DropCaches.name()), String::new()));
     let masks = [
         ("online", counters::online_nodes(&region)),
         ("possible", counters::possible_nodes(&region)),

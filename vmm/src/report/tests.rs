@@ -378,7 +378,11 @@ fn the_tree_has_the_files_of_proc_and_sys() {
     assert_eq!((node("node1/cpulist"), node("node1/cpumap"), node("node1/distance")), ("1\n", "2\n", "20 10 40\n"));
     assert_eq!(node("node2/cpulist"), "\n");
     assert_eq!(node("node0/meminfo"), text(&state, "node/0/meminfo"));
-    assert_eq!(files.len(), 8 + 5 + 3 * 6);
+    let sysctl = files.iter().filter_map(|(path, value)| Some((path.strip_prefix("proc/sys/vm/")?, value)));
+    let sysctl: String = sysctl.filter(|(_, value)| !value.is_empty()).map(|(n, v)| format!("vm.{n} = {v}")).collect();
+    assert_eq!(sysctl, text(&state, "sysctl"));
+    assert_eq!(files["proc/sys/vm/drop_caches"], "");
+    assert_eq!(files.len(), 8 + 8 + 5 + 3 * 6);
 }
 
 #[test]

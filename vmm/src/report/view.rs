@@ -5,6 +5,7 @@ use std::io::Write;
 use std::str::FromStr;
 
 use pagevisor_shared::layout::VMEMMAP_START;
+use pagevisor_shared::region::RegionRef;
 use pagevisor_shared::report as linux;
 use pagevisor_shared::report::{ContigPageInfo, counters};
 use pagevisor_shared::units::NodeId;
@@ -113,6 +114,8 @@ pub enum View {
     Sysctl,
     /// `/sys/kernel/debug/fail_page_alloc`
     FailPageAlloc,
+    /// `/sys/kernel/debug/failslab`
+    Failslab,
     /// `/sys/kernel/debug/cma`
     Cma,
     /// `/sys/kernel/debug/page_owner`
@@ -138,7 +141,7 @@ impl std::error::Error for BadView {}
 
 impl View {
     /// What views there are, as a user may write them.
-    pub const KNOWN: [&'static str; 28] = [
+    pub const KNOWN: [&'static str; 29] = [
         "buddyinfo",
         "pagetypeinfo",
         "zoneinfo",
@@ -165,6 +168,7 @@ impl View {
         "vtop ADDRESS",
         "sysctl",
         "fail_page_alloc",
+        "failslab",
         "cma",
         "page_owner [sites]",
     ];
@@ -174,115 +178,82 @@ impl View {
     /// # Errors
     /// [`ReportError`]; [`ReportError::Unverified`] comes after the whole view was written.
     pub fn render(&self, state: &StateView, json: bool, out: &mut dyn Write) -> Result<(), ReportError> {
-        match self {
-            Self::KmemFree => kmem::free(state, json, out),
-            Self::KmemPages(page) => kmem::pages(state, *page, json, out),
-            Self::Slabinfo => slabinfo::slabinfo(state, json, out),
-            Self::Vmallocinfo => vmallocinfo::vmallocinfo(state, json, out),
-            Self::KmemVmlist => vmallocinfo::vmlist(state, json, out),
-            Self::KmemSlabs(spec) => kmem::slabs(state, *spec, false, json, out),
-            Self::KmemSlabObjects(spec) => kmem::slabs(state, *spec, true, json, out),
-            Self::KmemAddress(address) => kmem::address(state, *address, json, out),
-            Self::Vtop(address) => vtop::vtop(state, *address, json, out),
-            Self::PageOwner => page_owner::blocks(state, json, out),
-            Self::PageOwnerSites => page_owner::sites(state, json, out),
-            _ if json => write_json(&self.json(state)?, out),
-            _ => out.write_all(self.text(state)?.as_bytes()).map_err(ReportError::Write),
-        }
-    }
-
-    /// The text of a view that is not streamed.
-    fn text(&self, state: &StateView) -> Result<String, ReportError> {
         let region = state.region();
-        let mut text = String::new();
-        // Writing to a string cannot fail.
-        let _ = match self {
-            Self::Buddyinfo => linux::buddyinfo(&region, &mut text),
+        let mut whole = |text: &dyn Fn(&mut String) -> fmt::Result, value: &dyn Fn() -> Value| {
+            if json { write_json(&value(), out) } else { write_text(text, out) }
+        };
+        match self {
+            Self::Buddyinfo => whole(&|text| linux::buddyinfo(&region, text), &|| json::buddyinfo(&region)),
             Self::Pagetypeinfo => {
                 let blocks = block_counts(state)?;
                 let counts = |zone: ZoneIndex| blocks.get(zone.index()).copied().unwrap_or_default();
-                linux::pagetypeinfo(&region, &counts, &mut text)
+                let value = || json::pagetypeinfo(&region, &blocks);
+                whole(&|text| linux::pagetypeinfo(&region, &counts, text), &value)
             }
-            Self::Zoneinfo => linux::zoneinfo(&region, &mut text),
-            Self::Meminfo => linux::meminfo(&region, &mut text),
-            Self::Vmstat => linux::vmstat(&region, &mut text),
-            Self::Iomem => linux::iomem(&region, &mut text),
-            Self::ExtfragIndex => linux::extfrag_index(&region, &mut text),
-            Self::UnusableIndex => linux::unusable_index(&region, &mut text),
+            Self::Zoneinfo => whole(&|text| linux::zoneinfo(&region, text), &|| json::zoneinfo(&region)),
+            Self::Meminfo => whole(&|text| linux::meminfo(&region, text), &|| json::meminfo(&region)),
+            Self::Vmstat => whole(&|text| linux::vmstat(&region, text), &|| json::vmstat(&region)),
+            Self::Iomem => whole(&|text| linux::iomem(&region, text), &|| json::iomem(&region)),
+            Self::ExtfragIndex => {
+                let value = || json::extfrag(&region, ContigPageInfo::fragmentation_index);
+                whole(&|text| linux::extfrag_index(&region, text), &value)
+            }
+            Self::UnusableIndex => {
+                let value = || json::extfrag(&region, ContigPageInfo::unusable_free_index);
+                whole(&|text| linux::unusable_index(&region, text), &value)
+            }
             Self::Node(node, file) => {
                 check_node(state, *node)?;
-                match file {
-                    NodeFile::Meminfo => linux::node_meminfo(&region, *node, &mut text),
-                    NodeFile::Numastat => linux::node_numastat(&region, *node, &mut text),
-                    NodeFile::Vmstat => linux::node_vmstat(&region, *node, &mut text),
-                    NodeFile::Distance => linux::node_distance(&region, *node, &mut text),
-                    NodeFile::Cpulist => linux::node_cpulist(&region, *node, &mut text),
-                    NodeFile::Cpumap => linux::node_cpumap(&region, *node, &mut text),
-                }
+                whole(&|text| node_file(&region, *node, *file, text), &|| json::node(&region, *node, *file))
             }
-            Self::Sysctl => linux::sysctl(&region, &mut text),
-            Self::FailPageAlloc => linux::fail_page_alloc(&region, &mut text),
-            Self::Cma => linux::cma(&region, &mut text),
-            Self::Numa => linux::numa_hardware(&region, &mut text),
-            Self::KmemNodes => kmem::nodes(state, &mut text)?,
-            Self::KmemVmstat => kmem::vmstat(state, &mut text),
-            Self::KmemZones => kmem::zones(state, &mut text),
-            Self::KmemFlags(flags) => kmem::flags(*flags, &mut text),
-            Self::KmemUsage => kmem::usage(state, &mut text),
-            // These are streamed.
-            Self::KmemFree
-            | Self::KmemPages(_)
-            | Self::KmemSlabs(_)
-            | Self::KmemSlabObjects(_)
-            | Self::KmemAddress(_)
-            | Self::Slabinfo
-            | Self::Vmallocinfo
-            | Self::KmemVmlist
-            | Self::Vtop(_)
-            | Self::PageOwner
-            | Self::PageOwnerSites => Ok(()),
-        };
-        Ok(text)
+            Self::Sysctl => whole(&|text| linux::sysctl(&region, text), &|| json::sysctl(&region)),
+            Self::FailPageAlloc => {
+                whole(&|text| linux::fail_page_alloc(&region, text), &|| json::fail_page_alloc(&region))
+            }
+            Self::Failslab => whole(&|text| linux::failslab(&region, text), &|| json::failslab(&region)),
+            Self::Cma => whole(&|text| linux::cma(&region, text), &|| json::cma(&region)),
+            Self::Numa => whole(&|text| linux::numa_hardware(&region, text), &|| json::numa(&region)),
+            Self::KmemVmstat => whole(&|text| kmem::vmstat(state, text), &|| kmem::vmstat_json(state)),
+            Self::KmemZones => whole(&|text| kmem::zones(state, text), &|| kmem::zones_json(state)),
+            Self::KmemFlags(flags) => whole(&|text| kmem::flags(*flags, text), &|| kmem::flags_json(*flags)),
+            Self::KmemUsage => whole(&|text| kmem::usage(state, text), &|| kmem::usage_json(state)),
+            Self::KmemNodes => {
+                let sections = state.sections()?;
+                whole(&|text| kmem::nodes(state, &sections, text), &|| kmem::nodes_json(state, &sections))
+            }
+            Self::KmemFree => kmem::free(state, json, out),
+            Self::KmemPages(page) => kmem::pages(state, *page, json, out),
+            Self::KmemSlabs(spec) => kmem::slabs(state, *spec, false, json, out),
+            Self::KmemSlabObjects(spec) => kmem::slabs(state, *spec, true, json, out),
+            Self::KmemAddress(address) => kmem::address(state, *address, json, out),
+            Self::Slabinfo => slabinfo::slabinfo(state, json, out),
+            Self::Vmallocinfo => vmallocinfo::vmallocinfo(state, json, out),
+            Self::KmemVmlist => vmallocinfo::vmlist(state, json, out),
+            Self::Vtop(address) => vtop::vtop(state, *address, json, out),
+            Self::PageOwner => page_owner::blocks(state, json, out),
+            Self::PageOwnerSites => page_owner::sites(state, json, out),
+        }
     }
+}
 
-    /// The JSON of a view that is not streamed.
-    fn json(&self, state: &StateView) -> Result<Value, ReportError> {
-        let region = state.region();
-        Ok(match self {
-            Self::Buddyinfo => json::buddyinfo(&region),
-            Self::Pagetypeinfo => json::pagetypeinfo(&region, &block_counts(state)?),
-            Self::Zoneinfo => json::zoneinfo(&region),
-            Self::Meminfo => json::meminfo(&region),
-            Self::Vmstat => json::vmstat(&region),
-            Self::Iomem => json::iomem(&region),
-            Self::ExtfragIndex => json::extfrag(&region, ContigPageInfo::fragmentation_index),
-            Self::UnusableIndex => json::extfrag(&region, ContigPageInfo::unusable_free_index),
-            Self::Node(node, file) => {
-                check_node(state, *node)?;
-                json::node(&region, *node, *file)
-            }
-            Self::Sysctl => json::sysctl(&region),
-            Self::FailPageAlloc => json::fail_page_alloc(&region),
-            Self::Cma => json::cma(&region),
-            Self::Numa => json::numa(&region),
-            Self::KmemNodes => kmem::nodes_json(state)?,
-            Self::KmemVmstat => kmem::vmstat_json(state),
-            Self::KmemZones => kmem::zones_json(state),
-            Self::KmemFlags(flags) => kmem::flags_json(*flags),
-            Self::KmemUsage => kmem::usage_json(state),
-            Self::KmemFree
-            | Self::KmemPages(_)
-            | Self::KmemSlabs(_)
-            | Self::KmemSlabObjects(_)
-            | Self::KmemAddress(_)
-            | Self::Slabinfo
-            | Self::Vmallocinfo
-            | Self::KmemVmlist
-            | Self::Vtop(_)
-            | Self::PageOwner
-            | Self::PageOwnerSites => Value::Null,
-        })
+/// A node's file as text.
+fn node_file(region: &RegionRef<'_>, node: NodeId, file: NodeFile, text: &mut String) -> fmt::Result {
+    match file {
+        NodeFile::Meminfo => linux::node_meminfo(region, node, text),
+        NodeFile::Numastat => linux::node_numastat(region, node, text),
+        NodeFile::Vmstat => linux::node_vmstat(region, node, text),
+        NodeFile::Distance => linux::node_distance(region, node, text),
+        NodeFile::Cpulist => linux::node_cpulist(region, node, text),
+        NodeFile::Cpumap => linux::node_cpumap(region, node, text),
     }
+}
+
+/// Writes what `text` makes.
+fn write_text(text: &dyn Fn(&mut String) -> fmt::Result, out: &mut dyn Write) -> Result<(), ReportError> {
+    let mut buffer = String::new();
+    // Writing to a string cannot fail.
+    let _ = text(&mut buffer);
+    out.write_all(buffer.as_bytes()).map_err(ReportError::Write)
 }
 
 /// Writes `value` with a line end.
@@ -378,6 +349,7 @@ impl FromStr for View {
             ["vtop", address] => Ok(Self::Vtop(flags(address).ok_or_else(|| bad("not a hexadecimal number in"))?)),
             ["sysctl"] => Ok(Self::Sysctl),
             ["fail_page_alloc"] => Ok(Self::FailPageAlloc),
+            ["failslab"] => Ok(Self::Failslab),
             ["cma"] => Ok(Self::Cma),
             ["page_owner"] => Ok(Self::PageOwner),
             ["page_owner", "sites"] => Ok(Self::PageOwnerSites),
@@ -426,6 +398,7 @@ impl fmt::Display for View {
             Self::KmemZones => f.write_str("kmem -z"),
             Self::Sysctl => f.write_str("sysctl"),
             Self::FailPageAlloc => f.write_str("fail_page_alloc"),
+            Self::Failslab => f.write_str("failslab"),
             Self::Cma => f.write_str("cma"),
             Self::PageOwner => f.write_str("page_owner"),
             Self::PageOwnerSites => f.write_str("page_owner sites"),

@@ -4,6 +4,7 @@ use std::fmt::{self, Write as _};
 use std::io::Write;
 
 use pagevisor_shared::layout::PAGE_OFFSET;
+use pagevisor_shared::pgtable::Entry;
 use pagevisor_shared::units::PAGE_SHIFT;
 use serde_json::{Value, json};
 
@@ -13,26 +14,11 @@ use super::kmem::{hex, pages};
 use super::view::{PageSpec, write_json};
 use crate::state::{PageSize, StateView, TableStep, Translation};
 
-/// Bits of an entry that are an address.
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-/// Bits of an entry with crash's names for them.
-const FLAGS: [(u64, &str); 10] = [
-    (1 << 0, "PRESENT"),
-    (1 << 1, "RW"),
-    (1 << 2, "USER"),
-    (1 << 3, "PWT"),
-    (1 << 4, "PCD"),
-    (1 << 5, "ACCESSED"),
-    (1 << 6, "DIRTY"),
-    (1 << 7, "PSE"),
-    (1 << 8, "GLOBAL"),
-    (1 << 63, "NX"),
-];
 /// Names of the entries below the top level.
 const LEVELS: [&str; 4] = ["PGD", "PUD", "PMD", "PTE"];
 
 fn flags(entry: u64) -> Vec<&'static str> {
-    FLAGS.iter().filter(|(bit, _)| entry & bit != 0).map(|(_, name)| *name).collect()
+    Entry(entry).flags().collect()
 }
 
 /// `vtop ADDRESS`.
@@ -84,8 +70,8 @@ fn walk_text(
             PageSize::Large => "  (2MB)",
             PageSize::Huge => "  (1GB)",
         };
-        writeln!(out, "  PAGE: {:x}{size}\n", page.entry & ADDRESS)?;
-        let (entry, physical) = (format!("{:x}", page.entry), format!("{:x}", page.entry & ADDRESS));
+        writeln!(out, "  PAGE: {:x}{size}\n", page.entry & Entry::ADDRESS)?;
+        let (entry, physical) = (format!("{:x}", page.entry), format!("{:x}", page.entry & Entry::ADDRESS));
         let (first, second) = (entry.len().max("PTE".len()), physical.len().max("PHYSICAL".len()));
         writeln!(out, "{}  {}  FLAGS", just("PTE", first, Just::Center), just("PHYSICAL", second, Just::Center))?;
         let (entry, physical) = (just(&entry, first, Just::CenterRight), just(&physical, second, Just::CenterRight));

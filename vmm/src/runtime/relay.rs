@@ -1,7 +1,7 @@
 //! Commands from other processes. Of the guest's operations they may use those that leave nothing behind that belongs to
 //! them: without handles.
 
-use pagevisor_shared::command::{CommandHeader, Op, RawOp};
+use pagevisor_shared::command::{CommandHeader, ObjectOp, Op, RawOp};
 
 use super::protocol::from_hex;
 use crate::devices::monitor::Waiting;
@@ -35,7 +35,9 @@ fn is_allowed(op: &Op) -> bool {
             | Op::SetEvents { .. }
             | Op::Barrier
             | Op::FailPageAlloc(_)
+            | Op::Failslab(_)
             | Op::FailNth { .. }
             | Op::Shutdown { .. }
+            | Op::Object(ObjectOp::SetSlabinfo { .. })
     )
 }

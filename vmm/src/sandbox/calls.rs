@@ -151,6 +151,7 @@ pub(super) const CALLS: &[Call] = &[
     any(libc::SYS_ftruncate,         M),
     any(libc::SYS_getcwd,            M),
     any(libc::SYS_getdents64,        M),
+    any(libc::SYS_inotify_add_watch, M),
     any(libc::SYS_mkdir,             M),
     any(libc::SYS_mkdirat,           M),
     any(libc::SYS_newfstatat,        M | C),

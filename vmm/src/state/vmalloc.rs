@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use pagevisor_shared::layout::{VMALLOC_END, VMALLOC_START};
 use pagevisor_shared::region::seq;
 use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE};
-use pagevisor_shared::vmalloc::{VmFlags, VmStruct, VmapArea};
+use pagevisor_shared::vmalloc::{VmFlags, VmStruct, VmapArea, VmapTree};
 
 use super::error::{Corrupt, StateError};
 use super::{PageSize, Patience, Sections, StateView};
@@ -69,17 +69,18 @@ impl StateView {
         let roots = &region.header().roots.vmalloc;
         let mut tries = 1;
         loop {
-            let start = seq::read_begin(&roots.seq);
+            let trees = [&roots.busy, &roots.purge].map(|tree| (tree, seq::read_begin(&tree.seq)));
             let mut areas = VmallocAreas::default();
             let result = self
-                .walk_areas(&roots.busy_first, true, &mut areas.busy)
-                .and_then(|()| self.walk_areas(&roots.purge_first, false, &mut areas.unpurged));
+                .walk_areas(&roots.busy.first, true, &mut areas.busy)
+                .and_then(|()| self.walk_areas(&roots.purge.first, false, &mut areas.unpurged));
             match result {
                 Ok(()) => {}
                 Err(StateError::Corrupt(damage)) => areas.damage = Some(damage),
                 Err(error) => return Err(error),
             }
-            let stable = start.is_some_and(|start| !seq::read_retry(&roots.seq, start));
+            let same = |(tree, start): (&VmapTree, Option<u32>)| start.is_some_and(|s| !seq::read_retry(&tree.seq, s));
+            let stable = trees.into_iter().all(same);
             if stable && areas.damage.is_none() || tries >= patience.tries || !self.is_running() {
                 return Ok(areas);
             }

@@ -1,13 +1,9 @@
 //! The guest's page tables.
 
+use pagevisor_shared::pgtable::{Entry, TOP_LEVEL, level_size, table_index};
+
 use super::error::{Corrupt, StateError};
 use super::memory::{GuestMemory, read_u64};
-
-const PRESENT: u64 = 1 << 0;
-/// In a directory entry: it maps a page of its own.
-const LARGE: u64 = 1 << 7;
-/// Bits of an entry that are an address.
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// Size of a mapped page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,13 +17,18 @@ pub enum PageSize {
 }
 
 impl PageSize {
+    /// The size of what an entry of `level` maps.
+    const fn of_level(level: u32) -> Self {
+        match level {
+            0 => Self::Small,
+            1 => Self::Large,
+            _ => Self::Huge,
+        }
+    }
+
     /// Bytes.
     pub const fn bytes(self) -> u64 {
-        match self {
-            Self::Small => 1 << 12,
-            Self::Large => 1 << 21,
-            Self::Huge => 1 << 30,
-        }
+        level_size(self as u32)
     }
 }
 
@@ -77,27 +78,25 @@ fn trace(
     if !matches!(address >> 47, 0 | 0x1_ffff) {
         return Ok(None);
     }
-    let mut table = pgd & ADDRESS;
-    for (shift, leaf) in
-        [(39, None), (30, Some(PageSize::Huge)), (21, Some(PageSize::Large)), (12, Some(PageSize::Small))]
-    {
-        let at = table + (address >> shift & 0x1ff) * 8;
+    let mut table = pgd & Entry::ADDRESS;
+    for level in (0..=TOP_LEVEL).rev() {
+        let at = table + table_index(address, level) as u64 * size_of::<Entry>() as u64;
         let entry = read_u64(memory, at).map_err(|error| match error {
             StateError::Corrupt(_) => Corrupt { what: "page table", at, found: table }.into(),
             other => other,
         })?;
         step(TableStep { at, entry });
-        if entry & PRESENT == 0 {
+        let decoded = Entry(entry);
+        if !decoded.is_present() {
             return Ok(None);
         }
-        match leaf {
-            Some(size) if size == PageSize::Small || entry & LARGE != 0 => {
-                let offset = address & (size.bytes() - 1);
-                let base = entry & ADDRESS & !(size.bytes() - 1);
-                return Ok(Some(Translation { gpa: base | offset, size, entry }));
-            }
-            _ => table = entry & ADDRESS,
+        // The top level's bit for large pages means nothing.
+        if level != TOP_LEVEL && decoded.is_leaf(level) {
+            let size = PageSize::of_level(level);
+            let gpa = decoded.address(level).raw() | address & (size.bytes() - 1);
+            return Ok(Some(Translation { gpa, size, entry }));
         }
+        table = entry & Entry::ADDRESS;
     }
     Ok(None)
 }

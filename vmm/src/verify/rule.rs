@@ -237,7 +237,7 @@ rules! {
     PercpuMapped = "percpu-mapped",
     /// `nr_percpu_pages` is the pages of all units.
     PercpuPages = "percpu-pages",
-    /// The lock of the vmalloc space is free and its sequence counter even.
+    /// The locks of the vmalloc space are free and its trees' sequence counters even.
     VmallocLock = "vmalloc-lock",
     /// The trees of areas are trees of records in memory, whose links up are those down.
     VmapTree = "vmap-tree",

@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use pagevisor_shared::units::PAGE_SHIFT;
+use pagevisor_shared::pgtable::{Entry, PTRS_PER_TABLE, TOP_LEVEL, level_size};
+use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE};
 
 use super::Verifier;
 use super::report::Place;
@@ -10,15 +11,11 @@ use super::rule::Rule;
 use crate::kvm::CpuRegisters;
 use crate::state::{GuestMemory, StateError};
 
-const PRESENT: u64 = 1;
-const WRITABLE: u64 = 1 << 1;
-const LARGE: u64 = 1 << 7;
-const NO_EXECUTE: u64 = 1 << 63;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// The first entry of the top table that maps the upper half of addresses, which is the kernel's.
+const UPPER_HALF: usize = PTRS_PER_TABLE / 2;
 
 /// Most tables that are believed, beside one for each 64 MiB of memory.
 const TABLES: u64 = 4096;
-const TABLE_BYTES: usize = 4096;
 
 /// Pages next to each other in both address spaces, mapped alike.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -121,15 +118,15 @@ struct At {
 }
 
 /// The entries of a table; `None` when it lies outside memory.
-fn entries(memory: &dyn GuestMemory, table: u64) -> Result<Option<[u64; 512]>, StateError> {
-    let mut bytes = [0; TABLE_BYTES];
+fn entries(memory: &dyn GuestMemory, table: u64) -> Result<Option<[Entry; PTRS_PER_TABLE]>, StateError> {
+    let mut bytes = [0; PAGE_SIZE as usize];
     match memory.read(table, &mut bytes) {
         Ok(()) => {
-            let mut words = [0; 512];
-            for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
-                *word = u64::from_le_bytes(*bytes);
+            let mut entries = [Entry::NONE; PTRS_PER_TABLE];
+            for (entry, bytes) in entries.iter_mut().zip(bytes.as_chunks().0) {
+                *entry = Entry(u64::from_le_bytes(*bytes));
             }
-            Ok(Some(words))
+            Ok(Some(entries))
         }
         Err(error) if error.is_corrupt() => Ok(None),
         Err(error) => Err(error),
@@ -150,57 +147,54 @@ impl Walk<'_, '_> {
             found.add(Rule::PageTable, Place::Virtual(at.virt), evidence);
             return Ok(());
         }
-        let Some(words) = entries(self.verifier.view.memory(), at.table)? else {
+        let Some(entries) = entries(self.verifier.view.memory(), at.table)? else {
             let evidence = format_args!("the table at {:#x}, level {}, is not in memory", at.table, at.level);
             self.verifier.findings.add(Rule::PageTable, Place::Virtual(at.virt), evidence);
             return Ok(());
         };
-        let present = words.iter().filter(|entry| *entry & PRESENT != 0).count() as u32;
+        let present = entries.iter().filter(|entry| entry.is_present()).count() as u32;
         self.tables.tables.push(Table { frame: at.table >> PAGE_SHIFT, level: at.level, virt: at.virt, present });
-        for (index, entry) in (0u64..).zip(words) {
-            if entry & PRESENT != 0 {
+        for (index, entry) in (0u64..).zip(entries) {
+            if entry.is_present() {
                 self.entry(at, index, entry)?;
             }
         }
         Ok(())
     }
 
-    fn entry(&mut self, at: At, index: u64, entry: u64) -> Result<(), StateError> {
-        let shift = PAGE_SHIFT + 9 * at.level;
-        let mut virt = at.virt | index << shift;
-        if at.level == 3 && index >= 256 {
+    fn entry(&mut self, at: At, index: u64, entry: Entry) -> Result<(), StateError> {
+        let mut virt = at.virt | (index * level_size(at.level));
+        if at.level == TOP_LEVEL && index >= UPPER_HALF as u64 {
             // The upper half: bits above 47 are copies of it.
             virt |= 0xffff << 48;
         }
-        let (writable, executable) = (at.writable && entry & WRITABLE != 0, at.executable && entry & NO_EXECUTE == 0);
-        let large = entry & LARGE != 0;
-        match at.level {
-            0 => self.leaf(virt, entry & ADDRESS, 1 << 12, (writable, executable)),
-            1 if large => self.leaf(virt, entry & ADDRESS & !0x1f_ffff, 1 << 21, (writable, executable)),
-            2 | 3 if large => {
-                let evidence = format_args!("entry {entry:#x} of level {} maps a page of that size", at.level);
-                self.verifier.findings.add(Rule::PageTable, Place::Virtual(virt), evidence);
-            }
-            _ => {
-                let below = At { table: entry & ADDRESS, level: at.level - 1, virt, writable, executable };
-                return self.table(below);
-            }
+        let writable = at.writable && entry.0 & Entry::WRITABLE != 0;
+        let executable = at.executable && entry.0 & Entry::NO_EXECUTE == 0;
+        if !entry.is_leaf(at.level) {
+            let table = entry.address(at.level).raw();
+            return self.table(At { table, level: at.level - 1, virt, writable, executable });
         }
+        if at.level > 1 {
+            let evidence = format_args!("entry {:#x} of level {} maps a page of that size", entry.0, at.level);
+            self.verifier.findings.add(Rule::PageTable, Place::Virtual(virt), evidence);
+            return Ok(());
+        }
+        self.leaf(virt, entry.address(at.level).raw(), level_size(at.level), (writable, executable));
         Ok(())
     }
 
     fn leaf(&mut self, virt: u64, gpa: u64, len: u64, (writable, executable): (bool, bool)) {
-        self.tables.push(Mapping { virt, gpa, len, large: len != 1 << 12, writable, executable });
+        self.tables.push(Mapping { virt, gpa, len, large: len != PAGE_SIZE, writable, executable });
     }
 }
 
 impl Verifier<'_> {
     /// Walks the tables under the kernel's root.
     pub(super) fn walk_tables(&mut self) -> Result<(), StateError> {
-        let root = self.roots.pgd & ADDRESS;
+        let root = self.roots.pgd & Entry::ADDRESS;
         let most = TABLES + (self.view.memory().size() >> 26);
         let mut walk = Walk { verifier: self, tables: Tables::default(), seen: HashSet::new(), most, too_many: false };
-        walk.table(At { table: root, level: 3, virt: 0, writable: true, executable: true })?;
+        walk.table(At { table: root, level: TOP_LEVEL, virt: 0, writable: true, executable: true })?;
         let tables = walk.tables;
         self.checked.tables = tables.tables.len() as u64;
         self.tables = tables;
@@ -210,13 +204,15 @@ impl Verifier<'_> {
     /// Compares the vCPUs' roots with the kernel's: address spaces differ in the user's half only.
     pub(super) fn check_roots(&mut self, registers: &[CpuRegisters]) -> Result<(), StateError> {
         let memory = self.view.memory();
-        let kernel = entries(memory, self.roots.pgd & ADDRESS)?;
+        let kernel = entries(memory, self.roots.pgd & Entry::ADDRESS)?;
         for (cpu, registers) in registers.iter().enumerate() {
-            let root = registers.cr3() & ADDRESS;
-            if !registers.has_paging() || root == self.roots.pgd & ADDRESS {
+            let root = registers.cr3() & Entry::ADDRESS;
+            if !registers.has_paging() || root == self.roots.pgd & Entry::ADDRESS {
                 continue;
             }
-            let upper = |table: Option<[u64; 512]>| table.map(|table| table.into_iter().skip(256).collect::<Vec<_>>());
+            let upper = |table: Option<[Entry; PTRS_PER_TABLE]>| {
+                table.map(|table| table.into_iter().skip(UPPER_HALF).collect::<Vec<_>>())
+            };
             let differs = upper(entries(memory, root)?) != upper(kernel);
             if differs {
                 let evidence = format_args!("CR3 {root:#x} does not have the kernel's half of {:#x}", self.roots.pgd);

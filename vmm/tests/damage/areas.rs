@@ -27,10 +27,16 @@ fn table(bench: &Bench<'_>) -> u32 {
 
 pub const AREAS: &[Mutation] = &[
     ("areas that are locked", Rule::VmallocLock, |bench| {
-        bench.set(&bench.region.header().roots.vmalloc.lock, 1);
+        bench.set(&bench.region.header().roots.vmalloc.busy.lock, 1);
     }),
-    ("areas that are being changed", Rule::VmallocLock, |bench| {
-        bench.change(&bench.region.header().roots.vmalloc.seq, |seq| seq + 1);
+    ("free areas that are locked", Rule::VmallocLock, |bench| {
+        bench.set(&bench.region.header().roots.vmalloc.free.lock, 1);
+    }),
+    ("areas to be purged that are being changed", Rule::VmallocLock, |bench| {
+        bench.change(&bench.region.header().roots.vmalloc.purge.seq, |seq| seq + 1);
+    }),
+    ("a purge that goes on", Rule::VmallocLock, |bench| {
+        bench.set(&bench.region.header().roots.vmalloc.purge_lock, 1);
     }),
     ("a child that is no area", Rule::VmapTree, |bench| {
         bench.set_field(child(bench), at!(VmapArea, left), 0x1234_5000);
@@ -62,7 +68,7 @@ pub const AREAS: &[Mutation] = &[
         bench.set_field(areas[0], at!(VmapArea, next), areas[2]);
     }),
     ("a list that starts later", Rule::VmapList, |bench| {
-        bench.set(&bench.region.header().roots.vmalloc.busy_first, bench.busy()[1]);
+        bench.set(&bench.region.header().roots.vmalloc.busy.first, bench.busy()[1]);
     }),
     ("a free area that hides how large it is", Rule::VmapMaxSize, |bench| {
         bench.change_field(bench.free_areas()[0], at!(VmapArea, max_or_vm), |size| size - PAGE);

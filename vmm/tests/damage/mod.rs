@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use pagevisor::machine::{Deadline, Machine, MachineConfig};
 use pagevisor::state::{PageMeta, StateView};
 use pagevisor::topology::Topology;
+use pagevisor_shared::command::{ANY_CPU, CommandHeader, ObjectOp, Objects, Op};
+use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::page::{PG_BUDDY, encode_next, encode_prev};
 use pagevisor_shared::page_flags::{PG_ORDER_MASK, PG_ORDER_SHIFT};
@@ -38,6 +40,17 @@ pub fn used_guest() -> Machine {
         assert!(Instant::now() < deadline, "the guest does not get ready");
         std::thread::sleep(Duration::from_millis(10));
     }
+    machine
+}
+
+/// As [`used_guest`], with so much per-CPU memory that it has added chunks for it.
+pub fn guest_with_added_chunks() -> Machine {
+    let machine = used_guest();
+    let objects = Objects { gfp: Gfp::KERNEL, node: None, handle: 1, count: 16 };
+    let op = Op::Object(ObjectOp::AllocPercpu { size: 30_000, align: 8, objects });
+    let header = CommandHeader { cpu: ANY_CPU, ..CommandHeader::default() };
+    let reply = machine.submit(header, &[op.encode()], &[]).unwrap().poll(PATIENCE).unwrap().unwrap();
+    assert_eq!(reply.results[0].error, None);
     machine
 }
 

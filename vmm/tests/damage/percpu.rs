@@ -82,3 +82,26 @@ pub const PERCPU: &[Mutation] = &[
         bench.change(&bench.region.header().nr_percpu_pages, |pages| pages - 1);
     }),
 ];
+
+/// The first page of CPU 0's unit of a chunk that was added later: where its entry is, and the entry.
+fn first_page(bench: &Bench<'_>) -> (u64, u64) {
+    let unit = bench.word(bench.pcpu() + offset_of!(PcpuRoot, unit_off) as u64);
+    bench.leaf(bench.field(bench.chunk(), at!(PcpuChunk, base_addr)).wrapping_add(unit))
+}
+
+/// Damage that only chunks have which were added later: their units are mapped.
+pub const ADDED: &[Mutation] = &[
+    ("a page of a unit that is not mapped", Rule::PercpuMapped, |bench| {
+        let (at, entry) = first_page(bench);
+        bench.poke(at, &(entry & !1).to_le_bytes());
+    }),
+    ("a page that a unit has twice", Rule::PercpuMapped, |bench| {
+        let (at, entry) = first_page(bench);
+        bench.poke(at + 8, &entry.to_le_bytes());
+    }),
+    ("a page of a unit that is free memory", Rule::PercpuMapped, |bench| {
+        let (at, entry) = first_page(bench);
+        let free = u64::from(bench.free(1, |free| free.order > 0).pfn) << 12;
+        bench.poke(at, &(entry & 0xfff0_0000_0000_0fff | free).to_le_bytes());
+    }),
+];

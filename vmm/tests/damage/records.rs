@@ -4,9 +4,8 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use pagevisor::state::slab::{NodeSlabs, SlabCache};
 use pagevisor_shared::layout::PAGE_OFFSET;
-use pagevisor_shared::percpu::PcpuRoot;
+use pagevisor_shared::percpu::{PcpuChunk, PcpuRoot};
 use pagevisor_shared::vmalloc::{VmStruct, VmapArea};
-use std::mem::offset_of;
 
 use super::{Bench, Field};
 
@@ -107,11 +106,11 @@ impl Bench<'_> {
     }
 
     pub fn busy(&self) -> Vec<u64> {
-        self.areas(self.region.header().roots.vmalloc.busy_first.load(SeqCst))
+        self.areas(self.region.header().roots.vmalloc.busy.first.load(SeqCst))
     }
 
     pub fn free_areas(&self) -> Vec<u64> {
-        self.areas(self.region.header().roots.vmalloc.free_first.load(SeqCst))
+        self.areas(self.region.header().roots.vmalloc.free.first.load(SeqCst))
     }
 
     /// The first area in use with those flags and at least so many pages: its start and the address of its record.
@@ -129,8 +128,16 @@ impl Bench<'_> {
         self.region.header().roots.percpu.load(SeqCst)
     }
 
-    /// Address of the chunk of dynamic per-CPU memory.
+    /// Addresses of all chunks of per-CPU memory.
+    pub fn chunks(&self) -> Vec<u64> {
+        let next = |at: &u64| Some(self.field(*at, at!(PcpuChunk, all_next))).filter(|next| *next != 0);
+        std::iter::successors(Some(self.field(self.pcpu(), at!(PcpuRoot, chunks))), next).collect()
+    }
+
+    /// Address of a chunk of dynamic per-CPU memory: one that was added later if there is one.
     pub fn chunk(&self) -> u64 {
-        self.word(self.pcpu() + offset_of!(PcpuRoot, first_chunk) as u64)
+        let added = |chunk: &u64| self.field(*chunk, at!(PcpuChunk, immutable)) == 0;
+        let first = || self.field(self.pcpu(), at!(PcpuRoot, first_chunk));
+        self.chunks().into_iter().find(added).unwrap_or_else(first)
     }
 }

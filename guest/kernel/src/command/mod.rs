@@ -303,14 +303,14 @@ pub fn halt() {
     set_activity(Activity::Idle);
     cpu::halt_with_irqs();
     set_activity(Activity::Running);
-    Worker.pass();
+    Worker.pass(my_jobs());
 }
 
 /// Leaves the CPU, and the host's processor with it, to those that this thread waits for, for a moment.
 fn doze() {
     // Nothing ends it but the time.
     let _ = task::sleep(DOZE, false);
-    Worker.pass();
+    Worker.pass(my_jobs());
 }
 
 fn set_activity(activity: Activity) {
@@ -328,11 +328,11 @@ pub struct Worker;
 
 impl Worker {
     /// Notes that this CPU's structures are whole, and stays if it is asked to.
-    #[inline]
-    fn pass(&self) {
+    #[inline(always)]
+    fn pass(&self, jobs: &Jobs) {
         let Some(region) = region::get() else { return };
         let number = BARRIERS.load(Ordering::Relaxed);
-        if my_jobs().barrier.load(Ordering::Relaxed) != number {
+        if jobs.barrier.load(Ordering::Relaxed) != number {
             self.look_up(number);
         }
         let asked = &region.header().park_request;
@@ -370,12 +370,12 @@ impl Services for Worker {
 
     #[inline]
     fn safe_point(&self) {
-        self.pass();
+        self.pass(my_jobs());
     }
 
     fn relax(&self) {
         tell();
-        self.pass();
+        self.pass(my_jobs());
         parts::serve();
         let jobs = my_jobs();
         let now = cpu::rdtsc();

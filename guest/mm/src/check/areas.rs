@@ -52,11 +52,13 @@ struct Checker<'a, P: Platform> {
 /// Recounts the vmalloc space of a machine at rest.
 pub fn verify_vmalloc<P: Platform>(mm: &Mm<P>, sink: AreaSink<'_>) {
     let state = &mm.region.header().roots.vmalloc;
-    let [busy, free, purge] = AreaWord::roots(state);
-    let tree = |[root, first]: [AreaWord; 2]| AreaTree::new(root, first);
-    let mut checker = Checker { mm, busy: tree(busy), sink, tables: 0, pages: 0 };
-    checker.equal("lock of areas at rest", 0, state.lock.get() as u64, 0);
-    checker.equal("sequence counter of areas at rest", 0, state.seq.get() as u64 & 1, 0);
+    let [busy, free, purge] = [&state.busy, &state.free, &state.purge].map(AreaWord::of);
+    let mut checker = Checker { mm, busy: AreaTree::new(busy), sink, tables: 0, pages: 0 };
+    checker.equal("lock of purges at rest", 0, state.purge_lock.get().into(), 0);
+    for tree in [&state.busy, &state.free, &state.purge] {
+        checker.equal("lock of areas at rest", 0, tree.lock.get().into(), 0);
+        checker.equal("sequence counter of areas at rest", 0, u64::from(tree.seq.get() & 1), 0);
+    }
     for (root, augmented) in [(busy, false), (free, true), (purge, false)] {
         let mut last = None;
         checker.subtree(root[0].get(), None, augmented, MAX_HEIGHT, &mut last);

@@ -3,27 +3,27 @@
 //! Their functions are what call traces and events name as callers of the memory stack (see the kernel's linker
 //! script), as far as keeping them apart costs the others nothing; the rest goes by the name of `execute`.
 
+mod contig;
+
 use core::ops::Range;
 use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::command::workload::{Params, Report};
-use pagevisor_shared::command::{Fault, Isolate, MAX_HANDLE, Op, OpError, OpResult, Placement, RawOp, Setting};
+use pagevisor_shared::command::{Fault, Faulty, MAX_HANDLE, Op, OpError, OpResult, Placement, RawOp, Setting};
 use pagevisor_shared::gfp::Gfp;
-use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::page_flags::PageFlag;
 use pagevisor_shared::region::event::EventKind;
-use pagevisor_shared::units::{NodeId, Order, PAGEBLOCK_ORDER, Pfn};
+use pagevisor_shared::units::{Order, Pfn};
 use pagevisor_shared::zone::MAX_NR_ZONES;
 
 use super::content::Content;
-use super::handles::{Held, MAX_RANGE};
+use super::handles::Held;
 use super::place::{Placer, may_try};
 use super::{Batch, Services, partly};
-use crate::contig::ContigError;
 use crate::instrument::{FailNth, FaultAttr};
 use crate::page_alloc::PageVec;
 use crate::platform::Platform;
-use crate::sync::{self, Plain};
+use crate::sync::Plain;
 use crate::workload;
 
 /// Most blocks of an operation.
@@ -35,29 +35,40 @@ pub(super) fn done(value: u64) -> Outcome {
     Ok(OpResult::ok(value))
 }
 
-impl From<ContigError> for Failure {
-    fn from(error: ContigError) -> Self {
-        Self(match error {
-            ContigError::Busy => OpError::Busy,
-            ContigError::Invalid => OpError::Invalid,
-        })
-    }
-}
-
-/// Why a range cannot be had, in the words of replies.
-struct Failure(OpError);
-
 impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
     /// Executes an operation.
-    pub(super) fn one(&mut self, raw: &RawOp) -> OpResult {
-        let outcome = Op::decode(raw).and_then(|op| match op {
+    ///
+    /// What messages are full of is done at once; everything else is looked at by [`Self::long`], which may grow without
+    /// these being slower for it.
+    #[inline(always)]
+    pub(super) fn one(&mut self, raw: &[u8; RawOp::BYTES]) -> OpResult {
+        match Op::decode_short(&RawOp::from_bytes(raw)) {
+            Some(Op::Nop) => OpResult::ok(0),
+            Some(Op::AllocPages { gfp, order, placement: Placement::Local, handle, .. }) => {
+                self.alloc(gfp, order, Placement::Local, handle).unwrap_or_else(OpResult::err)
+            }
+            Some(Op::FreePages { handle, .. }) if self.free_block(handle) => OpResult::ok(1),
+            _ => self.long(raw),
+        }
+    }
+
+    /// As [`Self::one`], for an operation of any kind.
+    #[inline(never)]
+    fn long(&mut self, raw: &[u8; RawOp::BYTES]) -> OpResult {
+        Op::decode(&RawOp::from_bytes(raw)).and_then(|op| self.any(op)).unwrap_or_else(OpResult::err)
+    }
+
+    fn any(&mut self, op: Op) -> Outcome {
+        match op {
             Op::Nop => done(0),
             Op::AllocPages { gfp, order, placement, handle, count: 1 } => self.alloc(gfp, order, placement, handle),
             Op::AllocPages { gfp, order, placement, handle, count } => {
                 self.alloc_many(gfp, order, placement, handle..handle.saturating_add(count))
             }
-            Op::FreePages { handle, count: 1 } => self
-                .each(handle, 1, |batch, _, handle| batch.free(handle, |pfn, order| batch.mm.free_pages(pfn, order))),
+            Op::FreePages { handle, count: 1 } => {
+                let freed = self.free(handle, |pfn, order| self.mm.free_pages(pfn, order));
+                freed.map_or_else(Ok, |()| done(1))
+            }
             Op::FreePages { handle, count } => self.free_many(handle, count),
             Op::SplitPage { handle, into } => self.split(handle, into),
             Op::ReadPage { handle, offset, len } => self.read(handle, offset, len),
@@ -77,12 +88,9 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
                 done(0)
             }
             Op::Set { setting, index, value } => self.set(setting, index, value),
-            Op::FailPageAlloc(fault) => self.fail_page_alloc(&fault),
-            Op::FailNth { nth, this_cpu } => {
-                let cpu = this_cpu.then_some(self.mm.platform.this_cpu().cpu);
-                let fail = FailNth { cpu, ..FailNth::of_machine(nth) };
-                self.mm.set_fail_nth(fail).map_err(|_| OpError::Invalid).and_then(|()| done(0))
-            }
+            Op::FailPageAlloc(fault) => self.fail(Faulty::Pages, &fault),
+            Op::Failslab(fault) => self.fail(Faulty::Objects, &fault),
+            Op::FailNth { of, nth, this_cpu } => self.fail_nth(of, nth, this_cpu),
             Op::Isolate { action, start, end, migratetype } => self.isolate(action, &(start..end), migratetype),
             Op::AllocContigRange { start, end, migratetype, gfp: _, handle } => {
                 self.alloc_range(start..end, migratetype, handle)
@@ -101,10 +109,10 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
                 done(0)
             }
             Op::Object(object) => self.object(object),
-        });
-        outcome.unwrap_or_else(OpResult::err)
+        }
     }
 
+    #[inline(always)]
     fn alloc(&self, gfp: Gfp, order: Order, placement: Placement, handle: u32) -> Outcome {
         may_try(self.mm, gfp, order, placement)?;
         let mut placer = self.placer(placement, 1)?;
@@ -117,6 +125,7 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
         done(pfn.raw())
     }
 
+    #[inline(never)]
     fn alloc_many(&mut self, gfp: Gfp, order: Order, placement: Placement, handles: Range<u32>) -> Outcome {
         let count = handles.end - handles.start;
         if count == 0 || count > MAX_COUNT || handles.end > MAX_HANDLE {
@@ -181,6 +190,15 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
         done(count.into())
     }
 
+    /// Frees a block of pages; false, and nothing done, if the handle stands for anything else or is in use.
+    #[inline(always)]
+    fn free_block(&self, handle: u32) -> bool {
+        let Some((slot, pfn, order)) = self.state.handles.take_block(self.mm, handle) else { return false };
+        self.mm.free_pages(pfn, order);
+        slot.clear();
+        true
+    }
+
     /// Frees what handles stand for, single pages several at a time.
     #[inline(never)]
     fn free_many(&mut self, first: u32, count: u32) -> Outcome {
@@ -211,6 +229,7 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
         Ok(())
     }
 
+    #[inline(never)]
     fn split(&self, handle: u32, into: u32) -> Outcome {
         let handles = &self.state.handles;
         let (slot, held) = handles.take(self.mm, handle)?;
@@ -251,6 +270,7 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
         done(pages.into())
     }
 
+    #[inline(never)]
     fn read(&mut self, handle: u32, offset: u64, len: u32) -> Outcome {
         let words = (len as usize).div_ceil(8);
         let (aux, room) = self.reply.room(words)?;
@@ -269,6 +289,7 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
         }
     }
 
+    #[inline(never)]
     fn write(&self, handle: u32, offset: u64, len: u32, payload: u32) -> Outcome {
         let from = self.bytes(payload, len)?;
         let (slot, held) = self.state.handles.take(self.mm, handle)?;
@@ -292,6 +313,7 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
         mismatch.map_err(OpResult::err)?.map_or(Ok(()), |offset| Err(partly(OpError::Mismatch, offset, number)))
     }
 
+    #[inline(never)]
     fn set(&self, setting: Setting, index: u8, value: u64) -> Outcome {
         let mm = self.mm;
         let value = u32::try_from(value).map_err(|_| OpError::Invalid)?;
@@ -314,7 +336,17 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
         result.map_err(|_| OpError::Invalid).and_then(|()| done(0))
     }
 
-    fn fail_page_alloc(&self, fault: &Fault) -> Outcome {
+    fn fail_nth(&self, of: Faulty, nth: u64, this_cpu: bool) -> Outcome {
+        let cpu = this_cpu.then_some(self.mm.platform.this_cpu().cpu);
+        let fail = FailNth { cpu, ..FailNth::of_machine(nth) };
+        let set = match of {
+            Faulty::Pages => self.mm.set_fail_nth(fail),
+            Faulty::Objects => self.mm.set_failslab_nth(fail),
+        };
+        set.map_err(|_| OpError::Invalid).and_then(|()| done(0))
+    }
+
+    fn fail(&self, of: Faulty, fault: &Fault) -> Outcome {
         let attr = FaultAttr {
             probability: fault.probability,
             interval: fault.interval,
@@ -323,10 +355,15 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
             min_order: fault.min_order.into(),
             ignore_gfp_reclaim: fault.ignore_gfp_wait,
             ignore_gfp_highmem: fault.ignore_gfp_highmem,
+            cache_filter: fault.cache_filter,
             gfp: fault.gfp,
             seed: fault.seed,
         };
-        self.mm.set_fail_page_alloc(attr).map_err(|_| OpError::Invalid).and_then(|()| done(0))
+        let set = match of {
+            Faulty::Pages => self.mm.set_fail_page_alloc(attr),
+            Faulty::Objects => self.mm.set_failslab(attr),
+        };
+        set.map_err(|_| OpError::Invalid).and_then(|()| done(0))
     }
 
     fn set_events(&self, mask: u64) -> Outcome {
@@ -336,89 +373,7 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
         done(self.mm.set_events(mask))
     }
 
-    /// Does what isolates page blocks, which one CPU does at a time.
-    fn contig<R>(&self, work: impl FnOnce() -> R) -> R {
-        sync::lock(&self.state.contig, || self.services.relax());
-        let result = work();
-        sync::unlock(&self.state.contig);
-        result
-    }
-
-    fn isolate(&self, action: Isolate, range: &Range<Pfn>, migratetype: MigrateType) -> Outcome {
-        let whole = [range.start, range.end].iter().all(|pfn| pfn.is_aligned(PAGEBLOCK));
-        if !whole || !self.fits(range, migratetype) {
-            return Err(OpError::Invalid);
-        }
-        let result = self.contig(|| match action {
-            Isolate::Start => self.mm.start_isolate_page_range(range, migratetype),
-            Isolate::Undo => {
-                self.mm.undo_isolate_page_range(range, migratetype);
-                Ok(())
-            }
-        });
-        result.map_err(|error| Failure::from(error).0).and_then(|()| done(0))
-    }
-
-    /// Whether the blocks of `range` may be of `migratetype`: a CMA block is part of an area, and what is part of one
-    /// is a CMA block.
-    fn fits(&self, range: &Range<Pfn>, migratetype: MigrateType) -> bool {
-        let end = range.end.raw();
-        if range.is_empty() || end > u64::from(u32::MAX) || end - range.start.raw() >= MAX_RANGE {
-            return false;
-        }
-        let mut areas = self.mm.cma_ranges();
-        match migratetype {
-            MigrateType::Cma => areas.any(|area| area.start <= range.start && range.end <= area.end),
-            MigrateType::Unmovable | MigrateType::Movable | MigrateType::Reclaimable => {
-                !areas.any(|area| area.start < range.end && range.start < area.end)
-            }
-            MigrateType::HighAtomic | MigrateType::Isolate => false,
-        }
-    }
-
-    fn alloc_range(&self, range: Range<Pfn>, migratetype: MigrateType, handle: u32) -> Outcome {
-        if !matches!(migratetype, MigrateType::Movable | MigrateType::Cma) || !self.fits(&range, migratetype) {
-            return Err(OpError::Invalid);
-        }
-        let slot = self.state.handles.reserve(self.mm, handle)?;
-        match self.contig(|| self.mm.alloc_contig_range(&range, migratetype)) {
-            Ok(()) => {
-                slot.put(Held::Range(range.start, range.end.raw() - range.start.raw()));
-                done(range.start.raw())
-            }
-            Err(error) => {
-                slot.clear();
-                Err(Failure::from(error).0)
-            }
-        }
-    }
-
-    fn reserve_cma(&self, pages: u64, node: Option<NodeId>) -> Outcome {
-        if pages == 0 || pages >= MAX_RANGE {
-            return Err(OpError::Invalid);
-        }
-        let area = self.contig(|| self.mm.cma_create(pages, node)).ok_or(OpError::Busy)?;
-        done(area.number() as u64)
-    }
-
-    fn cma_alloc(&self, area: u8, pages: u32, align: Order, handle: u32) -> Outcome {
-        let area_of = self.mm.cma_area_numbered(area.into()).ok_or(OpError::Unavailable)?;
-        if pages == 0 || u64::from(pages) >= MAX_RANGE {
-            return Err(OpError::Invalid);
-        }
-        let slot = self.state.handles.reserve(self.mm, handle)?;
-        match self.contig(|| self.mm.cma_alloc(area_of, pages.into(), align)) {
-            Some(first) => {
-                slot.put(Held::Cma(area, first, pages.into()));
-                done(first.raw())
-            }
-            None => {
-                slot.clear();
-                Err(OpError::NoMemory)
-            }
-        }
-    }
-
+    #[inline(never)]
     fn run_workload(&mut self, payload: u32, len: u32) -> Outcome {
         let bytes = self.bytes(payload, len)?;
         let (head, records) = bytes.split_at_checked(8 * Params::WORDS).ok_or(OpError::Invalid)?;
@@ -438,9 +393,3 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
         result
     }
 }
-
-/// The order of a page block.
-const PAGEBLOCK: Order = match Order::new(PAGEBLOCK_ORDER) {
-    Ok(order) => order,
-    Err(_) => Order::MAX,
-};

@@ -59,6 +59,13 @@ impl Held {
         [u64::from(low) | kind << KIND_SHIFT | u64::from(small) << SMALL_SHIFT, second]
     }
 
+    /// As [`Self::decode`], for what is a block and not locked.
+    #[inline(always)]
+    fn decode_block(first: u64) -> Option<(Pfn, Order)> {
+        let order = Order::new((first >> SMALL_SHIFT) as u32).ok()?;
+        (first >> KIND_SHIFT & 0xff == 1).then_some((Pfn::new(first as u32 as u64), order))
+    }
+
     fn decode(first: u64, second: u64) -> Option<Self> {
         let (low, small) = (first as u32, (first >> SMALL_SHIFT) as u8);
         let (pfn, addr) = (Pfn::new(low.into()), VirtAddr::new(second));
@@ -83,6 +90,7 @@ pub(super) struct Slot(&'static [AtomicU64; 2]);
 
 impl Slot {
     /// The handle stands for `held` from now on.
+    #[inline(always)]
     pub(super) fn put(self, held: Held) {
         store(self.0, held);
     }
@@ -94,6 +102,7 @@ impl Slot {
 }
 
 /// Writes what a locked handle stands for from now on, and unlocks it.
+#[inline(always)]
 fn store(words: &[AtomicU64; 2], held: Held) {
     let [first, second] = held.encode();
     words[1].set(second);
@@ -121,77 +130,105 @@ impl Handles {
     }
 
     /// Takes hold of a handle that stands for nothing yet.
+    #[inline(always)]
     pub(super) fn reserve<P: Platform>(&self, mm: &Mm<P>, handle: u32) -> Result<Slot, OpError> {
-        let word = self.word(mm, handle, true)?.ok_or(OpError::NoMemory)?;
-        match word[0].compare_exchange(0, LOCKED, Acquire, Relaxed) {
-            Ok(_) => Ok(Slot(word)),
+        let words = match self.find(mm, handle) {
+            Some(words) => words,
+            None => self.make(mm, handle)?,
+        };
+        match words[0].compare_exchange(0, LOCKED, Acquire, Relaxed) {
+            Ok(_) => Ok(Slot(words)),
             Err(_) => Err(OpError::HandleInUse),
         }
     }
 
     /// Takes hold of a handle that stands for something, once no other CPU uses it.
     pub(super) fn take<P: Platform>(&self, mm: &Mm<P>, handle: u32) -> Result<(Slot, Held), OpError> {
-        let word = self.word(mm, handle, false)?.ok_or(OpError::BadHandle)?;
+        let words = self.find(mm, handle).ok_or(OpError::BadHandle)?;
         loop {
-            let now = word[0].load(Relaxed);
+            let now = words[0].load(Relaxed);
             if now == 0 {
                 return Err(OpError::BadHandle);
             }
-            if now & LOCKED == 0 && word[0].compare_exchange(now, now | LOCKED, Acquire, Relaxed).is_ok() {
-                let held = Held::decode(now, word[1].get()).ok_or(OpError::BadHandle)?;
-                return Ok((Slot(word), held));
+            if now & LOCKED == 0 && words[0].compare_exchange(now, now | LOCKED, Acquire, Relaxed).is_ok() {
+                let held = Held::decode(now, words[1].get()).ok_or(OpError::BadHandle)?;
+                return Ok((Slot(words), held));
             }
             mm.platform.relax();
         }
     }
 
+    /// Takes hold of a handle that stands for a block of pages, if no other CPU uses it.
+    #[inline(always)]
+    pub(super) fn take_block<P: Platform>(&self, mm: &Mm<P>, handle: u32) -> Option<(Slot, Pfn, Order)> {
+        let words = self.find(mm, handle)?;
+        let now = words[0].load(Relaxed);
+        let (pfn, order) = Held::decode_block(now)?;
+        words[0].compare_exchange(now, now | LOCKED, Acquire, Relaxed).ok()?;
+        Some((Slot(words), pfn, order))
+    }
+
     /// Lets go of a handle that [`Self::reserve`] took hold of: it stands for `held` from now on.
     pub(super) fn unlock<P: Platform>(&self, mm: &Mm<P>, handle: u32, held: Option<Held>) {
-        if let Ok(Some(word)) = self.word(mm, handle, false) {
+        if let Some(words) = self.find(mm, handle) {
             match held {
-                Some(held) => store(word, held),
-                None => word[0].store(0, Release),
+                Some(held) => store(words, held),
+                None => words[0].store(0, Release),
             }
         }
     }
 
     /// The words of a handle, if there is a page for them.
-    fn word<P: Platform>(
-        &self,
-        mm: &Mm<P>,
-        handle: u32,
-        create: bool,
-    ) -> Result<Option<&'static [AtomicU64; 2]>, OpError> {
-        if handle >= MAX_HANDLE {
-            return Err(OpError::BadHandle);
-        }
-        let (high, middle, low) = (
-            handle >> (LEVEL_BITS + LEAF_BITS),
-            handle >> LEAF_BITS & ((1 << LEVEL_BITS) - 1),
-            handle & ((1 << LEAF_BITS) - 1),
-        );
-        let Some(second) = self.page(mm, &self.roots[high as usize % ROOTS], create) else { return Ok(None) };
-        let Some(leaf) = self.page(mm, &second[middle as usize], create) else { return Ok(None) };
-        Ok(leaf.as_chunks().0.get(low as usize))
+    #[inline(always)]
+    fn find<P: Platform>(&self, mm: &Mm<P>, handle: u32) -> Option<&'static [AtomicU64; 2]> {
+        let (root, middle, leaf) = place(handle)?;
+        let second = table(mm, self.roots.get(root)?.load(Acquire))?;
+        table(mm, second.get(middle)?.load(Acquire))?.as_chunks().0.get(leaf)
     }
 
-    /// The page that `entry` names.
-    #[allow(unsafe_code, reason = "the table lies in pages of its own")]
-    fn page<P: Platform>(&self, mm: &Mm<P>, entry: &AtomicU64, create: bool) -> Option<&'static [AtomicU64]> {
-        let mut pfn = entry.load(Acquire);
-        if pfn == 0 && create {
-            sync::lock(&self.grow, || mm.platform.relax());
-            pfn = entry.load(Acquire);
-            if pfn == 0 {
-                pfn = table_page(mm).map_or(0, Pfn::raw);
-                // Release: who finds the page finds it cleared.
-                entry.store(pfn, Release);
-            }
-            sync::unlock(&self.grow);
-        }
-        // SAFETY: entries are 0 or name pages that were allocated for this table and are never given back.
-        (pfn != 0).then(|| unsafe { mm.direct_map().words(Pfn::new(pfn)) })
+    /// The words of a handle, in a page that is allocated for them if there is none.
+    #[cold]
+    #[inline(never)]
+    fn make<P: Platform>(&self, mm: &Mm<P>, handle: u32) -> Result<&'static [AtomicU64; 2], OpError> {
+        let (root, middle, _) = place(handle).ok_or(OpError::BadHandle)?;
+        let second = self.grow(mm, &self.roots[root])?;
+        self.grow(mm, &second[middle])?;
+        self.find(mm, handle).ok_or(OpError::BadHandle)
     }
+
+    /// The page that `entry` names, from now on if it did not name any.
+    fn grow<P: Platform>(&self, mm: &Mm<P>, entry: &AtomicU64) -> Result<&'static [AtomicU64], OpError> {
+        sync::lock(&self.grow, || mm.platform.relax());
+        let mut pfn = entry.load(Acquire);
+        if pfn == 0 {
+            pfn = table_page(mm).map_or(0, Pfn::raw);
+            // Release: who finds the page finds it cleared.
+            entry.store(pfn, Release);
+        }
+        sync::unlock(&self.grow);
+        table(mm, pfn).ok_or(OpError::NoMemory)
+    }
+}
+
+/// Where the words of a handle are: the entries of the three levels.
+#[inline(always)]
+const fn place(handle: u32) -> Option<(usize, usize, usize)> {
+    if handle >= MAX_HANDLE {
+        return None;
+    }
+    let (root, middle) = (handle >> (LEVEL_BITS + LEAF_BITS), handle >> LEAF_BITS & ((1 << LEVEL_BITS) - 1));
+    Some((root as usize, middle as usize, (handle & ((1 << LEAF_BITS) - 1)) as usize))
+}
+
+/// The page that an entry of the table names.
+#[inline(always)]
+#[allow(unsafe_code, reason = "the table lies in pages of its own")]
+fn table<P: Platform>(mm: &Mm<P>, pfn: u64) -> Option<&'static [AtomicU64]> {
+    if pfn == 0 {
+        return None;
+    }
+    // SAFETY: entries are 0 or name pages that were allocated for the table and are never given back.
+    Some(unsafe { mm.direct_map().words(Pfn::new(pfn)) })
 }
 
 /// A page for the table. It is none of the allocations that the host asked for, so none that it has made to fail;

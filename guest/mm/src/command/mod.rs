@@ -120,8 +120,7 @@ pub fn refuse(header: Option<&CommandHeader>, status: Status, cpu: u32, now: u64
 pub fn is_short(message: &[u8]) -> bool {
     let header = message.first_chunk().and_then(|first| CommandHeader::from_bytes(first, message.len()));
     let ops = header.filter(|header| header.nr_ops == 1).and_then(|header| parts(&header, message));
-    let op = ops.and_then(|(ops, _)| Op::decode(&RawOp::from_bytes(ops.first()?)).ok());
-    matches!(op, Some(Op::Nop | Op::AllocPages { count: 1, .. } | Op::FreePages { count: 1, .. }))
+    ops.and_then(|(ops, _)| Op::decode_short(&RawOp::from_bytes(ops.first()?))).is_some()
 }
 
 /// The operations and the payload of a message.
@@ -144,7 +143,7 @@ impl<'a, P: Platform, S: Services> Batch<'a, '_, P, S> {
     fn run(&mut self, ops: &[[u8; RawOp::BYTES]], stop_on_error: bool) -> Status {
         for raw in ops {
             self.services.safe_point();
-            let result = self.one(&RawOp::from_bytes(raw));
+            let result = self.one(raw);
             self.reply.push(result);
             if result.error.is_some() && stop_on_error {
                 return Status::Stopped;

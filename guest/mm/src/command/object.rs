@@ -29,6 +29,7 @@ impl From<CacheError> for OpError {
 
 impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
     /// Executes an operation on objects.
+    #[inline(never)]
     pub(super) fn object(&mut self, op: ObjectOp) -> Outcome {
         match op {
             ObjectOp::CacheCreate { handle, name, size, align, flags } => {
@@ -51,6 +52,7 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
                 self.free_those(handle, count, |_, held| matches!(held, Held::Percpu(..)))
             }
             ObjectOp::SetSlabinfo { line } => self.set_slabinfo(line),
+            ObjectOp::SetFailslab { name, on } => self.set_failslab_cache(name, on),
         }
     }
 
@@ -275,6 +277,16 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
         }
         let left = self.with_cache(handle, |batch, cache| Ok(batch.mm.kmem_cache_shrink(cache)))?;
         done(left.into())
+    }
+
+    /// `failslab_store`.
+    fn set_failslab_cache(&mut self, name: Text, on: bool) -> Outcome {
+        let name = str::from_utf8(self.bytes(name.payload, name.len)?).map_err(|_| OpError::Invalid)?;
+        let told = self.one_by_one(|| {
+            let cache = self.mm.kmem_cache_find(name)?;
+            self.mm.kmem_cache_failslab(cache, on).then_some(())
+        });
+        told.ok_or(OpError::Invalid).and_then(|()| done(0))
     }
 
     /// `slabinfo_write`.

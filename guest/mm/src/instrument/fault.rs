@@ -1,4 +1,4 @@
-//! Allocations that are made to fail (`fail_page_alloc`, `lib/fault-inject.c`).
+//! Allocations that are made to fail (`fail_page_alloc`, `failslab`, `lib/fault-inject.c`).
 //!
 //! Two ways, at the same time if need be: by chance and interval, as Linux's attributes of that name say
 //! ([`FaultAttr`]); and exactly the N-th from now ([`FailNth`], Linux's `/proc/self/fail-nth`, here for the machine or
@@ -9,6 +9,7 @@ use core::fmt;
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::Relaxed;
 
+use pagevisor_shared::command::Faulty;
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::random::{GOLDEN, mix};
 use pagevisor_shared::region::records::FaultState;
@@ -28,14 +29,16 @@ pub struct FaultAttr {
     pub interval: u32,
     /// At most so many fail; -1 for no limit.
     pub times: i32,
-    /// So many pages are allocated first before any allocation fails.
+    /// So many pages, or bytes of objects, are allocated first before any allocation fails.
     pub space: i32,
-    /// Orders below it never fail.
+    /// Orders below it never fail. Means nothing to objects.
     pub min_order: u32,
     /// Allocations that may reclaim never fail (`ignore-gfp-wait`).
     pub ignore_gfp_reclaim: bool,
-    /// Allocations with `__GFP_HIGHMEM` never fail.
+    /// Allocations with `__GFP_HIGHMEM` never fail. Means nothing to objects.
     pub ignore_gfp_highmem: bool,
+    /// Only objects of caches that are told to fail ([`Mm::kmem_cache_failslab`]). Means nothing to pages.
+    pub cache_filter: bool,
     /// Only allocations with all of these flags fail. Not in Linux.
     pub gfp: Gfp,
     /// Start of the random numbers: the same start gives the same failures. Not in Linux.
@@ -43,7 +46,7 @@ pub struct FaultAttr {
 }
 
 impl FaultAttr {
-    /// Linux's `fail_page_alloc` before anybody set it up.
+    /// Linux's `fail_page_alloc`, and `failslab`, before anybody set it up.
     pub const fn new() -> Self {
         Self {
             probability: 0,
@@ -53,6 +56,7 @@ impl FaultAttr {
             min_order: 1,
             ignore_gfp_reclaim: true,
             ignore_gfp_highmem: true,
+            cache_filter: false,
             gfp: Gfp::NONE,
             seed: 0,
         }
@@ -129,28 +133,34 @@ fn count_down(word: &AtomicU32) {
 }
 
 impl<P: Platform> Mm<P> {
-    /// Sets which allocations fail by chance, from now on; counts start anew. A probability of 0 ends it.
+    /// Sets which allocations of pages fail by chance, from now on; counts start anew. A probability of 0 ends it.
     ///
     /// # Errors
     /// [`BadFault`] for an impossible order or number of failures.
     pub fn set_fail_page_alloc(&self, attr: FaultAttr) -> Result<(), BadFault> {
+        self.set_fault(Faulty::Pages, &attr)
+    }
+
+    pub(super) fn set_fault(&self, of: Faulty, attr: &FaultAttr) -> Result<(), BadFault> {
         checked_order(attr.min_order)?;
         if attr.times < -1 {
             return Err(BadFault::Times(attr.times));
         }
-        self.write_fault(&attr);
-        self.switch_faults();
+        self.write_fault(of, attr);
+        self.switch_faults(of);
         Ok(())
     }
 
     /// Linux's attributes before anybody sets others.
     pub(super) fn init_faults(&self) {
-        self.write_fault(&FaultAttr::new());
-        self.fault().nth_cpu.set(u32::MAX);
+        for of in [Faulty::Pages, Faulty::Objects] {
+            self.write_fault(of, &FaultAttr::new());
+            self.fault(of).nth_cpu.set(u32::MAX);
+        }
     }
 
-    fn write_fault(&self, attr: &FaultAttr) {
-        let state = self.fault();
+    fn write_fault(&self, of: Faulty, attr: &FaultAttr) {
+        let state = self.fault(of);
         // Nothing fails while the rest changes.
         state.probability.set(0);
         state.interval.set(attr.interval);
@@ -159,40 +169,53 @@ impl<P: Platform> Mm<P> {
         state.min_order.set(attr.min_order);
         state.ignore_gfp_reclaim.set(attr.ignore_gfp_reclaim.into());
         state.ignore_gfp_highmem.set(attr.ignore_gfp_highmem.into());
+        state.cache_filter.set(attr.cache_filter.into());
         state.gfp.set(attr.gfp.bits());
         state.random.set(attr.seed);
         state.count.set(0);
         state.probability.set(attr.probability);
     }
 
-    /// Makes one allocation fail, counted from now on. Replaces what was set before.
+    /// Makes one allocation of pages fail, counted from now on. Replaces what was set before.
     ///
     /// # Errors
     /// [`BadFault`] for an impossible order or CPU.
     pub fn set_fail_nth(&self, fail: FailNth) -> Result<(), BadFault> {
+        self.set_nth(Faulty::Pages, fail)
+    }
+
+    pub(super) fn set_nth(&self, of: Faulty, fail: FailNth) -> Result<(), BadFault> {
         let min_order = checked_order(fail.min_order)?;
         if let Some(cpu) = fail.cpu.filter(|cpu| cpu.index() >= self.cpus.len()) {
             return Err(BadFault::Cpu(cpu));
         }
-        let state = self.fault();
+        let state = self.fault(of);
         state.nth.set(0);
         state.nth_cpu.set(fail.cpu.map_or(u32::MAX, |cpu| cpu.index() as u32));
         state.nth_min_order.set(min_order);
         state.nth_gfp.set(fail.gfp.bits());
         state.nth.set(fail.nth);
-        self.switch_faults();
+        self.switch_faults(of);
         Ok(())
     }
 
     /// What is set and how far it has come.
-    fn fault(&self) -> &'static FaultState {
-        &self.region.sysctl().fail_page_alloc
+    pub(super) fn fault(&self, of: Faulty) -> &'static FaultState {
+        let settings = self.region.sysctl();
+        match of {
+            Faulty::Pages => &settings.fail_page_alloc,
+            Faulty::Objects => &settings.failslab,
+        }
     }
 
-    fn switch_faults(&self) {
-        let state = self.fault();
+    fn switch_faults(&self, of: Faulty) {
+        let state = self.fault(of);
         let on = state.probability.get() != 0 || state.nth.get() != 0;
-        self.set_instrumented(hot::FAIL_PAGE_ALLOC, on);
+        let bit = match of {
+            Faulty::Pages => hot::FAIL_PAGE_ALLOC,
+            Faulty::Objects => hot::FAILSLAB,
+        };
+        self.set_instrumented(bit, on);
     }
 
     /// Whether an allocation is to fail (`should_fail_alloc_page`).
@@ -200,13 +223,24 @@ impl<P: Platform> Mm<P> {
         if gfp.contains(Gfp::NOFAIL) {
             return false;
         }
-        let state = self.fault();
+        let state = self.fault(Faulty::Pages);
+        let by_chance = || {
+            order.raw() >= state.min_order.get()
+                && (state.ignore_gfp_highmem.get() == 0 || !gfp.contains(Gfp::HIGHMEM))
+                && Self::fails_by_chance(state, gfp, order.pages() as i32)
+        };
+        self.should_fail(Faulty::Pages, gfp, order, by_chance)
+    }
+
+    /// Whether an allocation is to fail, as the only one that is to or `by_chance`.
+    pub(super) fn should_fail(&self, of: Faulty, gfp: Gfp, order: Order, by_chance: impl FnOnce() -> bool) -> bool {
+        let state = self.fault(of);
         state.looked_at.fetch_add(1, Relaxed);
-        let fails = self.is_nth(state, gfp, order) || self.fails_by_chance(state, gfp, order);
+        let fails = self.is_nth(state, gfp, order) || by_chance();
         if fails {
             state.failed.fetch_add(1, Relaxed);
             if !gfp.contains(Gfp::NOWARN) {
-                self.fail_dump(state);
+                self.fail_dump(of, state);
             }
             if state.times.get() != u32::MAX {
                 count_down(&state.times);
@@ -228,19 +262,16 @@ impl<P: Platform> Mm<P> {
         state.nth.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)) == Ok(1)
     }
 
-    /// `__should_fail_alloc_page` and `should_fail_ex`.
-    fn fails_by_chance(&self, state: &FaultState, gfp: Gfp, order: Order) -> bool {
+    /// What `__should_fail_alloc_page` and `__should_failslab` have in common, and `should_fail_ex`.
+    pub(super) fn fails_by_chance(state: &FaultState, gfp: Gfp, size: i32) -> bool {
         let probability = state.probability.get();
         if probability == 0
-            || order.raw() < state.min_order.get()
-            || state.ignore_gfp_highmem.get() != 0 && gfp.contains(Gfp::HIGHMEM)
             || state.ignore_gfp_reclaim.get() != 0 && gfp.contains(Gfp::DIRECT_RECLAIM)
             || state.gfp.get() & !gfp.bits() != 0
             || state.times.get() == 0
         {
             return false;
         }
-        let size = order.pages() as i32;
         if state.space.get() > size {
             state.space.fetch_sub(size, Relaxed);
             return false;
@@ -255,12 +286,16 @@ impl<P: Platform> Mm<P> {
 
     /// Says that an allocation was made to fail (`fail_dump`).
     #[cold]
-    fn fail_dump(&self, state: &FaultState) {
+    fn fail_dump(&self, of: Faulty, state: &FaultState) {
+        let name = match of {
+            Faulty::Pages => "fail_page_alloc",
+            Faulty::Objects => "failslab",
+        };
         self.platform.log(Level::Notice, format_args!("FAULT_INJECTION: forcing a failure."));
         self.platform.log(
             Level::Notice,
             format_args!(
-                "name fail_page_alloc, interval {}, probability {}, space {}, times {}",
+                "name {name}, interval {}, probability {}, space {}, times {}",
                 state.interval.get(),
                 state.probability.get(),
                 state.space.get(),

@@ -1,8 +1,9 @@
 //! What can look at every allocation and free: events, fault injection, who owns a page, patterns in free pages.
 //!
-//! While any of it is on, the gates of all pagesets are shut ([`crate::sync::Gated`]). The short ways find the lock
-//! taken, as they may at any time, and leave everything to the general ways, which ask [`Mm::instrumented`]. So the
-//! short ways do nothing at all for instrumentation that is off.
+//! While any of it is on, the gates of all pagesets are shut ([`crate::sync::Gated`]), or those of all slab caches'
+//! arrays, or both, as it looks at pages or objects. The short ways find the lock taken, as they may at any time, and
+//! leave everything to the general ways, which ask [`Mm::instrumented`]. So the short ways do nothing at all for
+//! instrumentation that is off.
 //!
 //! Where things attach:
 //!
@@ -11,13 +12,17 @@
 //! | before an allocation looks for memory, and when its result is known | `alloc_pages_instrumented` |
 //! | a block was taken off the lists, before its owner has it | `post_alloc_hook` |
 //! | a block was found fit to be freed, before it is on a list | `free_hook` |
+//! | an object is to be allocated, is allocated, is freed | the general ways of [`crate::slab`] |
 //!
 //! - `trace`: events in the CPUs' rings;
-//! - `fault`: allocations that are made to fail;
+//! - `fault`: allocations that are made to fail, and `failslab`, those of objects;
+//! - `objects`: events about objects;
 //! - `owner`: who allocated and freed each page;
 //! - `poison`: a pattern in free pages.
 
+mod failslab;
 mod fault;
+mod objects;
 mod owner;
 mod poison;
 mod trace;
@@ -25,11 +30,13 @@ mod trace;
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{Relaxed, Release};
 
+use pagevisor_shared::command::Faulty;
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::region::zone::hot;
 use pagevisor_shared::units::{NodeId, NodeMask, Order, PAGE_SHIFT};
 
 pub use fault::{BadFault, FailNth, FaultAttr};
+pub(crate) use objects::{PercpuAsked, Shrinking};
 use owner::Owners;
 pub use poison::PAGE_POISON;
 use poison::Poison;
@@ -54,6 +61,8 @@ pub(crate) struct Instrument {
     events: u64,
     /// Failures that the command line asks for.
     faults: Option<FaultAttr>,
+    /// Failures of objects that the command line asks for.
+    slab_faults: Option<FaultAttr>,
 }
 
 impl Instrument {
@@ -74,8 +83,15 @@ impl Instrument {
         if params.hot & hot::POISON != 0 {
             poison = Poison::allocate(platform, memblock, frames)?;
         }
-        let (events, faults) = (params.events, params.fail_page_alloc);
-        Ok(Self { active: AtomicU32::new(0), lock: AtomicU32::new(0), owners, poison, events, faults })
+        Ok(Self {
+            active: AtomicU32::new(0),
+            lock: AtomicU32::new(0),
+            owners,
+            poison,
+            events: params.events,
+            faults: params.fail_page_alloc,
+            slab_faults: params.failslab,
+        })
     }
 }
 
@@ -101,9 +117,9 @@ impl<P: Platform> Mm<P> {
     /// Makes allocations fail as the command line asks for. Once slab caches are up, without which there is no kernel
     /// whose allocations could fail.
     pub(crate) fn start_faults(&self) {
-        if let Some(attr) = self.instrument.faults {
+        for (of, attr) in [(Faulty::Pages, self.instrument.faults), (Faulty::Objects, self.instrument.slab_faults)] {
             // What `parse` gives can only be out of range in the number of failures.
-            if let Err(error) = self.set_fail_page_alloc(attr) {
+            if let Some(Err(error)) = attr.map(|attr| self.set_fault(of, &attr)) {
                 self.platform.log(Level::Warning, format_args!("FAULT_INJECTION: {error}"));
             }
         }
@@ -119,17 +135,22 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Turns the [`hot`] bits of `which` on or off. When it returns, allocations and frees that begin on any CPU see
-    /// it; those under way may not. Not from interrupts: it waits for the pagesets' locks.
+    /// it; those under way may not. Not from interrupts: it waits for the pagesets' and arrays' locks.
     pub fn set_instrumented(&self, which: u32, on: bool) {
         sync::lock(&self.instrument.lock, || self.platform.relax());
-        let bits = self.instrument.active.get() & !hot::ON;
-        let bits = if on { bits | which & !hot::ON } else { bits & !which };
-        let bits = if bits == 0 { 0 } else { bits | hot::ON };
+        let before = self.instrument.active.get();
+        let bits = hot::among(if on { before | which } else { before & !which }, !0);
         // Whoever comes through a gate that is shut finds the bits.
         self.instrument.active.store(bits, Release);
-        for pcp in self.region.pcps() {
-            // Release: the holder of the other lock word sees what the holder of this one did.
-            gated(pcp).change(|| self.platform.relax(), || pcp.hot.store(bits, Release));
+        let pages = hot::among(bits, hot::PAGES);
+        if pages != hot::among(before, hot::PAGES) {
+            for pcp in self.region.pcps() {
+                // Release: the holder of the other lock word sees what the holder of this one did.
+                gated(pcp).change(|| self.platform.relax(), || pcp.hot.store(pages, Release));
+            }
+        }
+        if (bits ^ before) & hot::OBJECTS != 0 {
+            self.shut_arrays();
         }
         sync::unlock(&self.instrument.lock);
     }

@@ -20,6 +20,11 @@ use crate::platform::Platform;
 
 /// Kinds that the short ways do not write: while one is on, everything goes the general way.
 const HOT: u64 = EventKind::MmPageAlloc.bit() | EventKind::MmPageFree.bit();
+/// The same of objects.
+const HOT_OBJECTS: u64 = EventKind::Kmalloc.bit()
+    | EventKind::Kfree.bit()
+    | EventKind::KmemCacheAlloc.bit()
+    | EventKind::KmemCacheFree.bit();
 /// All kinds there are.
 const KNOWN: u64 = (1 << EventKind::ALL.len()) - 1;
 
@@ -31,11 +36,15 @@ impl<P: Platform> Mm<P> {
         let before = self.region.header().event_mask.swap(mask, Relaxed);
         // Until they agree: another CPU may set the mask at the same time.
         loop {
-            let wanted = self.region.header().event_mask.load(Relaxed) & HOT != 0;
-            if wanted == (self.instrumented() & hot::EVENTS != 0) {
+            let mask = self.region.header().event_mask.load(Relaxed);
+            let wanted = if mask & HOT != 0 { hot::EVENTS } else { 0 }
+                | if mask & HOT_OBJECTS != 0 { hot::SLAB_EVENTS } else { 0 };
+            let differ = self.instrumented() & (hot::EVENTS | hot::SLAB_EVENTS) ^ wanted;
+            if differ == 0 {
                 return before;
             }
-            self.set_instrumented(hot::EVENTS, wanted);
+            self.set_instrumented(differ & wanted, true);
+            self.set_instrumented(differ & !wanted, false);
         }
     }
 
@@ -52,7 +61,7 @@ impl<P: Platform> Mm<P> {
         !cfg!(feature = "bare") && self.region.header().event_mask.load(Relaxed) & kind.bit() != 0
     }
 
-    /// Records an event if its kind is on. Time, CPU and caller are filled in.
+    /// Records an event if its kind is on. Time, CPU and caller, where it has none yet, are filled in.
     #[inline]
     pub fn trace(&self, event: Event) {
         if self.traces(event.kind) {
@@ -63,7 +72,7 @@ impl<P: Platform> Mm<P> {
     #[cold]
     #[inline(never)]
     fn write_event(&self, event: Event) {
-        let caller = self.platform.caller();
+        let caller = if event.caller == 0 { self.platform.caller() } else { event.caller };
         let flags = self.platform.irq_save();
         let cpu = self.platform.this_cpu().cpu;
         if let Some(ring) = self.region.events(cpu) {

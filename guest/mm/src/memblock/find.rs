@@ -24,9 +24,11 @@ impl Memblock {
         let start = start.raw().max(PAGE_SIZE);
         let window = (start, end.max(start));
         if self.bottom_up {
-            self.find_bottom_up(window, size, align, nid, flags)
+            // __memblock_find_range_bottom_up
+            self.free_within::<false>(window, nid, flags).find_map(|range| range.lowest_fit(size, align))
         } else {
-            self.find_top_down(window, size, align, nid, flags)
+            // __memblock_find_range_top_down
+            self.free_within::<true>(window, nid, flags).find_map(|range| range.highest_fit(size, align))
         }
     }
 
@@ -49,36 +51,5 @@ impl Memblock {
 
     pub(super) fn warn_no_mirror(&self, size: u64) {
         self.warn(format_args!("Could not allocate {size:#018x} bytes of mirrored memory"));
-    }
-
-    /// `__memblock_find_range_bottom_up`
-    fn find_bottom_up(
-        &self,
-        window: (u64, u64),
-        size: u64,
-        align: u64,
-        nid: Option<NodeId>,
-        flags: MemblockFlags,
-    ) -> Option<PhysAddr> {
-        self.free_within(window, nid, flags).find_map(|range| {
-            let candidate = range.start.raw().checked_next_multiple_of(align)?;
-            let room = range.end.raw().checked_sub(candidate)?;
-            (room > 0 && room >= size).then(|| PhysAddr::new(candidate))
-        })
-    }
-
-    /// `__memblock_find_range_top_down`
-    fn find_top_down(
-        &self,
-        window: (u64, u64),
-        size: u64,
-        align: u64,
-        nid: Option<NodeId>,
-        flags: MemblockFlags,
-    ) -> Option<PhysAddr> {
-        self.free_within_rev(window, nid, flags).find_map(|range| {
-            let candidate = range.end.raw().checked_sub(size)? & !(align - 1);
-            (candidate >= range.start.raw()).then(|| PhysAddr::new(candidate))
-        })
     }
 }

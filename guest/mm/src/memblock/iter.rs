@@ -16,6 +16,21 @@ pub struct MemRange {
     pub nid: Option<NodeId>,
 }
 
+impl MemRange {
+    /// The lowest place in it for `size` bytes aligned to `align`, a power of two.
+    pub(super) fn lowest_fit(&self, size: u64, align: u64) -> Option<PhysAddr> {
+        let place = self.start.raw().checked_next_multiple_of(align)?;
+        let room = self.end.raw().checked_sub(place)?;
+        (room > 0 && room >= size).then(|| PhysAddr::new(place))
+    }
+
+    /// The highest place in it for `size` bytes aligned to `align`, a power of two.
+    pub(super) fn highest_fit(&self, size: u64, align: u64) -> Option<PhysAddr> {
+        let place = self.end.raw().checked_sub(size)? & !(align - 1);
+        (place >= self.start.raw()).then(|| PhysAddr::new(place))
+    }
+}
+
 /// A range of whole frames with the node it belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PfnRange {
@@ -54,97 +69,72 @@ impl Filter {
 }
 
 /// The free ranges inside a window of addresses, lowest first (`__next_mem_range`).
+pub type FreeRanges<'a> = FreeWalk<'a, false>;
+
+/// The free ranges inside a window of addresses, highest first (`__next_mem_range_rev`).
+pub type FreeRangesRev<'a> = FreeWalk<'a, true>;
+
+/// A walk over the free ranges inside a window of addresses, down from its end if `DOWN`.
 #[derive(Clone, Debug)]
-pub struct FreeRanges<'a> {
+pub struct FreeWalk<'a, const DOWN: bool> {
     memory: core::slice::Iter<'a, Region>,
     reserved: &'a [Region],
-    /// Reserved regions not yet passed, all above `at`.
+    /// Reserved regions not yet passed.
     left: &'a [Region],
     filter: Filter,
     window: (u64, u64),
     /// The memory region the walk is in: what remains of it, and its node.
-    at: u64,
-    stop: u64,
+    low: u64,
+    high: u64,
     nid: Option<NodeId>,
 }
 
-impl Iterator for FreeRanges<'_> {
-    type Item = MemRange;
-
-    fn next(&mut self) -> Option<MemRange> {
-        loop {
-            while self.at < self.stop {
-                let start = self.at;
-                let end = match self.left.split_first() {
-                    Some((next, rest)) if next.base_raw() < self.stop => {
-                        self.left = rest;
-                        self.at = next.end_raw();
-                        next.base_raw()
-                    }
-                    _ => {
-                        self.at = self.stop;
-                        self.stop
-                    }
-                };
-                if start < end {
-                    return Some(MemRange { start: PhysAddr::new(start), end: PhysAddr::new(end), nid: self.nid });
-                }
+impl<const DOWN: bool> FreeWalk<'_, DOWN> {
+    /// Takes the part of what remains that lies before the next reserved region, as the walk goes; that behind it is
+    /// what remains then.
+    #[inline]
+    fn step(&mut self) -> (u64, u64) {
+        let next = if DOWN { self.left.split_last() } else { self.left.split_first() };
+        let inside = |hole: &Region| if DOWN { hole.end_raw() > self.low } else { hole.base_raw() < self.high };
+        match next {
+            Some((hole, rest)) if inside(hole) => {
+                self.left = rest;
+                let (below, above) = ((self.low, hole.base_raw()), (hole.end_raw(), self.high));
+                let (near, far) = if DOWN { (above, below) } else { (below, above) };
+                (self.low, self.high) = far;
+                near
             }
-            let filter = self.filter;
-            let region = self.memory.find(|region| filter.takes(region))?;
-            self.at = region.base_raw().max(self.window.0);
-            self.stop = region.end_raw().min(self.window.1);
-            self.nid = region.nid();
-            let passed = self.reserved.partition_point(|r| r.end_raw() <= self.at);
-            self.left = &self.reserved[passed..];
+            _ => {
+                let near = (self.low, self.high);
+                self.low = self.high;
+                near
+            }
         }
     }
 }
 
-/// The free ranges inside a window of addresses, highest first (`__next_mem_range_rev`).
-#[derive(Clone, Debug)]
-pub struct FreeRangesRev<'a> {
-    memory: core::slice::Iter<'a, Region>,
-    reserved: &'a [Region],
-    /// Reserved regions not yet passed, all below `at`.
-    left: &'a [Region],
-    filter: Filter,
-    window: (u64, u64),
-    /// The memory region the walk is in: what remains of it, and its node.
-    at: u64,
-    stop: u64,
-    nid: Option<NodeId>,
-}
-
-impl Iterator for FreeRangesRev<'_> {
+impl<const DOWN: bool> Iterator for FreeWalk<'_, DOWN> {
     type Item = MemRange;
 
     fn next(&mut self) -> Option<MemRange> {
         loop {
-            while self.at > self.stop {
-                let end = self.at;
-                let start = match self.left.split_last() {
-                    Some((next, rest)) if next.end_raw() > self.stop => {
-                        self.left = rest;
-                        self.at = next.base_raw();
-                        next.end_raw()
-                    }
-                    _ => {
-                        self.at = self.stop;
-                        self.stop
-                    }
-                };
+            while self.low < self.high {
+                let (start, end) = self.step();
                 if start < end {
                     return Some(MemRange { start: PhysAddr::new(start), end: PhysAddr::new(end), nid: self.nid });
                 }
             }
             let filter = self.filter;
-            let region = self.memory.rfind(|region| filter.takes(region))?;
-            self.at = region.end_raw().min(self.window.1);
-            self.stop = region.base_raw().max(self.window.0);
+            let takes = |region: &&Region| filter.takes(region);
+            let region = if DOWN { self.memory.rfind(takes) } else { self.memory.find(takes) }?;
+            self.low = region.base_raw().max(self.window.0);
+            self.high = region.end_raw().min(self.window.1);
             self.nid = region.nid();
-            let below = self.reserved.partition_point(|r| r.base_raw() < self.at);
-            self.left = &self.reserved[..below];
+            self.left = if DOWN {
+                &self.reserved[..self.reserved.partition_point(|r| r.base_raw() < self.high)]
+            } else {
+                &self.reserved[self.reserved.partition_point(|r| r.end_raw() <= self.low)..]
+            };
         }
     }
 }
@@ -163,38 +153,21 @@ impl Memblock {
         }
     }
 
-    pub(super) fn free_within(
+    /// The memory inside a window of addresses that is not reserved.
+    pub(super) fn free_within<const DOWN: bool>(
         &self,
         (start, end): (u64, u64),
         nid: Option<NodeId>,
         flags: MemblockFlags,
-    ) -> FreeRanges<'_> {
-        FreeRanges {
+    ) -> FreeWalk<'_, DOWN> {
+        FreeWalk {
             memory: self.memory_within(start, end),
             reserved: self.reserved.regions(),
             left: &[],
             filter: self.filter(nid, flags),
             window: (start, end),
-            at: 0,
-            stop: 0,
-            nid: None,
-        }
-    }
-
-    pub(super) fn free_within_rev(
-        &self,
-        (start, end): (u64, u64),
-        nid: Option<NodeId>,
-        flags: MemblockFlags,
-    ) -> FreeRangesRev<'_> {
-        FreeRangesRev {
-            memory: self.memory_within(start, end),
-            reserved: self.reserved.regions(),
-            left: &[],
-            filter: self.filter(nid, flags),
-            window: (start, end),
-            at: 0,
-            stop: 0,
+            low: 0,
+            high: 0,
             nid: None,
         }
     }
@@ -209,7 +182,7 @@ impl Memblock {
 
     /// As [`Self::free_mem_ranges`], highest first (`for_each_free_mem_range_reverse`).
     pub fn free_mem_ranges_rev(&self, nid: Option<NodeId>, flags: MemblockFlags) -> FreeRangesRev<'_> {
-        self.free_within_rev((0, u64::MAX), nid, flags)
+        self.free_within((0, u64::MAX), nid, flags)
     }
 
     /// Whole free frames of node `nid` inside `[zone_start, zone_end)`
@@ -221,7 +194,7 @@ impl Memblock {
         zone_end: Pfn,
     ) -> impl Iterator<Item = PfnRange> {
         let window = (zone_start.addr().raw(), zone_end.addr().raw());
-        self.free_within(window, Some(nid), MemblockFlags::NONE)
+        self.free_within::<false>(window, Some(nid), MemblockFlags::NONE)
             .map(|r| PfnRange { start: Pfn::at_or_above(r.start), end: Pfn::containing(r.end), nid: r.nid })
             .filter(|r| r.start < r.end)
     }

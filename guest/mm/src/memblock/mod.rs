@@ -44,7 +44,7 @@ use core::ops::Range;
 use pagevisor_shared::units::{NodeId, PhysAddr};
 
 pub use alloc::AllocError;
-pub use iter::{FreeRanges, FreeRangesRev, MemRange, PfnRange};
+pub use iter::{FreeRanges, FreeRangesRev, FreeWalk, MemRange, PfnRange};
 pub use raw::PhysWindow;
 pub use region::{MemblockFlags, Region};
 pub use table::INIT_MEMBLOCK_REGIONS;

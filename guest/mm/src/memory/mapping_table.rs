@@ -32,7 +32,7 @@ impl<P: Platform> Mm<P> {
         let numbers = &self.memory.numbers;
         sync::lock(&numbers.lock, || self.platform.relax());
         let number = numbers.last.get() + 1;
-        let given = number < MappingTable::NUMBERS && self.make_room(number);
+        let given = number < MappingTable::NUMBERS && self.make_way(number);
         if given {
             numbers.last.set(number);
         }
@@ -41,7 +41,7 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Gives the table the pages that the word of `number` needs.
-    fn make_room(&self, number: u32) -> bool {
+    fn make_way(&self, number: u32) -> bool {
         let root = &self.region.header().roots.mappings;
         let Some(mut words) = self.page_of_words(root) else { return false };
         for level in (1..=2).rev() {

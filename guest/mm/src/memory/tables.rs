@@ -72,6 +72,10 @@ impl<P: Platform> Mm<P> {
     /// Gives `space`, which has none, a top table (`mm_alloc_pgd`). False if there is no memory.
     #[must_use]
     pub(crate) fn pgd_alloc(&self, space: Space) -> bool {
+        // Before the kernel's half is copied, all that will ever be there is.
+        if !self.vmalloc_ready(Gfp::KERNEL) {
+            return false;
+        }
         let Some(root): Option<Pgd> = self.new_user_table() else { return false };
         root.set_root(self.platform, space.record());
         true

@@ -3,6 +3,9 @@
 //! A [`Mempool`] holds back as many elements as it was made with. Allocating asks the [`Source`] first and takes from
 //! the reserve when that has none; freeing fills the reserve up again before anything goes back to the source. As long
 //! as everybody who holds an element gives it back in time, an allocation that may wait always succeeds.
+//!
+//! Elements of a cache that is debugged hold a pattern while they are in the reserve: who writes to one gives himself away
+//! when it is taken out.
 
 mod source;
 
@@ -16,8 +19,9 @@ use pagevisor_shared::units::NodeId;
 
 pub use source::{Functions, KmallocSource, PageSource, SlabSource, Source};
 
-use crate::platform::Platform;
+use crate::platform::{Level, Platform};
 use crate::raw::SpinLock;
+use crate::slab::Pooled;
 use crate::{KVec, Mm, NoMemory};
 
 /// How often a CPU that waits for an element looks at the reserve before it asks the source again (the timeout of
@@ -149,7 +153,31 @@ impl<'a, P: Platform, S: Source<P>> Mempool<'a, P, S> {
         let element = elements.pop();
         // Release: pairs with `free`.
         self.curr_nr.store(elements.len(), Release);
-        element
+        drop(elements);
+        element.inspect(|element| self.check(*element))
+    }
+
+    /// Looks at an element that was taken out of the reserve (`check_element`).
+    fn check(&self, element: S::Element) {
+        if let Some(content) = self.source.watched(self.mm, element)
+            && let Some(wrong) = self.mm.check_pooled(content)
+        {
+            self.report(content, wrong);
+        }
+    }
+
+    /// Says that byte `wrong` of an element in the reserve was written to (`poison_error`).
+    #[cold]
+    fn report(&self, content: Pooled, wrong: usize) {
+        let (platform, size, addr) = (self.mm.platform, content.size(), content.addr().raw());
+        platform.log(Level::Err, format_args!("BUG: mempool element poison mismatch"));
+        platform.log(Level::Err, format_args!("Mempool {:016x} size {size}", (&raw const *self).addr()));
+        let (start, end) = (wrong.saturating_sub(8), size.min(wrong + 8));
+        let (before, behind) = (if start > 0 { "... " } else { "" }, if end < size { "..." } else { "" });
+        let bytes = self.mm.pooled_text(content, start..end);
+        let line = format_args!(" nr={} @ {addr:016x}: {before}0x{bytes}{behind}", self.curr_nr());
+        platform.log(Level::Err, line);
+        platform.dump_stack();
     }
 
     /// Frees an element of the pool (`mempool_free`): it goes to the reserve, unless that is full. Never waits, and may
@@ -177,6 +205,10 @@ impl<'a, P: Platform, S: Source<P>> Mempool<'a, P, S> {
         let mut elements = self.elements.lock(self.mm.platform);
         if elements.len() >= self.min_nr() {
             return Err(element);
+        }
+        if let Some(content) = self.source.watched(self.mm, element) {
+            // `poison_element`.
+            self.mm.poison_pooled(content);
         }
         elements.push_within_capacity(element)?;
         self.curr_nr.store(elements.len(), Release);
@@ -241,6 +273,7 @@ impl<'a, P: Platform, S: Source<P>> Mempool<'a, P, S> {
             self.curr_nr.store(elements.len(), Release);
             drop(elements);
             if let Some(element) = element {
+                self.check(element);
                 self.source.free(self.mm, element);
             }
         }
@@ -256,6 +289,7 @@ impl<'a, P: Platform, S: Source<P>> Mempool<'a, P, S> {
 impl<P: Platform, S: Source<P>> Drop for Mempool<'_, P, S> {
     fn drop(&mut self) {
         while let Some(element) = self.elements.get_mut().pop() {
+            self.check(element);
             self.source.free(self.mm, element);
         }
     }

@@ -5,7 +5,7 @@ use pagevisor_shared::units::{Order, Pfn, VirtAddr};
 
 use crate::Mm;
 use crate::platform::Platform;
-use crate::slab::Cache;
+use crate::slab::{Cache, Pooled};
 
 /// Allocates and frees elements (`mempool_alloc_t`, `mempool_free_t` and their `pool_data`).
 pub trait Source<P: Platform> {
@@ -17,6 +17,11 @@ pub trait Source<P: Platform> {
 
     /// Frees an element. Never waits.
     fn free(&self, mm: &Mm<P>, element: Self::Element);
+
+    /// What nobody may write to while the element is in reserve, if that is to be watched.
+    fn watched(&self, _mm: &Mm<P>, _element: Self::Element) -> Option<Pooled> {
+        None
+    }
 
     /// Allocates an element if that takes a few instructions, which are put where the pool is used. If this gives none,
     /// [`Self::alloc`] is asked.
@@ -44,6 +49,10 @@ impl<P: Platform, S: Source<P>> Source<P> for &S {
     fn free(&self, mm: &Mm<P>, element: S::Element) {
         (**self).free(mm, element);
     }
+
+    fn watched(&self, mm: &Mm<P>, element: S::Element) -> Option<Pooled> {
+        (**self).watched(mm, element)
+    }
 }
 
 /// Objects of a slab cache (`mempool_alloc_slab`).
@@ -61,6 +70,10 @@ impl<P: Platform> Source<P> for SlabSource {
     #[inline(always)]
     fn free(&self, mm: &Mm<P>, element: VirtAddr) {
         mm.kmem_cache_free(self.0, element);
+    }
+
+    fn watched(&self, _mm: &Mm<P>, element: VirtAddr) -> Option<Pooled> {
+        Pooled::of(self.0, element)
     }
 
     #[inline(always)]
@@ -89,6 +102,10 @@ impl<P: Platform> Source<P> for KmallocSource {
     #[inline]
     fn free(&self, mm: &Mm<P>, element: VirtAddr) {
         mm.kfree(element);
+    }
+
+    fn watched(&self, mm: &Mm<P>, element: VirtAddr) -> Option<Pooled> {
+        mm.virt_to_cache(element).and_then(|cache| Pooled::of(cache, element))
     }
 }
 

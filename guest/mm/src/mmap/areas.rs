@@ -41,7 +41,7 @@ impl AreaInfo {
 #[inline(always)]
 pub(crate) fn tree(space: Space) -> VmaTree {
     let [root, first] = space.roots();
-    VmaTree::new(root, first)
+    VmaTree::new([root, first])
 }
 
 /// The first area that ends above `addr` (`find_vma`). The caller has the space's lock.

@@ -4,10 +4,12 @@ use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::percpu::{
     PCPU_BLOCK_BITS, PCPU_MAX_SLOTS, PCPU_MIN_ALLOC_SIZE, PCPU_MIN_UNIT_SIZE, PcpuRoot, size_to_slot,
 };
+use pagevisor_shared::region::event::EventKind;
 use pagevisor_shared::units::{PAGE_SIZE, Pfn, PhysAddr, VirtAddr};
 
 use super::{Areas, Locked, PerCpuPtr, area, balance, grow, hints, slots};
 use crate::Mm;
+use crate::instrument::PercpuAsked;
 use crate::platform::{Level, Platform};
 use crate::raw::{Chunk, Maps, zero_direct};
 use crate::sync::Plain;
@@ -63,6 +65,10 @@ impl<P: Platform> Mm<P> {
         }
         let ptr = (chunk.base_addr.get() + at as u64 * PCPU_MIN_ALLOC_SIZE).wrapping_sub(root.base_addr.get());
         self.zero_instances(root, PerCpuPtr(ptr), wanted.bits * PCPU_MIN_ALLOC_SIZE as usize);
+        if self.traces(EventKind::PercpuAllocPercpu) {
+            let asked = PercpuAsked { size, align, reserved, atomic: wanted.atomic, gfp };
+            self.trace_percpu_alloc(&asked, chunk.base_addr.get(), at as u64 * PCPU_MIN_ALLOC_SIZE, ptr);
+        }
         Some(PerCpuPtr(ptr))
     }
 
@@ -136,6 +142,11 @@ impl<P: Platform> Mm<P> {
             self.zero_instances(root, PerCpuPtr(ptr), wanted.bits * PCPU_MIN_ALLOC_SIZE as usize);
         } else {
             self.zero_pages(chunk, at as u64 * PCPU_MIN_ALLOC_SIZE, wanted.bits as u64 * PCPU_MIN_ALLOC_SIZE);
+        }
+        if self.traces(EventKind::PercpuAllocPercpu) {
+            // What is reserved is in the first chunk, which is immutable.
+            let asked = PercpuAsked { size, align, reserved: false, atomic: wanted.atomic, gfp };
+            self.trace_percpu_alloc(&asked, chunk.base_addr.get(), at as u64 * PCPU_MIN_ALLOC_SIZE, ptr);
         }
         Some(PerCpuPtr(ptr))
     }
@@ -214,6 +225,9 @@ impl<P: Platform> Mm<P> {
     #[inline]
     pub fn free_percpu(&self, ptr: PerCpuPtr) {
         let Some(Areas { root, first, .. }) = &self.percpu.areas else { return self.report_bad_free(ptr) };
+        if self.traces(EventKind::PercpuFreePercpu) {
+            self.trace_free_of(root, ptr);
+        }
         let locked = Locked::new(self.platform, root);
         let offset = ptr.0.wrapping_sub(first.start);
         let freed = if offset < first.len && ptr.0.is_multiple_of(PCPU_MIN_ALLOC_SIZE) {
@@ -225,6 +239,18 @@ impl<P: Platform> Mm<P> {
         locked.unlock();
         if freed.is_none() {
             self.report_bad_free(ptr);
+        }
+    }
+
+    /// Records that what `ptr` points to is about to be freed.
+    #[cold]
+    #[inline(never)]
+    fn trace_free_of(&self, root: &PcpuRoot, ptr: PerCpuPtr) {
+        let locked = Locked::new(self.platform, root);
+        let found = self.find_chunk(root, ptr).map(|(chunk, _, at)| (chunk.base_addr.get(), at));
+        locked.unlock();
+        if let Some((base, at)) = found {
+            self.trace_percpu_free(base, at as u64 * PCPU_MIN_ALLOC_SIZE, ptr.0);
         }
     }
 

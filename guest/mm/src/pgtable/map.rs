@@ -1,8 +1,9 @@
 //! Mapping (`vmap_pages_range`, `ioremap_page_range`).
 
 use pagevisor_shared::gfp::Gfp;
-use pagevisor_shared::pgtable::{PMD_SIZE, Protection, TOP_LEVEL, table_end};
-use pagevisor_shared::units::{PAGE_SHIFT, PhysAddr};
+use pagevisor_shared::layout::{VMALLOC_END, VMALLOC_START};
+use pagevisor_shared::pgtable::{PMD_SIZE, Protection, TOP_LEVEL, level_shift, level_size, table_end};
+use pagevisor_shared::units::{Order, PAGE_SHIFT, PhysAddr};
 
 use crate::Mm;
 use crate::platform::Platform;
@@ -46,30 +47,48 @@ impl Reservation {
     }
 }
 
-/// What is missing on the way down to a table.
-struct Missing {
-    level: u32,
+/// Why there is no way down to a table.
+enum NoWay {
+    /// The table of that level is missing.
+    Missing {
+        /// Its level.
+        level: u32,
+    },
+    /// A page that is mapped there is larger than what is behind the table, or the address is not the root's.
+    Blocked,
 }
 
+/// Top-level entries of the vmalloc space.
+const TOP_ENTRIES: u64 = (VMALLOC_END + 1 - VMALLOC_START) >> level_shift(TOP_LEVEL);
+const _: () = assert!(TOP_ENTRIES.is_power_of_two() && VMALLOC_START.is_multiple_of(level_size(TOP_LEVEL)));
+
 impl<P: Platform> Mm<P> {
-    /// The way down to the table of `level` for `virt`, in which `count` entries are counted. A new table is taken from
-    /// `spare` if one is missing.
-    fn try_reserve(&self, virt: u64, level: u32, count: u32, spare: &mut Option<Table>) -> Result<Table, Missing> {
+    /// The way down to the table of `level` for `virt`. A new table is taken from `spare` if one is missing. Under the lock.
+    fn way_down(&self, virt: u64, level: u32, spare: &mut Option<Table>) -> Result<Table, NoWay> {
         let map = self.direct_map();
-        let held = self.lock_tables();
         let mut table = Table::root(self.platform);
         while table.level() > level {
             table = match table.next(map, virt) {
                 Some(next) => next,
+                None if !table.get(virt).is_none() => return Err(NoWay::Blocked),
                 None => {
-                    let missing = Missing { level: table.level() - 1 };
-                    let Some(new) = spare.take_if(|spare| spare.level() == missing.level) else { return Err(missing) };
+                    let level = table.level() - 1;
+                    let Some(new) = spare.take_if(|spare| spare.level() == level) else {
+                        return Err(NoWay::Missing { level });
+                    };
                     table.link(virt, new);
                     self.use_entries(table, 1);
                     new
                 }
             };
         }
+        Ok(table)
+    }
+
+    /// The way down to the table of `level` for `virt`, in which `count` entries are counted.
+    fn try_reserve(&self, virt: u64, level: u32, count: u32, spare: &mut Option<Table>) -> Result<Table, NoWay> {
+        let held = self.lock_tables();
+        let table = self.way_down(virt, level, spare)?;
         self.use_entries(table, count);
         self.note_table(virt, table);
         drop(held);
@@ -97,26 +116,33 @@ impl<P: Platform> Mm<P> {
             let result = self.try_reserve(virt, level, count, &mut spare);
             // Somebody else may have been faster.
             if let Some(unneeded) = spare.take() {
-                self.free_table(unneeded);
+                self.free_table(unneeded.pfn());
             }
             match result {
                 Ok(table) => return Some(table),
-                Err(Missing { level }) => spare = Some(self.new_table(level, gfp)?),
+                Err(NoWay::Missing { level }) => spare = Some(self.new_table(level, gfp)?),
+                Err(NoWay::Blocked) => return None,
             }
         }
     }
 
-    /// Gives the top-level entries for `start` up to `end` their tables, so that all address spaces to come share them
-    /// (`preallocate_vmalloc_pages`). False when there is no memory for them.
-    pub(crate) fn preallocate_top_level(&self, start: u64, end: u64, gfp: Gfp) -> bool {
-        let mut virt = start;
-        while virt < end {
-            if self.reserve(virt, TOP_LEVEL - 1, 0, gfp).is_none() {
-                return false;
-            }
-            virt = table_end(virt, end, TOP_LEVEL - 1);
+    /// Gives all top-level entries of the vmalloc space their tables (`preallocate_vmalloc_pages`): from then on the upper
+    /// half of the kernel's root stays as it is, and every root that has it sees all that is ever mapped there. False
+    /// when there is no memory for them. By one CPU at a time.
+    pub(crate) fn preallocate_top_level(&self, gfp: Gfp) -> bool {
+        let mut entries = (0..TOP_ENTRIES).map(|entry| VMALLOC_START + (entry << level_shift(TOP_LEVEL)));
+        let root = Table::root(self.platform);
+        let order = Order::new(TOP_ENTRIES.ilog2()).unwrap_or_default();
+        // A block of pages costs a fraction of as many single ones.
+        if entries.clone().all(|virt| root.get(virt).is_none())
+            && let Some(tables) = self.new_tables(TOP_LEVEL - 1, order, gfp)
+        {
+            let held = self.lock_tables();
+            entries.zip(tables).for_each(|(virt, table)| root.link(virt, table));
+            drop(held);
+            return true;
         }
-        true
+        entries.all(|virt| self.reserve(virt, TOP_LEVEL - 1, 0, gfp).is_some())
     }
 
     /// Maps `backing` at the next addresses of `at`, whose owner has those up to `end`, by small pages. False, with

@@ -1,40 +1,30 @@
 //! Tables: where they come from, what they count, where they go.
-#![allow(unsafe_code, reason = "makes pages of its own into tables")]
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use core::sync::atomic::{AtomicU32, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 
 use pagevisor_shared::gfp::Gfp;
-use pagevisor_shared::layout::VMALLOC_START;
 use pagevisor_shared::page::{PG_TABLE, decode_next, encode_next};
 use pagevisor_shared::page_flags::PG_OWNED;
-use pagevisor_shared::pgtable::{PMD_SHIFT, TOP_LEVEL, level_size, table_end};
+use pagevisor_shared::pgtable::{TOP_LEVEL, level_size, table_end};
 use pagevisor_shared::units::{Order, Pfn};
 use pagevisor_shared::vmstat::NodeStat;
 
 use crate::Mm;
 use crate::platform::{IrqFlags, Platform};
-use crate::raw::Table;
+use crate::raw::{LastTable, Table};
 use crate::sync::{self, Plain};
 
 /// Guards which tables there are.
 #[derive(Debug)]
 pub(crate) struct TableLock {
     word: AtomicU32,
-    /// The page table that was last used: its frame, and above it the number of the 2 MiB that it is for, plus 1. Written
-    /// under the lock, and forgotten when the table is taken out.
-    last: AtomicU64,
+    last: LastTable,
 }
 
 impl TableLock {
     pub(crate) const fn new() -> Self {
-        Self { word: AtomicU32::new(0), last: AtomicU64::new(0) }
+        Self { word: AtomicU32::new(0), last: LastTable::new() }
     }
-}
-
-/// What is in [`TableLock::last`] above the frame for a table that `virt` goes through.
-#[inline(always)]
-const fn last_of(virt: u64) -> u64 {
-    (virt.wrapping_sub(VMALLOC_START) >> PMD_SHIFT).wrapping_add(1)
 }
 
 /// The lock is held and interrupts are off.
@@ -63,43 +53,43 @@ impl<P: Platform> Mm<P> {
     /// counted.
     #[inline(always)]
     pub(super) fn last_table(&self, virt: u64) -> Option<Table> {
-        let last = self.table_lock.last.get();
-        if last >> 32 != last_of(virt) {
-            return None;
-        }
-        // SAFETY: it was in the tables for `virt` when it was noted, and is forgotten when it is taken out, which does not
-        // happen while the lock is held or entries in it are counted.
-        Some(unsafe { Table::adopt(self.direct_map(), Pfn::new(last & u64::from(u32::MAX)), 0) })
+        self.table_lock.last.get(self.direct_map(), virt)
     }
 
     /// Notes the page table that `virt` goes through. Under the lock.
     #[inline]
     pub(super) fn note_table(&self, virt: u64, table: Table) {
-        if table.level() == 0 {
-            self.table_lock.last.set(last_of(virt) << 32 | table.pfn().raw());
-        }
+        self.table_lock.last.note(virt, table);
     }
 
-    /// A new table of `level` (`pte_alloc_one_kernel` and so on).
+    /// A new table of `level` (`pte_alloc_one` and so on).
     pub(super) fn new_table(&self, level: u32, gfp: Gfp) -> Option<Table> {
-        let plain = gfp.without(Gfp::HIGHMEM | Gfp::COMP | Gfp::DMA | Gfp::DMA32 | Gfp::MOVABLE);
-        let pfn = self.alloc_pages(plain | Gfp::ZERO, Order::ZERO)?;
-        let page = self.memmap().page(pfn.raw() as u32);
+        let table = Table::new(self, level, table_gfp(gfp))?;
+        self.enter_table(table);
+        Some(table)
+    }
+
+    /// New tables of `level`, `1 << order` of them in pages side by side: what many cost less by.
+    pub(super) fn new_tables(&self, level: u32, order: Order, gfp: Gfp) -> Option<impl Iterator<Item = Table>> {
+        let tables = Table::new_run(self, level, order, table_gfp(gfp).with(Gfp::NORETRY).with(Gfp::NOWARN))?;
+        Some(tables.inspect(|table| self.enter_table(*table)))
+    }
+
+    /// Marks a table's page as such, and counts it (`pgtable_pte_page_ctor`).
+    fn enter_table(&self, table: Table) {
+        let page = self.memmap().page(table.pfn().raw() as u32);
         page.flags.fetch_or(PG_OWNED, Relaxed);
         page._mapcount.set(PG_TABLE);
-        self.count_table(pfn, 1);
-        // SAFETY: just allocated, cleared as asked for, and nobody else's; `free_table` gives it back once it is out of
-        // all tables.
-        Some(unsafe { Table::adopt(self.direct_map(), pfn, level) })
+        self.count_table(table.pfn(), 1);
     }
 
     /// Gives back a table that nothing leads to any more.
-    pub(super) fn free_table(&self, table: Table) {
-        let page = self.memmap().page(table.pfn().raw() as u32);
+    pub(super) fn free_table(&self, pfn: Pfn) {
+        let page = self.memmap().page(pfn.raw() as u32);
         page._mapcount.set(0);
         page.private.set(0);
-        self.count_table(table.pfn(), -1);
-        self.free_page(table.pfn());
+        self.count_table(pfn, -1);
+        self.free_page(pfn);
     }
 
     fn count_table(&self, pfn: Pfn, by: i64) {
@@ -148,18 +138,22 @@ impl<P: Platform> Mm<P> {
             virt = match root.next(map, virt) {
                 None => table_end(virt, end, TOP_LEVEL - 1),
                 Some(pdpt) => {
-                    if let Some(pd) = pdpt.next(map, virt) {
-                        self.detach_page_tables(pd, virt, stop, chain);
-                        if self.is_empty(pd) {
-                            pdpt.unlink(virt);
-                            self.unuse_entries(pdpt, 1);
-                            self.chain_push(chain, pd);
-                        }
-                    }
+                    self.detach_directory(pdpt, virt, stop, chain);
                     stop
                 }
             };
             drop(held);
+        }
+    }
+
+    /// As [`Self::detach_empty_tables`], the tables behind one entry of `pdpt`. Under the lock.
+    fn detach_directory(&self, pdpt: Table, start: u64, end: u64, chain: &mut TableChain) {
+        let Some(pd) = pdpt.next(self.direct_map(), start) else { return };
+        self.detach_page_tables(pd, start, end, chain);
+        if self.is_empty(pd) {
+            pdpt.unlink(start);
+            self.unuse_entries(pdpt, 1);
+            self.chain_push(chain, pd);
         }
     }
 
@@ -171,7 +165,7 @@ impl<P: Platform> Mm<P> {
                 && self.is_empty(pt)
             {
                 if self.last_table(virt).is_some() {
-                    self.table_lock.last.set(0);
+                    self.table_lock.last.forget();
                 }
                 pd.unlink(virt);
                 self.unuse_entries(pd, 1);
@@ -192,16 +186,19 @@ impl<P: Platform> Mm<P> {
         while chain.first != 0 {
             let pfn = chain.first;
             chain.first = decode_next(pfn, self.memmap().page(pfn).next.get());
-            // SAFETY: `detach_empty_tables` took it out of all tables; its level does not matter any more.
-            let table = unsafe { Table::adopt(self.direct_map(), Pfn::new(pfn as u64), 0) };
-            self.free_table(table);
+            self.free_table(Pfn::new(pfn.into()));
         }
     }
 }
 
-/// Tables that were taken out, linked through their metadata.
+/// What is kept of a caller's flags for tables: they are the kernel's, wherever they map.
+fn table_gfp(gfp: Gfp) -> Gfp {
+    gfp.without(Gfp::HIGHMEM | Gfp::COMP | Gfp::DMA | Gfp::DMA32 | Gfp::MOVABLE)
+}
+
+/// Tables that were taken out, linked through their metadata. They are to be freed, once no processor remembers them.
 #[derive(Debug, Default)]
-#[must_use]
+#[must_use = "the tables are lost unless they are freed"]
 pub(crate) struct TableChain {
     first: u32,
 }

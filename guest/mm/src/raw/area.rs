@@ -11,7 +11,7 @@ use core::ptr::{from_ref, with_exposed_provenance};
 use core::sync::atomic::AtomicU64;
 
 use pagevisor_shared::units::VirtAddr;
-use pagevisor_shared::vmalloc::{RB_BLACK, VmStruct, VmallocState, VmapArea};
+use pagevisor_shared::vmalloc::{RB_BLACK, VmStruct, VmapArea, VmapTree};
 
 use crate::sync::Plain;
 use crate::tree::TreeNode;
@@ -34,15 +34,11 @@ impl AreaWord {
         Self(word)
     }
 
-    /// Roots and starts of the trees of areas in use, of free ones and of those to be purged. Sound since these words of
-    /// the region are 0 at first, and used in this way only.
+    /// The root of `tree`, one of the region's, and the start of its list. Sound since these words of the region are 0 at
+    /// first, and used in this way only.
     #[inline(always)]
-    pub(crate) const fn roots(state: &'static VmallocState) -> [[Self; 2]; 3] {
-        [
-            [Self(&state.busy_root), Self(&state.busy_first)],
-            [Self(&state.free_root), Self(&state.free_first)],
-            [Self(&state.purge_root), Self(&state.purge_first)],
-        ]
+    pub(crate) const fn of(tree: &'static VmapTree) -> [Self; 2] {
+        [Self(&tree.root), Self(&tree.first)]
     }
 
     /// The record.

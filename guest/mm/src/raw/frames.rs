@@ -138,8 +138,13 @@ impl FrameTables {
     #[inline(always)]
     pub(crate) fn page_of(&self, memmap: Memmap, pfn: u64) -> Option<&'static Page> {
         let entry = self.chunks.get((pfn >> CHUNK_SHIFT) as usize)?;
+        // A plain load, which the compiler can make part of a comparison.
+        // SAFETY: written while booting only, before another CPU is there.
+        if unsafe { entry.as_ptr().read() } == 0 {
+            return None;
+        }
         // SAFETY: chunks end where memory does, and a frame number has 32 bits.
-        if entry.get() == 0 { None } else { Some(unsafe { memmap.page_in_memory(pfn) }) }
+        Some(unsafe { memmap.page_in_memory(pfn) })
     }
 
     /// Whether zones meet in the chunk of frame `pfn`.

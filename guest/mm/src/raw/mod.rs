@@ -30,7 +30,7 @@ pub use memmap::Memmap;
 pub(crate) use owned::MmVec;
 pub use owned::{KBox, KVec, NoMemory};
 pub(crate) use percpu::{Chunk, Maps, adopt_root, copy_direct, zero_direct};
-pub(crate) use pgtable::Table;
+pub(crate) use pgtable::{LastTable, Table};
 pub(crate) use record::RecordCache;
 pub use record::{Handle, Record};
 pub use slab::Cache;

@@ -1,18 +1,20 @@
 //! Page tables, reached through the direct map.
 //!
 //! What it rests on: [`Platform::kernel_root`] is a table for ever; every other table is a page that the allocator gave out
-//! to be one ([`Table::adopt`]), cleared; and entries that lead to tables are written by [`Table::link`] only. So whoever
+//! to be one (in this file), cleared; and entries that lead to tables are written by [`Table::link`] only. So whoever
 //! follows an entry that leads to a table arrives at one. A table that is taken out ([`Table::unlink`]) is not touched any
 //! more through references that were got before: `pgtable` keeps those only while it counts the entries they are for, or
-//! holds the lock.
+//! holds the lock; and it frees tables only once they are out of all others.
 
 use core::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Release};
 
+use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::layout::{VMALLOC_END, VMALLOC_START};
-use pagevisor_shared::pgtable::{Entry, PTRS_PER_TABLE, Protection, TOP_LEVEL, table_index};
-use pagevisor_shared::units::{PAGE_SIZE, Pfn, PhysAddr};
+use pagevisor_shared::pgtable::{Entry, PMD_SHIFT, PTRS_PER_TABLE, Protection, TOP_LEVEL, table_index};
+use pagevisor_shared::units::{Order, PAGE_SIZE, Pfn, PhysAddr};
 
 use super::DirectMap;
+use crate::Mm;
 use crate::platform::Platform;
 use crate::sync::Plain;
 
@@ -33,14 +35,25 @@ impl Table {
         unsafe { Self::at(DirectMap::new(platform), phys, TOP_LEVEL) }
     }
 
-    /// Makes the page at `pfn` a table of `level`.
-    ///
-    /// # Safety
-    /// The caller has allocated the page, has cleared it and uses it as this table only, until it is out of all tables.
-    #[inline]
-    pub(crate) unsafe fn adopt(map: DirectMap, pfn: Pfn, level: u32) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe { Self::at(map, pfn.addr(), level) }
+    /// A page of `mm`'s, cleared, to be a table of `level`.
+    pub(crate) fn new<P: Platform>(mm: &Mm<P>, level: u32, gfp: Gfp) -> Option<Self> {
+        let pfn = mm.alloc_pages(gfp | Gfp::ZERO, Order::ZERO)?;
+        // SAFETY: just allocated, cleared as asked for, and nobody else's until it is freed (this file's promise).
+        Some(unsafe { Self::at(mm.direct_map(), pfn.addr(), level) })
+    }
+
+    /// As [`Self::new`], `1 << order` tables in pages that are neighbours.
+    pub(crate) fn new_run<P: Platform>(
+        mm: &Mm<P>,
+        level: u32,
+        order: Order,
+        gfp: Gfp,
+    ) -> Option<impl Iterator<Item = Self> + use<P>> {
+        let first = mm.alloc_pages(gfp | Gfp::ZERO, order)?;
+        mm.split_page(first, order);
+        let map = mm.direct_map();
+        // SAFETY: as in `new`, each of them by itself from here on.
+        Some((0..1 << order.raw()).map(move |i| unsafe { Self::at(map, first.add(i).addr(), level) }))
     }
 
     /// # Safety
@@ -161,5 +174,49 @@ impl Table {
     fn slots(self, virt: u64, count: usize) -> Option<&'static [AtomicU64]> {
         let first = table_index(virt, self.level);
         self.entries.get(first..first + count)
+    }
+}
+
+/// The page table that was last used, and the 2 MiB that it is for.
+///
+/// It is noted while it is in the tables, and forgotten when it is taken out, which does not happen while the lock is
+/// held or entries in it are counted.
+#[derive(Debug)]
+pub(crate) struct LastTable(AtomicU64);
+
+impl LastTable {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// What is above the frame in the word for a table that `virt` goes through: the number of the 2 MiB, plus 1.
+    #[inline(always)]
+    const fn number(virt: u64) -> u64 {
+        (virt.wrapping_sub(VMALLOC_START) >> PMD_SHIFT).wrapping_add(1)
+    }
+
+    /// The page table for `virt`, if it is that one. For who holds the lock, or has entries for `virt` counted.
+    #[inline(always)]
+    pub(crate) fn get(&self, map: DirectMap, virt: u64) -> Option<Table> {
+        let last = self.0.get();
+        if last >> 32 != Self::number(virt) {
+            return None;
+        }
+        // SAFETY: it was in the tables for `virt` when it was noted, and is forgotten when it is taken out (promise
+        // of the type).
+        Some(unsafe { Table::at(map, Pfn::new(last & u64::from(u32::MAX)).addr(), 0) })
+    }
+
+    /// Notes the page table that `virt` goes through. Under the lock.
+    #[inline]
+    pub(crate) fn note(&self, virt: u64, table: Table) {
+        if table.level == 0 {
+            self.0.set(Self::number(virt) << 32 | table.pfn().raw());
+        }
+    }
+
+    /// Forgets it. Under the lock.
+    pub(crate) fn forget(&self) {
+        self.0.set(0);
     }
 }

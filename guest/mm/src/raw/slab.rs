@@ -187,6 +187,21 @@ impl SlabMemory {
         unsafe { &*self.at(array.entry.get()).cast::<AtomicU64>().add(avail as usize).sub(1) }
     }
 
+    /// How many objects an array whose lock is held has room for.
+    #[inline(always)]
+    pub(crate) fn limit(self, array: &ArrayCache) -> u32 {
+        // A plain load, which the compiler can make part of a comparison.
+        // SAFETY: who changes it holds the lock, too.
+        unsafe { array.limit.as_ptr().read() }
+    }
+
+    /// The word of the first pages of the slabs whose objects an array takes. The array's lock is held.
+    #[inline(always)]
+    pub(crate) fn home(self, array: &ArrayCache) -> u32 {
+        // SAFETY: as for `limit`.
+        unsafe { array.home.as_ptr().read() }
+    }
+
     /// The array caches at `addr`.
     pub(crate) fn arrays(self, addr: u64, len: usize) -> &'static [ArrayCache] {
         // SAFETY: memory that was taken for so many of them, zeroed, at a multiple of 64 (promise of this room).

@@ -15,11 +15,13 @@ use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicI64, AtomicU64};
 
 use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::region::event::EventKind;
 use pagevisor_shared::units::NodeId;
 use pagevisor_shared::vmstat::VmEvent;
 
 pub use old::OldShrinker;
 
+use crate::instrument::Shrinking;
 use crate::platform::Platform;
 use crate::raw::{MmVec, RwSem};
 use crate::{Mm, NoMemory};
@@ -59,6 +61,11 @@ pub trait Shrinker<P: Platform>: Sync {
     /// Objects to look at in a call; 0 for [`SHRINK_BATCH`].
     fn batch(&self) -> u64 {
         0
+    }
+
+    /// The address of what frees its objects, for events to name. Not for others to write.
+    fn function(&self) -> u64 {
+        Self::scan_objects as fn(&Self, &Mm<P>, &mut ShrinkControl) -> Option<u64> as usize as u64
     }
 
     /// Whether it keeps track of which node objects are on (`SHRINKER_NUMA_AWARE`).
@@ -179,6 +186,10 @@ impl<P: Platform> Mm<P> {
             seeks => ((freeable >> priority) * 4) / seeks,
         };
         let mut total = ((deferred >> priority) + delta).min(2 * freeable);
+        let who = Shrinking { function: shrinker.function(), number: entry.id, node };
+        if self.traces(EventKind::MmShrinkSlabStart) {
+            self.trace_shrink_start(who, gfp, priority, [deferred, freeable, delta, total]);
+        }
         let (mut scanned, mut freed) = (0_i64, 0_u64);
         // Less than a batch only if that is all there is.
         while total >= batch || total >= freeable {
@@ -196,8 +207,9 @@ impl<P: Platform> Mm<P> {
             scanned = scanned.saturating_add(looked_at);
         }
         let left = (deferred + delta).saturating_sub(scanned).clamp(0, 2 * freeable);
-        if let Some(word) = entry.deferred(node) {
-            word.fetch_add(left, Relaxed);
+        let before = entry.deferred(node).map_or(0, |word| word.fetch_add(left, Relaxed));
+        if self.traces(EventKind::MmShrinkSlabEnd) {
+            self.trace_shrink_end(who, freed, [deferred, before + left, total]);
         }
         freed
     }

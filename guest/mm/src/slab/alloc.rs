@@ -5,11 +5,12 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::region::records::ZONELIST_FALLBACK;
+use pagevisor_shared::region::zone::hot;
 use pagevisor_shared::slab::{ArrayCache, SlabFlags};
 use pagevisor_shared::units::{NodeId, PAGE_SIZE, VirtAddr};
 use pagevisor_shared::zone::ZoneRef;
 
-use super::fast::object;
+use super::fast::{Wish, object};
 use super::grow::gfp_exact_node;
 use super::{Cache, gated};
 use crate::Mm;
@@ -23,31 +24,68 @@ impl<P: Platform> Mm<P> {
     /// Allocates an object from `node` (this CPU's for `None`), and if that has none, from another, unless `gfp` has
     /// `__GFP_THISNODE` (`kmem_cache_alloc_node`).
     pub fn kmem_cache_alloc_node(&self, cache: Cache, gfp: Gfp, node: Option<NodeId>) -> Option<VirtAddr> {
+        self.slab_alloc_node(cache, gfp, Wish::object(gfp), node)
+    }
+
+    /// An object from `node` first. `gfp` are the flags of `wish`.
+    #[inline]
+    pub(super) fn slab_alloc_node(&self, cache: Cache, gfp: Gfp, wish: Wish, node: Option<NodeId>) -> Option<VirtAddr> {
         match node {
             Some(node) if node != self.platform.this_cpu().mem_node => {
                 cache.record().node_allocs.fetch_add(1, Relaxed);
-                object(self.slab_alloc_hooked(cache, gfp, Some(node)))
+                object(self.slab_alloc_hooked(cache, wish, Some(node)))
             }
-            _ => self.kmem_cache_alloc(cache, gfp),
+            _ => object(self.slab_alloc(cache, gfp, wish)),
         }
     }
 
     /// The end of an allocation that the CPU's array could not serve.
     #[cold]
     #[inline(never)]
-    pub(super) fn slab_alloc_general(&self, cache: Cache, gfp: Gfp) -> u64 {
-        self.slab_alloc_hooked(cache, gfp, None)
+    pub(super) fn slab_alloc_general(&self, cache: Cache, wish: Wish) -> u64 {
+        self.slab_alloc_hooked(cache, wish, None)
     }
 
-    /// An allocation with everything that is to be done before and after.
-    pub(super) fn slab_alloc_hooked(&self, cache: Cache, gfp: Gfp, node: Option<NodeId>) -> u64 {
-        let addr = self.do_cache_alloc(cache, gfp, node);
+    /// The end of an allocation that found the CPU's array empty and nobody watching. The array's lock is held.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn slab_alloc_refill(&self, cache: Cache, wish: Wish, array: &ArrayCache) -> u64 {
+        let mut addr = 0;
+        if array.limit.get() != 0 {
+            array.allocmiss.bump(1);
+            self.cache_alloc_refill(cache, array, wish.gfp());
+            addr = self.take_last(array);
+        }
+        sync::unlock(&array.lock);
+        if addr == 0 { self.slab_alloc_general(cache, wish) } else { addr }
+    }
+
+    /// The last object of an array whose lock is held; 0 for none.
+    #[inline]
+    fn take_last(&self, array: &ArrayCache) -> u64 {
+        let Some(left) = array.avail.get().checked_sub(1) else { return 0 };
+        array.avail.set(left);
+        self.slab_memory().entry(array, left).get()
+    }
+
+    /// An allocation with everything that is to be done before and after (`slab_pre_alloc_hook`,
+    /// `slab_post_alloc_hook`).
+    fn slab_alloc_hooked(&self, cache: Cache, wish: Wish, node: Option<NodeId>) -> u64 {
+        let (watched, gfp) = (self.instrumented(), wish.gfp());
+        let fails = watched & hot::FAILSLAB != 0 && self.should_failslab(cache, gfp);
+        let addr = if fails { 0 } else { self.do_cache_alloc(cache, gfp, node) };
         if addr != 0 && cache.flags().intersects(SlabFlags::DEBUG) {
             self.debug_alloc(cache, VirtAddr::new(addr));
         }
-        if addr != 0 && gfp.contains(Gfp::ZERO) {
+        if addr != 0 && Self::wants_zeros(cache, gfp, watched) {
             let size = cache.record().object_size.get() as usize;
             self.slab_memory().fill(VirtAddr::new(addr), size, 0);
+        }
+        if watched & hot::SLAB_EVENTS != 0 {
+            match wish.size() {
+                Some(size) => self.trace_kmalloc(addr, size, cache.record().size.get().into(), gfp, node),
+                None => self.trace_cache_alloc(cache, addr, gfp, node),
+            }
         }
         addr
     }
@@ -82,11 +120,7 @@ impl<P: Platform> Mm<P> {
             array.allocmiss.bump(1);
             self.cache_alloc_refill(cache, array, gfp);
         }
-        let mut addr = 0;
-        if let Some(left) = array.avail.get().checked_sub(1) {
-            addr = self.slab_memory().entry(array, left).get();
-            array.avail.set(left);
-        }
+        let addr = self.take_last(array);
         sync::unlock(held);
         addr
     }

@@ -7,7 +7,7 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use pagevisor_shared::gfp::Gfp;
-use pagevisor_shared::region::zone::ListHead;
+use pagevisor_shared::region::zone::{ListHead, hot};
 use pagevisor_shared::slab::{ALIEN_LIMIT, ArrayCache, KmemCacheNode, SlabFlags, SlabWord};
 use pagevisor_shared::units::{NodeId, VirtAddr};
 
@@ -31,6 +31,9 @@ impl<P: Platform> Mm<P> {
     fn free_arraycache(&self, addr: u64) {
         let addr = VirtAddr::new(addr);
         let found = self.virt_to_slab(addr).and_then(|(_, word)| Some((word, self.cache_by_id(word.cache())?)));
+        if found.is_some() && self.instrumented() & hot::SLAB_EVENTS != 0 {
+            self.trace_kfree(addr);
+        }
         match found {
             Some((word, cache)) => self.free_to_slabs(cache, word.node() as usize, &[AtomicU64::new(addr.raw())]),
             // 0, or pages.

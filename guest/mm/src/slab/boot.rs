@@ -83,6 +83,7 @@ impl<P: Platform> Mm<P> {
         let node = self.page_to_nid(first)?;
         let cache = Cache::at(self.slab_memory(), self.virt(PhysAddr::new(first.addr().raw())).raw())?;
         self.fill_record(cache, "kmem_cache", object_size, &layout, 0);
+        self.shut_gates(cache);
         self.publish_cache(cache, 1);
         self.slab.caches.set(cache);
         let pfn = first.raw() as u32;

@@ -112,10 +112,11 @@ impl<P: Platform> Mm<P> {
         let addr = self.kmem_cache_alloc(self.slab.caches.any(), Gfp::KERNEL).ok_or(CacheError::Memory)?;
         let cache = Cache::at(self.slab_memory(), addr.raw()).ok_or(CacheError::Memory)?;
         self.fill_record(cache, name, object_size, &layout, constructor(ctor));
-        self.shut_gates(cache);
         sync::lock(&self.slab.lock, || self.platform.relax());
         let id = (1..self.slab.table.len()).find(|id| self.slab.table[*id].get() == 0);
         if let Some(id) = id {
+            // Under the lock: what comes on meanwhile, or goes off, finds the cache or is found here.
+            self.shut_gates(cache);
             self.publish_cache(cache, id);
         }
         sync::unlock(&self.slab.lock);
@@ -267,6 +268,20 @@ impl<P: Platform> Mm<P> {
         let line = format_args!("slab error in {function}(): cache `{}': {what}", cache.name());
         self.platform.log(Level::Err, line);
         self.platform.dump_stack();
+    }
+
+    /// Tells whether allocations from a cache fail also under a [`crate::FaultAttr`] with a cache filter (`failslab_store`);
+    /// false for a cache that is gone. Not from interrupts.
+    pub fn kmem_cache_failslab(&self, cache: Cache, on: bool) -> bool {
+        sync::lock(&self.slab.lock, || self.platform.relax());
+        let known = self.is_published(cache);
+        if known {
+            let flags = cache.flags();
+            let flags = if on { flags.with(SlabFlags::FAILSLAB) } else { flags.without(SlabFlags::FAILSLAB) };
+            cache.record().flags.set(flags.bits());
+        }
+        sync::unlock(&self.slab.lock);
+        known
     }
 
     /// Sets a cache's tunables, as a line `name limit batchcount shared` written to slabinfo does

@@ -1,7 +1,7 @@
 //! Caches that watch their objects: red zones, poison, last users (`cache_alloc_debugcheck_after`,
 //! `cache_free_debugcheck`).
 //!
-//! The gates of such a cache's arrays are shut for good, so every allocation and free comes by here. A poisoned cache
+//! The gates of such a cache's arrays are shut for good (see `watch`), so every allocation and free comes by here. A poisoned cache
 //! keeps no list in its free objects, which Linux does and repairs afterwards.
 
 use core::fmt;
@@ -58,17 +58,6 @@ impl Beside {
 }
 
 impl<P: Platform> Mm<P> {
-    /// Makes all allocations and frees of a debugged cache come by here. It is not in use yet.
-    pub(super) fn shut_gates(&self, cache: Cache) {
-        if cache.flags().intersects(SlabFlags::DEBUG) {
-            for cpu in 0..self.slab_shape().nr_cpus {
-                let array = cache.array_of(self.slab_shape(), cpu);
-                array.hot.set(1);
-                array.lock.set(1);
-            }
-        }
-    }
-
     /// Makes all objects of a new slab free ones (`cache_init_objs_debug`).
     pub(super) fn debug_init(&self, cache: Cache, slab: &SlabPage) {
         for number in 0..slab.num() {

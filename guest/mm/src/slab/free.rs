@@ -5,7 +5,7 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::gfp::Gfp;
-use pagevisor_shared::region::zone::ListHead;
+use pagevisor_shared::region::zone::{ListHead, hot};
 use pagevisor_shared::slab::{ALIEN_LIMIT, ArrayCache, SlabFlags, SlabWord};
 use pagevisor_shared::units::VirtAddr;
 
@@ -30,6 +30,9 @@ impl<P: Platform> Mm<P> {
                 addr,
             );
         }
+        if self.instrumented() & hot::SLAB_EVENTS != 0 {
+            self.trace_cache_free(owner, addr);
+        }
         // As Linux, it goes back where it came from.
         self.slab_free(owner, word, addr);
     }
@@ -46,6 +49,9 @@ impl<P: Platform> Mm<P> {
     pub(super) fn slab_free(&self, cache: Cache, word: SlabWord, addr: VirtAddr) {
         if cache.flags().intersects(SlabFlags::DEBUG) && !self.debug_free(cache, addr) {
             return;
+        }
+        if self.instrumented() & hot::INIT_ON_FREE != 0 {
+            self.init_on_free(cache, addr);
         }
         let local = self.platform.this_cpu();
         let one = [AtomicU64::new(addr.raw())];
@@ -64,14 +70,31 @@ impl<P: Platform> Mm<P> {
             self.free_to_slabs(cache, word.node() as usize, &one);
         } else {
             if array.avail.get() >= array.limit.get() {
-                array.freemiss.bump(1);
-                self.cache_flusharray(cache, array, word.node() as usize);
+                self.make_room(cache, array);
             }
             let avail = array.avail.get();
             self.slab_memory().entry(array, avail).set(addr.raw());
             array.avail.set(avail + 1);
         }
         sync::unlock(held);
+    }
+
+    /// The end of a free to this CPU's array, which is full and has nobody watching. The array's lock is held.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn slab_free_full(&self, addr: VirtAddr, cache: Cache, array: &ArrayCache) {
+        self.make_room(cache, array);
+        let avail = array.avail.get();
+        self.slab_memory().entry(array, avail).set(addr.raw());
+        array.avail.set(avail + 1);
+        sync::unlock(&array.lock);
+    }
+
+    /// Empties part of this CPU's array, whose lock is held and which is full.
+    #[inline]
+    fn make_room(&self, cache: Cache, array: &ArrayCache) {
+        array.freemiss.bump(1);
+        self.cache_flusharray(cache, array, SlabWord(array.home.get()).node() as usize);
     }
 
     /// Takes objects of node `number` back into their slabs.

@@ -6,11 +6,12 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::page_flags::PageFlag;
+use pagevisor_shared::region::zone::hot;
 use pagevisor_shared::units::{NodeId, Order, PAGE_SIZE, Pfn, VirtAddr};
 use pagevisor_shared::vmstat::NodeStat;
 
 use super::Cache;
-use super::fast::object;
+use super::fast::{Wish, object};
 use crate::Mm;
 use crate::page_alloc::allocated_order;
 use crate::platform::Platform;
@@ -68,7 +69,7 @@ impl<P: Platform> Mm<P> {
         if size.wrapping_sub(1) >= KMALLOC_MAX_CACHE_SIZE {
             return self.kmalloc_other(size, gfp, None);
         }
-        object(self.slab_alloc(self.kmalloc_slab(size, gfp), gfp))
+        object(self.slab_alloc(self.kmalloc_slab(size, gfp), gfp, Wish::bytes(gfp, size)))
     }
 
     /// As [`Self::kmalloc`], from `node` first (this CPU's for `None`), or from no other with `__GFP_THISNODE`
@@ -77,7 +78,7 @@ impl<P: Platform> Mm<P> {
         if size.wrapping_sub(1) >= KMALLOC_MAX_CACHE_SIZE {
             return self.kmalloc_other(size, gfp, node);
         }
-        self.kmem_cache_alloc_node(self.kmalloc_slab(size, gfp), gfp, node)
+        self.slab_alloc_node(self.kmalloc_slab(size, gfp), gfp, Wish::bytes(gfp, size), node)
     }
 
     /// As [`Self::kmalloc`], zeros (`kzalloc`).
@@ -98,7 +99,12 @@ impl<P: Platform> Mm<P> {
             return Some(ZERO_SIZE_PTR);
         }
         let order = Order::for_bytes(size as u64)?;
-        let first = self.alloc_pages_node(node, gfp.without(Gfp::HIGHMEM | Gfp::MOVABLE) | Gfp::COMP, order)?;
+        let first = self.alloc_pages_node(node, gfp.without(Gfp::HIGHMEM | Gfp::MOVABLE) | Gfp::COMP, order);
+        if self.instrumented() & hot::SLAB_EVENTS != 0 {
+            let addr = first.map_or(0, |first| self.virt(first.addr()).raw());
+            self.trace_kmalloc(addr, size as u64, order.bytes(), gfp, node);
+        }
+        let first = first?;
         if let Some(node) = self.page_to_nid(first) {
             self.mod_node_page_state(node, NodeStat::NrSlabUnreclaimable, order.pages() as i64);
         }
@@ -109,6 +115,9 @@ impl<P: Platform> Mm<P> {
     #[cold]
     #[inline(never)]
     pub(super) fn kfree_general(&self, addr: VirtAddr) {
+        if self.instrumented() & hot::SLAB_EVENTS != 0 {
+            self.trace_kfree(addr);
+        }
         if let Some((_, word)) = self.virt_to_slab(addr)
             && let Some(cache) = self.cache_by_id(word.cache())
         {

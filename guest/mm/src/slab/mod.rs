@@ -17,6 +17,8 @@
 //! | `several` | the same, for several at once |
 //! | `arrays` | making, changing and emptying arrays |
 //! | `debug` | red zones, poison, last users |
+//! | `watch` | what looks at every object: failures, events, clearing |
+//! | `pooled` | the pattern in objects that a pool has laid aside |
 //! | `layout` | how objects lie in slabs |
 //! | `create`, `boot` | caches, and the first of them |
 //!
@@ -25,7 +27,7 @@
 //!
 //! # Locks, by rank
 //!
-//! 1. `Slab::lock` (`slab_mutex`): caches come and go, tunables change. Not from interrupts.
+//! 1. `Slab::lock` (`slab_mutex`): caches come and go, tunables change, arrays' gates are shut. Not from interrupts.
 //! 2. a CPU's array ([`ArrayCache::lock`]): only ever tried where an interrupt may call; if it is held, the node's lists
 //!    serve instead. Whoever holds it may allocate pages, but never reclaims.
 //! 3. an array of other nodes' objects, with interrupts off.
@@ -48,7 +50,9 @@ mod kmalloc;
 mod layout;
 mod node;
 mod page;
+mod pooled;
 mod several;
+mod watch;
 
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64};
@@ -66,6 +70,7 @@ use crate::raw::{CacheSlot, DirectMap, Shape, SlabMemory};
 use crate::sync::{Gated, Plain};
 use kmalloc::{KMALLOC_CLASSES, KMALLOC_TYPES};
 pub use kmalloc::{KMALLOC_MAX_CACHE_SIZE, KMALLOC_MAX_SIZE, ZERO_SIZE_PTR};
+pub use pooled::Pooled;
 
 /// Why there is no such cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -155,6 +160,11 @@ impl<P: Platform> Mm<P> {
         self.slab.memory
     }
 
+    /// Whether it is the cache of caches.
+    pub(crate) fn is_cache_of_caches(&self, cache: Cache) -> bool {
+        cache == self.slab.caches.any()
+    }
+
     /// The cache with number `id`.
     #[inline(always)]
     fn cache_by_id(&self, id: u16) -> Option<Cache> {
@@ -238,16 +248,16 @@ impl<P: Platform> Mm<P> {
     /// The first frame of the slab that `addr` is in, and what its metadata says (`virt_to_slab`).
     #[inline]
     pub(crate) fn virt_to_slab(&self, addr: VirtAddr) -> Option<(u32, SlabWord)> {
-        let pfn = self.frame_of(addr)?;
-        let page = self.memmap().page(pfn);
+        let pfn = self.pfn_of(addr);
+        let page = self.frames.page_of(self.memmap(), pfn)?;
         let word = SlabWord(page.mapping.get());
         if !word.is_slab() {
             return None;
         }
         if !word.is_tail() {
-            return Some((pfn, word));
+            return Some((pfn as u32, word));
         }
-        let first = pfn.wrapping_sub(page.index.get());
+        let first = (pfn as u32).wrapping_sub(page.index.get());
         self.page_zone(Pfn::new(first as u64))?;
         let word = SlabWord(self.memmap().page(first).mapping.get());
         (word.is_slab() && !word.is_tail()).then_some((first, word))
@@ -266,7 +276,7 @@ impl Cache {
     }
 
     /// What was asked for, and what was chosen.
-    fn flags(self) -> SlabFlags {
+    pub(crate) fn flags(self) -> SlabFlags {
         SlabFlags::from_bits_truncate(self.record().flags.get())
     }
 }

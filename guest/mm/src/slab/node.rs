@@ -5,8 +5,8 @@ use core::sync::atomic::AtomicU64;
 
 use pagevisor_shared::region::seq;
 use pagevisor_shared::region::zone::ListHead;
-use pagevisor_shared::slab::{ArrayCache, KmemCacheNode, SlabFlags};
-use pagevisor_shared::units::{PAGE_SIZE, VirtAddr};
+use pagevisor_shared::slab::{ArrayCache, FreelistWords, KmemCacheNode, SlabFlags};
+use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE, Pfn, VirtAddr};
 
 use super::Cache;
 use super::page::SlabPage;
@@ -132,7 +132,7 @@ impl<P: Platform> LockedNode<'_, P> {
                 // Neighbours are freed together more often than not.
                 let slab = self.mm.slab_page(self.cache, pfn);
                 let before = slab.active();
-                count = slab.put(rest);
+                count = slab.put(rest, before);
                 if count != 0 {
                     self.relist(&slab, before, before - count as u32);
                 }
@@ -166,17 +166,22 @@ impl<P: Platform> LockedNode<'_, P> {
         if word.cache() as u32 != record.id.get() {
             return 0;
         }
+        let offset = record.obj_offset.get() as u64 + mm.virt(Pfn::new(0).addr()).raw();
+        let colour_off = record.colour_off.get() as u64;
         let mut count = 0;
         for object in objects {
-            let addr = VirtAddr::new(object.get());
-            let pfn = mm.pfn_of(addr);
+            let addr = object.get();
+            let pfn = mm.pfn_of(VirtAddr::new(addr));
             let Some(page) = mm.frames.page_of(memmap, pfn) else { break };
-            if page.mapping.get() != word.0 || page._mapcount.get() != 1 {
+            // It is the one of its slab, and was handed out.
+            let colour = FreelistWords { index: page.index.get(), private: 0 };
+            let first = (pfn << PAGE_SHIFT) + colour.colour() as u64 * colour_off + offset;
+            if page.mapping.get() != word.0 || page._mapcount.get() != 1 || first != addr {
                 break;
             }
-            if !mm.slab_page(self.cache, pfn as u32).put_only(addr) {
-                break;
-            }
+            page._mapcount.set(0);
+            page.private.set(1);
+            mm.slab_memory().byte(addr).set(0);
             list::remove(memmap, &state.slabs_full, pfn as u32, page);
             list::push_head(memmap, &state.slabs_free, pfn as u32, page);
             count += 1;

@@ -48,7 +48,8 @@ impl SlabPage {
     /// The first object (`s_mem`, and from the buffer to the object in it).
     #[inline(always)]
     fn first(&self) -> u64 {
-        let colour = self.words().colour() as u64 * self.record.colour_off.get() as u64;
+        let colour = FreelistWords { index: self.page.index.get(), private: 0 }.colour();
+        let colour = colour as u64 * self.record.colour_off.get() as u64;
         self.start + colour + self.record.obj_offset.get() as u64
     }
 
@@ -67,7 +68,13 @@ impl SlabPage {
     /// The number of the object at `addr` (`obj_to_index`); `None` where no object starts.
     #[inline]
     pub(crate) fn number(&self, addr: u64) -> Option<u32> {
-        let (offset, size) = (addr.wrapping_sub(self.first()), self.record.size.get() as u64);
+        self.number_from(self.first(), addr)
+    }
+
+    /// As [`Self::number`], of a slab whose first object is at `first`.
+    #[inline]
+    fn number_from(&self, first: u64, addr: u64) -> Option<u32> {
+        let (offset, size) = (addr.wrapping_sub(first), self.record.size.get() as u64);
         let number = (offset.wrapping_mul(self.record.reciprocal_size.get() as u64) >> 32) as u32;
         (offset < self.num() as u64 * size && number as u64 * size == offset).then_some(number)
     }
@@ -124,63 +131,47 @@ impl SlabPage {
         self.page.private.set(next);
     }
 
-    /// Takes back the first of `objects`, as far as they are objects of this slab that were handed out
+    /// Takes back the first of `objects`, as far as they are objects of this slab, of which `active` were handed out
     /// (`slab_put_obj`); gives how many.
     #[inline(always)]
-    pub(crate) fn put(&self, objects: &[AtomicU64]) -> usize {
-        let active = self.active();
+    pub(crate) fn put(&self, objects: &[AtomicU64], active: u32) -> usize {
         let flags = self.flags();
         let objects = &objects[..objects.len().min(active as usize)];
         let Some(first) = objects.first() else { return 0 };
         let count = if flags.contains(SlabFlags::LINKED) {
             self.put_linked(objects)
         } else {
+            let start = self.first();
+            let Some(number) = self.number_from(start, first.get()) else { return 0 };
             let list = if !flags.contains(SlabFlags::OBJFREELIST) || self.page.private.get() != 0 {
                 self.list()
             } else {
                 // The first that comes back to a slab without free objects holds their list.
-                let Some(number) = self.number(first.get()) else { return 0 };
                 self.page.private.set(number + 1);
                 first.get()
             };
-            self.put_numbers(objects, list + active as u64)
+            self.put_numbers(objects, (start, number), list + active as u64)
         };
         self.page._mapcount.set(active - count as u32);
         count
     }
 
-    /// Takes back the only object, which holds the list, if that is at `addr`; tells whether it is.
+    /// Writes the numbers of objects, of which the first has `number`, below `end`, downwards, until one is not of this
+    /// slab, whose first object is at `start`; gives how many.
     #[inline(always)]
-    pub(crate) fn put_only(&self, addr: VirtAddr) -> bool {
-        let right = self.first() == addr.raw();
-        if right {
-            self.page.private.set(1);
-            self.memory.byte(addr.raw()).set(0);
-            self.page._mapcount.set(0);
-        }
-        right
-    }
-
-    /// Writes the numbers of objects below `end`, downwards, until one is not of this slab; gives how many.
-    #[inline(always)]
-    fn put_numbers(&self, objects: &[AtomicU64], end: u64) -> usize {
-        let (first, size) = (self.first(), self.record.size.get() as u64);
-        let (bytes, reciprocal) = (self.num() as u64 * size, self.record.reciprocal_size.get() as u64);
+    fn put_numbers(&self, objects: &[AtomicU64], (start, mut number): (u64, u32), end: u64) -> usize {
+        let (size, num) = (self.record.size.get() as u64, self.num());
         let (mut at, mut rest) = (end, objects);
-        while let Some((object, others)) = rest.split_first() {
-            let addr = object.get();
-            let offset = addr.wrapping_sub(first);
-            let number = offset.wrapping_mul(reciprocal) >> 32;
-            // Behind it, it may be a neighbour's.
-            if offset >= bytes || number * size != offset {
-                break;
-            }
-            at -= 1;
-            self.memory.byte(at).set(number as u8);
+        while let Some(object) = rest.first() {
             // Objects are often freed in the order in which they were handed out, or the other way round.
-            let run = put_run(self.memory, others, (addr, size), (number as u32, self.num()), at);
+            let run = put_run(self.memory, rest, (object.get(), size), (number, num), at);
             at -= run as u64;
-            rest = &others[run..];
+            rest = &rest[run..];
+            // Behind it, it may be a neighbour's.
+            match rest.first().and_then(|next| self.number_from(start, next.get())) {
+                Some(next) => number = next,
+                None => break,
+            }
         }
         (end - at) as usize
     }
@@ -265,9 +256,9 @@ impl SlabPage {
     }
 }
 
-/// Writes the numbers of objects below `end`, as long as each lies just before the one in front of it, or each just
-/// behind; the first is a neighbour of that at `addr`, whose `number`, of `num`, is given. Gives how many.
-#[inline(never)]
+/// Writes the numbers of objects below `end`: of the first, at `addr`, whose `number`, of `num`, is given, and of the
+/// others as long as each lies just before the one in front of it, or each just behind. Gives how many.
+#[inline(always)]
 fn put_run(
     memory: SlabMemory,
     objects: &[AtomicU64],
@@ -275,19 +266,16 @@ fn put_run(
     (number, num): (u32, u32),
     end: u64,
 ) -> usize {
-    let Some(next) = objects.first() else { return 0 };
-    let (step, one, most) = if next.get() == addr + size {
-        (size, 1, (num - 1).saturating_sub(number))
-    } else {
-        (size.wrapping_neg(), u32::MAX, number)
+    let (step, one, most) = match objects.get(1) {
+        Some(next) if next.get() == addr + size => (size, 1, num.saturating_sub(number).max(1)),
+        _ => (size.wrapping_neg(), u32::MAX, number + 1),
     };
     let objects = &objects[..objects.len().min(most as usize)];
-    let (fours, _) = objects.as_chunks::<4>();
-    let (mut expected, mut at, mut count) = (addr.wrapping_add(step), end, 0);
+    let (mut expected, mut at) = (addr, end);
     // Four numbers in a word, the first in its last byte.
-    let mut numbers = number.wrapping_mul(0x0101_0101).wrapping_add(one.wrapping_mul(0x0102_0304));
+    let mut numbers = number.wrapping_mul(0x0101_0101).wrapping_add(one.wrapping_mul(0x0001_0203));
     let more = one.wrapping_mul(0x0404_0404);
-    for four in fours {
+    for four in objects.as_chunks::<4>().0 {
         let second = expected.wrapping_add(step);
         let third = second.wrapping_add(step);
         let fourth = third.wrapping_add(step);
@@ -300,10 +288,10 @@ fn put_run(
         memory.set_four(at, numbers);
         numbers = numbers.wrapping_add(more);
         expected = fourth.wrapping_add(step);
-        count += 4;
     }
-    let mut number = number.wrapping_add(one.wrapping_mul(count as u32 + 1));
-    for object in objects.iter().skip(count) {
+    let done = (end - at) as usize;
+    let mut number = number.wrapping_add(one.wrapping_mul(done as u32));
+    for object in objects.get(done..).unwrap_or_default() {
         if object.get() != expected {
             break;
         }

@@ -39,8 +39,8 @@ impl<P: Platform> Mm<P> {
         let (mut virt, mut left) = (addr.raw(), len as u64);
         while left > 0 {
             // Under the lock, so that it is not freed meanwhile; page by page, as interrupts are off.
-            let held = self.lock_areas();
-            let vm = held.busy.find(virt).and_then(|area| area.vm());
+            let busy = self.lock_busy();
+            let vm = busy.find(virt).and_then(|area| area.vm());
             let inside = vm.is_some_and(|vm| {
                 let flags = VmFlags(vm.flags.get());
                 flags.contains(VmFlags::ALLOC)

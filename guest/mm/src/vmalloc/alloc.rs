@@ -1,6 +1,6 @@
 //! Allocating: an area, its pages, their mapping.
 
-use core::sync::atomic::Ordering::{Acquire, Relaxed};
+use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::pgtable::{PMD_SIZE, Protection};
@@ -152,7 +152,7 @@ impl<P: Platform> Mm<P> {
         let guard = if flags.contains(VmFlags::NO_GUARD) { 0 } else { PAGE_SIZE };
         let bytes = size.checked_next_multiple_of(PAGE_SIZE)?.checked_add(guard)?;
         let gfp = Gfp::from_bits(gfp.bits() & Gfp::RECLAIM_MASK.bits()).unwrap_or(Gfp::KERNEL);
-        if self.vmalloc.ready.load(Acquire) == 0 && !self.vmalloc_init(gfp) {
+        if !self.vmalloc_ready(gfp) {
             return None;
         }
         let area = self.new_area(gfp)?;

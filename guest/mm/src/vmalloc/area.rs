@@ -1,11 +1,12 @@
 //! Areas: carving them out of the free ones, and putting them back.
 
-use core::sync::atomic::Ordering::{Relaxed, Release};
+use core::ops::Deref;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::region::seq;
 use pagevisor_shared::units::{PAGE_SHIFT, VirtAddr};
-use pagevisor_shared::vmalloc::VmallocState;
+use pagevisor_shared::vmalloc::{VmallocState, VmapTree};
 
 use super::{AreaTree, SPACE_END, SPACE_START};
 use crate::Mm;
@@ -13,24 +14,28 @@ use crate::platform::{IrqFlags, Level, Platform};
 use crate::raw::{AreaRef, AreaWord, VmRef};
 use crate::sync::{self, Plain};
 
-/// The trees, held with interrupts off; the sequence counter is odd as long as this lives.
-pub(super) struct HeldAreas<'a, P: Platform> {
+/// A tree, held with interrupts off; its sequence counter is odd as long as this lives.
+pub(super) struct Held<'a, P: Platform, const AUGMENTED: bool> {
     mm: &'a Mm<P>,
-    state: &'static VmallocState,
+    words: &'static VmapTree,
     irq: IrqFlags,
-    /// Areas in use.
-    pub(super) busy: AreaTree<false>,
-    /// Free areas.
-    pub(super) free: AreaTree<true>,
-    /// Areas that are to be purged.
-    pub(super) purge: AreaTree<false>,
+    tree: AreaTree<AUGMENTED>,
 }
 
-impl<P: Platform> Drop for HeldAreas<'_, P> {
+impl<P: Platform, const AUGMENTED: bool> Deref for Held<'_, P, AUGMENTED> {
+    type Target = AreaTree<AUGMENTED>;
+
+    #[inline(always)]
+    fn deref(&self) -> &AreaTree<AUGMENTED> {
+        &self.tree
+    }
+}
+
+impl<P: Platform, const AUGMENTED: bool> Drop for Held<'_, P, AUGMENTED> {
     #[inline]
     fn drop(&mut self) {
-        seq::write_end(&self.state.seq);
-        sync::unlock(&self.state.lock);
+        seq::write_end(&self.words.seq);
+        sync::unlock(&self.words.lock);
         self.mm.platform.irq_restore(self.irq);
     }
 }
@@ -83,17 +88,17 @@ pub(super) fn merge_or_add<const AUGMENTED: bool>(tree: AreaTree<AUGMENTED>, are
     unneeded
 }
 
-impl<P: Platform> HeldAreas<'_, P> {
+impl AreaTree<true> {
     /// Takes `size` bytes at a multiple of `align` from the lowest free area that has them (`__alloc_vmap_area`,
     /// `adjust_va_to_fit_type`).
     fn carve(&self, size: u64, align: u64, spare: &mut Option<AreaRef>) -> Result<Carved, NoArea> {
-        let hole = self.free.find_fit(size, align, || {}).ok_or(NoArea::NoSpace)?;
+        let hole = self.find_fit(size, align, || {}).ok_or(NoArea::NoSpace)?;
         // A power of two, and free areas end far below the last address.
         let start = (hole.start() + (align - 1)) & !(align - 1);
         let end = start + size;
         match (start == hole.start(), end == hole.end()) {
             (true, true) => {
-                self.free.remove(hole);
+                self.remove(hole);
                 return Ok(Carved { start, emptied: Some(hole) });
             }
             (true, false) => hole.va_start.set(end),
@@ -103,17 +108,19 @@ impl<P: Platform> HeldAreas<'_, P> {
                 above.va_start.set(end);
                 above.va_end.set(hole.end());
                 hole.va_end.set(start);
-                self.free.propagate(hole);
-                if let Some(place) = self.free.place(end, above.end()) {
-                    self.free.insert(above, place);
+                self.propagate(hole);
+                if let Some(place) = self.place(end, above.end()) {
+                    self.insert(above, place);
                 }
                 return Ok(Carved { start, emptied: None });
             }
         }
-        self.free.propagate(hole);
+        self.propagate(hole);
         Ok(Carved { start, emptied: None })
     }
+}
 
+impl AreaTree<false> {
     /// Makes `area` one in use (`insert_vmap_area`).
     #[inline]
     fn insert_busy(&self, area: AreaRef, start: u64, size: u64) {
@@ -124,8 +131,8 @@ impl<P: Platform> HeldAreas<'_, P> {
         vm.addr.set(start);
         vm.size.set(size);
         // What was free is not in use.
-        if let Some(place) = self.busy.place(start, start + size) {
-            self.busy.insert(area, place);
+        if let Some(place) = self.place(start, start + size) {
+            self.insert(area, place);
         }
     }
 }
@@ -138,20 +145,36 @@ impl<P: Platform> Mm<P> {
     }
 
     #[inline]
-    pub(super) fn lock_areas(&self) -> HeldAreas<'_, P> {
-        let state = self.vmalloc_state();
-        let [busy, free, purge] = AreaWord::roots(state);
+    fn lock_tree<const AUGMENTED: bool>(&self, words: &'static VmapTree) -> Held<'_, P, AUGMENTED> {
         let irq = self.platform.irq_save();
-        sync::lock(&state.lock, || self.platform.relax());
-        seq::write_begin(&state.seq);
-        HeldAreas {
-            mm: self,
-            state,
-            irq,
-            busy: AreaTree::new(busy[0], busy[1]),
-            free: AreaTree::new(free[0], free[1]),
-            purge: AreaTree::new(purge[0], purge[1]),
-        }
+        sync::lock(&words.lock, || self.platform.relax());
+        seq::write_begin(&words.seq);
+        Held { mm: self, words, irq, tree: AreaTree::new(AreaWord::of(words)) }
+    }
+
+    /// The areas in use (`vmap_area_lock`).
+    #[inline]
+    pub(super) fn lock_busy(&self) -> Held<'_, P, false> {
+        self.lock_tree(&self.vmalloc_state().busy)
+    }
+
+    /// The free areas (`free_vmap_area_lock`).
+    #[inline]
+    pub(super) fn lock_free(&self) -> Held<'_, P, true> {
+        self.lock_tree(&self.vmalloc_state().free)
+    }
+
+    /// The areas that are to be purged (`purge_vmap_area_lock`).
+    #[inline]
+    pub(super) fn lock_purge(&self) -> Held<'_, P, false> {
+        self.lock_tree(&self.vmalloc_state().purge)
+    }
+
+    /// Whether the vmalloc space can be used, which includes that its top-level tables are there. The first who asks pays
+    /// for it.
+    #[inline]
+    pub(crate) fn vmalloc_ready(&self, gfp: Gfp) -> bool {
+        self.vmalloc.ready.load(Acquire) != 0 || self.vmalloc_init(gfp)
     }
 
     /// Makes all of the vmalloc space free, if that was not done yet (`vmalloc_init`): who asks first pays for it. False
@@ -171,15 +194,15 @@ impl<P: Platform> Mm<P> {
     }
 
     fn vmalloc_init_locked(&self, gfp: Gfp) -> bool {
-        if !self.records_init() || !self.preallocate_top_level(SPACE_START, SPACE_START + 1, gfp) {
+        if !self.records_init() || !self.preallocate_top_level(gfp) {
             return false;
         }
         let Some(all) = self.new_area(gfp) else { return false };
         all.va_start.set(SPACE_START);
         all.va_end.set(SPACE_END);
-        let held = self.lock_areas();
-        let unneeded = merge_or_add(held.free, all);
-        drop(held);
+        let free = self.lock_free();
+        let unneeded = merge_or_add(*free, all);
+        drop(free);
         self.free_areas(unneeded);
         // Release: who sees this sees the cache.
         self.vmalloc.ready.store(1, Release);
@@ -193,25 +216,24 @@ impl<P: Platform> Mm<P> {
         let mut spare = None;
         let mut purged = false;
         let carved = loop {
-            let held = self.lock_areas();
-            match held.carve(size, align, &mut spare) {
-                Ok(carved) => {
-                    held.insert_busy(area, carved.start, size);
-                    break Some(carved);
-                }
+            let free = self.lock_free();
+            let result = free.carve(size, align, &mut spare);
+            drop(free);
+            match result {
+                Ok(carved) => break Some(carved),
                 Err(NoArea::NeedsRecord) => {
-                    drop(held);
                     spare = self.new_area(gfp);
                     if spare.is_none() {
                         break None;
                     }
                 }
                 Err(NoArea::NoSpace) => {
-                    drop(held);
-                    if purged || self.platform.in_interrupt() || !self.purge_vmap_areas() {
+                    if purged || self.platform.in_interrupt() {
                         self.report_no_space(size, gfp);
                         break None;
                     }
+                    // If there was nothing to purge, somebody else may just have done so: in any case once more.
+                    self.purge_vmap_areas();
                     purged = true;
                 }
             }
@@ -219,7 +241,9 @@ impl<P: Platform> Mm<P> {
         if let Some(unneeded) = spare {
             self.free_area(unneeded);
         }
-        let Some(Carved { emptied, .. }) = carved else { return false };
+        let Some(Carved { start, emptied }) = carved else { return false };
+        // Nobody else has what was carved: on its way to those in use it needs no lock.
+        self.lock_busy().insert_busy(area, start, size);
         if let Some(emptied) = emptied {
             self.free_area(emptied);
         }
@@ -237,10 +261,10 @@ impl<P: Platform> Mm<P> {
     /// Takes the area that starts at `addr` out of those in use, if it is of a kind that `wanted` wants; it counts as lazily
     /// freed from here on (`find_unlink_vmap_area`).
     pub(super) fn unlink_vmap_area(&self, addr: VirtAddr, wanted: impl Fn(VmRef) -> bool) -> Option<(AreaRef, VmRef)> {
-        let held = self.lock_areas();
-        let area = held.busy.find(addr.raw()).filter(|area| area.start() == addr.raw())?;
+        let busy = self.lock_busy();
+        let area = busy.find(addr.raw()).filter(|area| area.start() == addr.raw())?;
         let vm = area.vm().filter(|vm| wanted(*vm))?;
-        held.busy.remove(area);
+        busy.remove(area);
         self.vmalloc_state().lazy_nr.fetch_add(area.size() >> PAGE_SHIFT, Relaxed);
         Some((area, vm))
     }

@@ -37,8 +37,8 @@ impl<P: Platform> Mm<P> {
         if addr.raw() == 0 {
             return;
         }
-        let held = self.lock_areas();
-        let found = held.busy.find(addr.raw()).filter(|area| area.start() == addr.raw()).and_then(AreaRef::vm);
+        let busy = self.lock_busy();
+        let found = busy.find(addr.raw()).filter(|area| area.start() == addr.raw()).and_then(AreaRef::vm);
         let ours = |vm: &VmRef| flags_of(*vm).contains(VmFlags::ALLOC) && !flags_of(*vm).contains(VmFlags::DEFERRED);
         let vm = found.filter(ours);
         if let Some(vm) = vm {
@@ -46,7 +46,7 @@ impl<P: Platform> Mm<P> {
             vm.next.set(self.vmalloc.deferred.get());
             self.vmalloc.deferred.set(addr.raw());
         }
-        drop(held);
+        drop(busy);
         if vm.is_none() {
             self.report_bad_vm(addr, "vfree");
         }

@@ -9,7 +9,7 @@ use crate::Mm;
 use crate::pgtable::TableChain;
 use crate::platform::Platform;
 use crate::raw::AreaRef;
-use crate::sync::Plain;
+use crate::sync::{self, Plain};
 
 impl<P: Platform> Mm<P> {
     /// Pages of address space that may wait to be purged: 32 MiB, doubled with the number of CPUs' bits
@@ -22,22 +22,41 @@ impl<P: Platform> Mm<P> {
     /// Leaves the addresses of `area`, which is in no tree, counted by `lazy_nr` and unmapped, to the next purge
     /// (`free_vmap_area_noflush`). Purges if that makes them too many.
     pub(super) fn free_vmap_area_lazy(&self, area: AreaRef) {
-        let held = self.lock_areas();
-        let unneeded = merge_or_add(held.purge, area);
-        drop(held);
+        let purge = self.lock_purge();
+        let unneeded = merge_or_add(*purge, area);
+        drop(purge);
         self.free_areas(unneeded);
         if self.vmalloc_state().lazy_nr.get() > self.lazy_max_pages() && !self.platform.in_interrupt() {
-            self.purge_vmap_areas();
+            self.try_purge_vmap_areas();
         }
     }
 
     /// Makes all CPUs forget the addresses that were freed since the last time, gives back the page tables that have
     /// become empty, and then the addresses (`__purge_vmap_area_lazy`). False if there was nothing to do. Not from
     /// interrupts.
+    ///
+    /// When it returns, the addresses are free that were to be purged when it was called, by this CPU or another: one
+    /// purges at a time. Who waits has interrupts on, so who purges can have it forget addresses.
     pub fn purge_vmap_areas(&self) -> bool {
-        let held = self.lock_areas();
-        let first = held.purge.take_all();
-        drop(held);
+        let lock = &self.vmalloc_state().purge_lock;
+        sync::lock(lock, || self.platform.relax());
+        let purged = self.purge_vmap_areas_locked();
+        sync::unlock(lock);
+        purged
+    }
+
+    /// As [`Self::purge_vmap_areas`], unless somebody is at it already (`try_purge_vmap_area_lazy`): what the caller
+    /// leaves is purged the next time.
+    fn try_purge_vmap_areas(&self) {
+        let lock = &self.vmalloc_state().purge_lock;
+        if sync::try_lock(lock) {
+            self.purge_vmap_areas_locked();
+            sync::unlock(lock);
+        }
+    }
+
+    fn purge_vmap_areas_locked(&self) -> bool {
+        let first = self.lock_purge().take_all();
         let Some(first) = first else { return false };
         let mut tables = TableChain::default();
         let mut end = 0;
@@ -55,9 +74,9 @@ impl<P: Platform> Mm<P> {
         while let Some(area) = node {
             node = area.next();
             let pages = area.size() >> PAGE_SHIFT;
-            let held = self.lock_areas();
-            let unneeded = merge_or_add(held.free, area);
-            drop(held);
+            let free = self.lock_free();
+            let unneeded = merge_or_add(*free, area);
+            drop(free);
             state.lazy_nr.fetch_sub(pages, Relaxed);
             self.free_areas(unneeded);
         }

@@ -35,15 +35,15 @@ impl<P: Platform> Mm<P> {
 
     /// How many areas are in use, and how many free ones there are, those to be purged not among them.
     pub fn vmalloc_areas(&self) -> (usize, usize) {
-        let held = self.lock_areas();
         let count = |first: Option<AreaRef>| core::iter::successors(first, |area| area.next()).count();
-        (count(held.busy.first()), count(held.free.first()))
+        let busy = count(self.lock_busy().first());
+        (busy, count(self.lock_free().first()))
     }
 
     /// The area that holds `addr` (`find_vm_area`).
     pub fn find_vm_area(&self, addr: VirtAddr) -> Option<VmArea> {
-        let held = self.lock_areas();
-        let vm = held.busy.find(addr.raw())?.vm()?;
+        let busy = self.lock_busy();
+        let vm = busy.find(addr.raw())?.vm()?;
         Some(VmArea {
             addr: VirtAddr::new(vm.addr.get()),
             size: vm.size.get(),

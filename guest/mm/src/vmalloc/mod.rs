@@ -12,10 +12,17 @@
 //! who may wait for other processors.
 //!
 //! # Locks
-//! [`VmallocState::lock`] guards the three trees; it is taken with interrupts off, nothing is allocated under it, and no
-//! lock but that of the page tables ([`crate::pgtable`]) is taken under it.
+//! Each tree has its own, as in Linux 6.1, and an area that goes from one tree to another is nobody's but its carrier's
+//! in between. So searching for a free area holds up neither frees nor lookups. In the order they are taken in:
 //!
-//! [`VmallocState::lock`]: pagevisor_shared::vmalloc::VmallocState::lock
+//! | lock | guards | taken |
+//! |---|---|---|
+//! | `purge_lock` (`vmap_purge_lock`) | that one CPU purges at a time | with interrupts on; others are waited for, and memory is freed, under it |
+//! | `free.lock` (`free_vmap_area_lock`), `busy.lock` (`vmap_area_lock`), `purge.lock` (`purge_vmap_area_lock`) | tree and list of free areas, of those in use (and the deferred ones), of those to be purged | with interrupts off; none of the three under another |
+//! | that of the page tables ([`crate::pgtable`]) | which tables there are | with interrupts off; under `busy.lock` only to look what is mapped |
+//!
+//! Nothing is allocated or freed under any but the first. Who changes a tree keeps its sequence counter odd meanwhile,
+//! so that the host can tell that it read one state of it.
 
 mod access;
 mod alloc;

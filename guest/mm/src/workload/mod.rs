@@ -107,7 +107,7 @@ pub(crate) fn run<P: Platform, S: Services>(
 ) -> Result<Option<BadRecord>, OpError> {
     let records = records.as_chunks().0;
     let records = records.get(..params.records as usize).ok_or(OpError::Invalid)?;
-    let keeps = params.keep && !Kind::PAGES.contains(&params.kind);
+    let keeps = params.keep && !params.kind.is_of_pages();
     let bad = keeps || params.touch > MAX_TOUCH || params.gfp.contains(Gfp::NOFAIL);
     if report.len() < Report::words(mm.nodes.len()) || bad {
         return Err(OpError::Invalid);

@@ -1,6 +1,6 @@
 //! What operations do.
 
-use pagevisor_shared::command::{Fault, Isolate, Op, OpError, Placement, Setting};
+use pagevisor_shared::command::{Fault, Faulty, Isolate, Op, OpError, Placement, Setting};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::region::event::EventKind;
@@ -138,7 +138,7 @@ fn settings_are_made() {
 #[test]
 fn the_nth_allocation_fails() {
     let guest = small();
-    guest.ok(Op::FailNth { nth: 3, this_cpu: false });
+    guest.ok(Op::FailNth { of: Faulty::Pages, nth: 3, this_cpu: false });
     let result = guest.one(alloc(0, 0, 5));
     assert_eq!((result.error, result.value), (Some(OpError::NoMemory), 2));
     let always = Fault { probability: 100, interval: 1, times: 1, ..Fault::default() };

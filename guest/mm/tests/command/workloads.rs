@@ -38,7 +38,7 @@ pub fn order(raw: u32) -> Order {
 fn every_kind_gives_back_what_it_took() {
     let guest = two_nodes();
     let before = free_pages(&guest);
-    for kind in Kind::PAGES {
+    for kind in Kind::ALL.into_iter().filter(|kind| kind.is_of_pages()) {
         for lanes in [cpus(&[]), cpus(&[0]), cpus(&[1, 2]), cpus(&[0, 1, 3]), cpus(&[0, 1, 2, 3])] {
             let params = Params { ops: 500, cpus: lanes, fill: 20, touch: 1, order: order(1), ..of(kind) };
             let cpu = lanes.iter().next().unwrap_or_default();
@@ -186,7 +186,7 @@ fn marks_tell_what_runs_where() {
 
 #[test]
 fn the_marks_of_every_kind_are_pairs_around_what_it_does() {
-    for kind in Kind::PAGES {
+    for kind in Kind::ALL.into_iter().filter(|kind| kind.is_of_pages()) {
         let guest = small();
         guest.machine.mm().set_events(EventKind::WorkloadMark.bit() | EventKind::MmPageAlloc.bit());
         let cpu = CpuId::default();

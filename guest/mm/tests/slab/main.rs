@@ -2,8 +2,10 @@
 
 mod basic;
 mod errors;
+mod memory;
 mod model;
 mod threads;
+mod watched;
 
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering::Relaxed;

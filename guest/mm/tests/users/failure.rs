@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use pagevisor_mm::hosted::HostPlatform;
-use pagevisor_mm::instrument::FaultAttr;
+use pagevisor_mm::instrument::{FailNth, FaultAttr};
 use pagevisor_mm::mempool::{Functions, KmallocSource, PageSource, SlabSource, Source};
 use pagevisor_mm::shrinker::{OldShrinker, ShrinkControl};
 use pagevisor_mm::{KBox, KVec, Mm, NoMemory};
@@ -14,8 +14,10 @@ use pagevisor_shared::units::Order;
 use crate::{assert_sound, boot, free_pages};
 
 /// Runs `attempt` with no pages to be had, then with a few, then with a few more, until they are enough. Each time it
-/// starts with nothing in slabs, and everything must be back in the end. Gives how often it failed.
+/// starts with nothing in slabs, and everything must be back in the end. Then the same with each object on the way
+/// failing. Gives how often it failed for pages.
 fn at_every_place(mut attempt: impl FnMut(&Mm<HostPlatform>) -> Result<(), NoMemory>) -> u32 {
+    at_every_object(&mut attempt);
     let machine = boot(1);
     let mm = machine.mm();
     let start = free_pages(mm);
@@ -33,6 +35,25 @@ fn at_every_place(mut attempt: impl FnMut(&Mm<HostPlatform>) -> Result<(), NoMem
         }
     }
     unreachable!("there is an end to all numbers");
+}
+
+/// Runs `attempt` with the 1st, 2nd, ... allocation of an object failing, until none is left to.
+fn at_every_object(attempt: &mut impl FnMut(&Mm<HostPlatform>) -> Result<(), NoMemory>) {
+    let machine = boot(1);
+    let mm = machine.mm();
+    let start = free_pages(mm);
+    for nth in 1.. {
+        mm.set_failslab_nth(FailNth::of_machine(nth)).expect("good attributes");
+        let result = attempt(mm);
+        let left = mm.region().sysctl().failslab.nth.load(Relaxed);
+        mm.set_failslab_nth(FailNth::of_machine(0)).expect("good attributes");
+        assert_eq!(free_pages(mm), start, "without object {nth}");
+        if left != 0 {
+            assert!(result.is_ok(), "nothing failed");
+            machine.platform().clear_log();
+            return assert_sound(&machine);
+        }
+    }
 }
 
 fn pool_comes_and_goes<S: Source<HostPlatform>>(mm: &Mm<HostPlatform>, source: S) -> Result<(), NoMemory> {

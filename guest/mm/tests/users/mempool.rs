@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
 
 use pagevisor_mm::hosted::HostPlatform;
 use pagevisor_mm::mempool::{Functions, KmallocSource, PageSource, SlabSource};
@@ -229,5 +229,85 @@ fn a_pool_is_resized_while_others_use_it() {
     assert_eq!(pool.curr_nr(), 1);
     drop(pool);
     assert_eq!(free_pages(mm), start);
+    assert_sound(&machine);
+}
+
+/// The bytes of an object, which the caller may write to, or not.
+fn bytes(addr: VirtAddr, len: usize) -> &'static [AtomicU8] {
+    let first = std::ptr::with_exposed_provenance::<AtomicU8>(addr.raw() as usize);
+    // SAFETY: an object lies in an arena, which is never unmapped; atomics are valid with any content.
+    unsafe { std::slice::from_raw_parts(first, len) }
+}
+
+#[test]
+fn who_writes_to_an_element_in_reserve_is_reported() {
+    let machine = boot(1);
+    let mm = machine.mm();
+    let start = free_pages(mm);
+    let debugged = SlabFlags::POISON.with(SlabFlags::RED_ZONE);
+    let cache = mm.kmem_cache_create("watched", 40, 0, debugged, None).expect("a cache");
+    let pool = mm.mempool_create(2, SlabSource(cache)).expect("a pool");
+    let taken = exhaust(mm);
+    let others: Vec<_> = core::iter::from_fn(|| mm.kmem_cache_alloc(cache, Gfp::NOWAIT | Gfp::NOWARN)).collect();
+    machine.platform().clear_log();
+    let [one, two] = [(); 2].map(|()| pool.alloc(Gfp::NOWAIT).expect("the reserve"));
+    assert_eq!(machine.log_text(), "", "nobody wrote to it");
+    let content = |addr| bytes(addr, 40).iter().map(|byte| byte.load(SeqCst)).collect::<Vec<_>>();
+    assert_eq!(content(one), [0x5a; 40]);
+    pool.free(one);
+    assert_eq!((&content(one)[..39], content(one)[39]), (&[0x6b; 39][..], 0xa5));
+    bytes(one, 40)[20].store(0x11, SeqCst);
+    assert_eq!(pool.alloc(Gfp::NOWAIT), Some(one));
+    let text = machine.log_text();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[0], "BUG: mempool element poison mismatch");
+    assert!(lines[1].starts_with("Mempool ") && lines[1].ends_with(" size 40"), "{text}");
+    let expected = format!(" nr=0 @ {:016x}: ... 0x6b 6b 6b 6b 6b 6b 6b 6b 11 6b 6b 6b 6b 6b 6b 6b ...", one.raw());
+    assert_eq!(lines[2], expected);
+    machine.platform().clear_log();
+    // At its ends, and when the pool gives it up.
+    for at in [0, 39] {
+        pool.free(two);
+        bytes(two, 40)[at].store(0x22, SeqCst);
+        assert_eq!(pool.alloc(Gfp::NOWAIT), Some(two));
+        assert!(machine.log_text().contains("BUG: mempool element poison mismatch"), "byte {at}");
+        machine.platform().clear_log();
+    }
+    [one, two].into_iter().for_each(|element| pool.free(element));
+    bytes(one, 40)[3].store(0x33, SeqCst);
+    release(mm, taken);
+    pool.destroy();
+    assert!(machine.log_text().contains(" 33 6b "), "{}", machine.log_text());
+    machine.platform().clear_log();
+    others.iter().for_each(|object| mm.kmem_cache_free(cache, *object));
+    mm.kmem_cache_destroy(cache);
+    assert_eq!(free_pages(mm), start);
+    assert_sound(&machine);
+}
+
+#[test]
+fn elements_of_other_caches_are_as_they_were() {
+    let machine = boot(1);
+    let mm = machine.mm();
+    let construct: fn(VirtAddr) = |addr| bytes(addr, 40).iter().for_each(|byte| byte.store(5, SeqCst));
+    let plain = mm.kmem_cache_create("plain", 40, 0, SlabFlags::NONE, None).expect("a cache");
+    let made = mm.kmem_cache_create("made", 40, 0, SlabFlags::RED_ZONE, Some(construct)).expect("a cache");
+    for cache in [plain, made] {
+        let pool = mm.mempool_create(1, SlabSource(cache)).expect("a pool");
+        let taken = exhaust(mm);
+        let others: Vec<_> = core::iter::from_fn(|| mm.kmem_cache_alloc(cache, Gfp::NOWAIT | Gfp::NOWARN)).collect();
+        machine.platform().clear_log();
+        let element = pool.alloc(Gfp::NOWAIT).expect("the reserve");
+        bytes(element, 40).iter().for_each(|byte| byte.store(7, SeqCst));
+        pool.free(element);
+        assert!(bytes(element, 40).iter().all(|byte| byte.load(SeqCst) == 7));
+        bytes(element, 40)[3].store(8, SeqCst);
+        assert_eq!(pool.alloc(Gfp::NOWAIT), Some(element));
+        pool.free(element);
+        release(mm, taken);
+        others.iter().for_each(|object| mm.kmem_cache_free(cache, *object));
+        pool.destroy();
+        mm.kmem_cache_destroy(cache);
+    }
     assert_sound(&machine);
 }

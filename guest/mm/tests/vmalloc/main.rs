@@ -4,6 +4,7 @@ mod faults;
 mod io;
 mod lazy;
 mod model;
+mod threads;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -85,14 +86,14 @@ fn the_checker_finds_damage() {
     };
     changed(&header.nr_vmalloc_pages, 1, "pages of areas");
     changed(&state.lazy_nr, 99, "pages of addresses to be purged");
-    changed(&state.busy_first, 0, "first of a list");
-    changed(&state.busy_root, 0, "mapped outside of areas");
-    changed(&state.free_root, 0, "first of a list");
-    changed(&state.purge_first, 0, "start of the next area");
-    let root = record(state.free_root.load(Relaxed));
+    changed(&state.busy.first, 0, "first of a list");
+    changed(&state.busy.root, 0, "mapped outside of areas");
+    changed(&state.free.root, 0, "first of a list");
+    changed(&state.purge.first, 0, "start of the next area");
+    let root = record(state.free.root.load(Relaxed));
     changed(&root.max_or_vm, PAGE_SIZE, "largest free area below");
     changed(&root.va_end, root.va_start.load(Relaxed), "size of an area");
-    let root = record(state.busy_root.load(Relaxed));
+    let root = record(state.busy.root.load(Relaxed));
     changed(&root.parent, 0, "red under red");
     changed(&root.left, 0, "black height");
     changed(&root.next, 0, "next area");

@@ -11,12 +11,12 @@ use serde_json::{Value, json};
 
 use super::just::{self, Just};
 use super::slabs::{CACHES, OBJECTS, SLABS, cache_row, object_json, object_line, slab_row};
-use super::{free, free_area_address, hex, pages};
+use super::{free, free_area_address, hex, pages, percpu};
 use crate::report::error::ReportError;
 use crate::report::view::{PageSpec, write_json};
 use crate::report::vmallocinfo;
 use crate::state::slab::{ObjectState, Slab, SlabObjects, SlabWalk};
-use crate::state::{Patience, Sections, StateView};
+use crate::state::{Patience, PercpuAddress, Sections, StateView};
 
 /// The frame that `address` means: that of a page's metadata, of a kernel address, or of a physical one.
 fn frame_of(state: &StateView, address: u64) -> Result<Option<u64>, ReportError> {
@@ -177,25 +177,62 @@ fn ordinal(number: u64) -> String {
     format!("{number}{ending}")
 }
 
-/// An address that no page is behind: of a device, or of nothing.
-fn not_memory(area: Option<String>, address: u64, as_json: bool, out: &mut dyn Write) -> Result<(), ReportError> {
-    let area = area.ok_or(ReportError::NoAddress { address })?;
-    if as_json {
-        return write_json(&json!({ "address": hex(address), "vmalloc": true, "page": null }), out);
-    }
-    out.write_all(area.as_bytes()).map_err(ReportError::Write)
+/// What has an address beside the page: an area of vmalloc, and what of per-CPU memory.
+struct Places {
+    area: Option<String>,
+    percpu: Option<PercpuAddress>,
 }
 
-/// `kmem ADDRESS`: the vmalloc area, the slab, the free block and the page that an address is in. It is the address of memory, of a page's
-/// metadata, or a physical one.
+impl Places {
+    fn of(state: &StateView, address: u64) -> Result<Self, ReportError> {
+        Ok(Self { area: vmallocinfo::area_of(state, address)?, percpu: state.percpu_at(address)? })
+    }
+
+    /// Each with an empty line behind it.
+    fn text(&self, state: &StateView) -> String {
+        let percpu = self.percpu.as_ref().map(|found| percpu::text(state, found));
+        self.area.iter().chain(&percpu).map(|text| format!("{text}\n")).collect()
+    }
+
+    fn percpu_json(&self, state: &StateView) -> Option<Value> {
+        self.percpu.as_ref().map(|found| percpu::to_json(state, found))
+    }
+}
+
+/// An address that no page is behind: of a device, or of nothing.
+fn not_memory(
+    state: &StateView,
+    places: &Places,
+    address: u64,
+    as_json: bool,
+    out: &mut dyn Write,
+) -> Result<(), ReportError> {
+    if places.area.is_none() && places.percpu.is_none() {
+        return Err(ReportError::NoAddress { address });
+    }
+    if as_json {
+        let value = json!({
+            "address": hex(address),
+            "vmalloc": places.area.is_some(),
+            "percpu": places.percpu_json(state),
+            "page": null,
+        });
+        return write_json(&value, out);
+    }
+    let text = places.text(state);
+    out.write_all(text.strip_suffix('\n').unwrap_or(&text).as_bytes()).map_err(ReportError::Write)
+}
+
+/// `kmem ADDRESS`: the vmalloc area, the unit of per-CPU memory, the slab, the free block and the page that an address is
+/// in. It is the address of memory, of a page's metadata, or a physical one.
 ///
 /// # Errors
 /// [`ReportError::NoAddress`] when there is no memory.
 pub fn address(state: &StateView, address: u64, as_json: bool, out: &mut dyn Write) -> Result<(), ReportError> {
     let sections = state.sections()?;
-    let area = vmallocinfo::area_of(state, address)?;
+    let places = Places::of(state, address)?;
     let pfn = frame_of(state, address)?.filter(|pfn| sections.is_present(*pfn));
-    let Some(pfn) = pfn else { return not_memory(area, address, as_json, out) };
+    let Some(pfn) = pfn else { return not_memory(state, &places, address, as_json, out) };
     let slab = Found::of(state, pfn, address)?;
     let block = if slab.is_some() { None } else { FreeBlock::of(state, &sections, pfn)? };
     if as_json {
@@ -204,14 +241,15 @@ pub fn address(state: &StateView, address: u64, as_json: bool, out: &mut dyn Wri
         let page: Value = serde_json::from_slice(&page).unwrap_or_default();
         let value = json!({
             "address": hex(address),
-            "vmalloc": area.is_some(),
+            "vmalloc": places.area.is_some(),
+            "percpu": places.percpu_json(state),
             "slab": slab.map(|slab| slab.json(state)),
             "free": block.map(|block| block.json(state)),
             "page": page["pages"][0],
         });
         return write_json(&value, out);
     }
-    let mut text = area.map(|area| area + "\n").unwrap_or_default();
+    let mut text = places.text(state);
     if let Some(slab) = slab {
         slab.text(state, &mut text);
         text += "\n";

@@ -10,6 +10,7 @@ mod free;
 pub(super) mod just;
 mod nodes;
 mod pages;
+mod percpu;
 mod slabs;
 mod stats;
 mod usage;

@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 
 use super::just::{self, Just, just};
 use super::{hex, node_address, zone_address};
-use crate::report::error::ReportError;
 use crate::state::{Sections, StateView};
 
 /// Every section that exists is present, has its memory map, is online, and was there at boot.
@@ -56,20 +55,16 @@ fn section_address(state: &StateView, number: u64) -> u64 {
 /// `kmem -n`.
 ///
 /// # Errors
-/// When the section table lies outside memory; inside, those of `out`.
-pub fn nodes(state: &StateView, out: &mut dyn Write) -> Result<fmt::Result, ReportError> {
-    let sections = state.sections()?;
-    let mut print = || {
-        for (position, node) in all(state, &sections).iter().enumerate() {
-            if position != 0 {
-                write!(out, "\n{}\n\n", "-".repeat(67))?;
-            }
-            node_text(state, node, out)?;
-            zones_text(state, &sections, node, out)?;
+/// Those of `out`.
+pub fn nodes(state: &StateView, sections: &Sections, out: &mut dyn Write) -> fmt::Result {
+    for (position, node) in all(state, sections).iter().enumerate() {
+        if position != 0 {
+            write!(out, "\n{}\n\n", "-".repeat(67))?;
         }
-        sections_text(state, &sections, out)
-    };
-    Ok(print())
+        node_text(state, node, out)?;
+        zones_text(state, sections, node, out)?;
+    }
+    sections_text(state, sections, out)
 }
 
 fn node_text(state: &StateView, node: &Node, out: &mut dyn Write) -> fmt::Result {
@@ -128,12 +123,8 @@ fn sections_text(state: &StateView, sections: &Sections, out: &mut dyn Write) ->
 }
 
 /// `kmem -n` as JSON.
-///
-/// # Errors
-/// When the section table lies outside memory.
-pub fn nodes_json(state: &StateView) -> Result<Value, ReportError> {
-    let sections = state.sections()?;
-    let nodes = all(state, &sections).into_iter().map(|node| {
+pub fn nodes_json(state: &StateView, sections: &Sections) -> Value {
+    let nodes = all(state, sections).into_iter().map(|node| {
         let zones = counters::zones_of(&state.region(), node.id).map(|(kind, index, zone)| {
             let start = zone.zone_start_pfn.load(Relaxed);
             json!({
@@ -141,7 +132,7 @@ pub fn nodes_json(state: &StateView) -> Result<Value, ReportError> {
                 "name": kind.name(),
                 "address": hex(zone_address(state, index)),
                 "size": zone.spanned_pages.load(Relaxed),
-                "mem_map": hex(mem_map(state, &sections, start)),
+                "mem_map": hex(mem_map(state, sections, start)),
                 "start_paddr": start << PAGE_SHIFT,
                 "start_mapnr": start,
             })
@@ -169,5 +160,5 @@ pub fn nodes_json(state: &StateView) -> Result<Value, ReportError> {
             "first_page_zone": zone,
         })
     });
-    Ok(json!({ "nodes": nodes.collect::<Vec<_>>(), "sections": present.collect::<Vec<_>>() }))
+    json!({ "nodes": nodes.collect::<Vec<_>>(), "sections": present.collect::<Vec<_>>() })
 }

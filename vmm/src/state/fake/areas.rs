@@ -42,8 +42,8 @@ impl FakeGuest {
         self.area(3, [0x6000, 0x8000, 0, 0]);
         let region = self.region();
         let roots = &region.header().roots.vmalloc;
-        roots.busy_first.store(direct(AREAS), Relaxed);
-        roots.purge_first.store(direct(AREAS + 3 * 128), Relaxed);
+        roots.busy.first.store(direct(AREAS), Relaxed);
+        roots.purge.first.store(direct(AREAS + 3 * 128), Relaxed);
     }
 
     fn area(&self, number: u64, [start, end, next, vm]: [u64; 4]) {

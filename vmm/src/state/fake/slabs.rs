@@ -43,6 +43,8 @@ pub(crate) struct FakeCache {
     pub name: &'static str,
     pub flags: SlabFlags,
     pub size: u32,
+    /// From the start of a buffer to the object in it.
+    pub obj_offset: u32,
     pub num: u32,
     pub order: u32,
     pub tunables: [u32; 3],
@@ -62,6 +64,7 @@ impl FakeCache {
             name,
             flags: SlabFlags::NONE,
             size,
+            obj_offset: 0,
             num,
             order,
             tunables: [120, 60, 8],
@@ -86,6 +89,11 @@ impl FakeCache {
     pub fn object(&self, slab: usize, number: u16) -> u64 {
         let slab = &self.slabs[slab];
         direct(u64::from(slab.pfn) << 12) + u64::from(slab.colour) * 64 + u64::from(number) * u64::from(self.size)
+    }
+
+    /// What arrays hold for the objects in these buffers.
+    fn pointers(&self, buffers: &[u64]) -> Vec<u64> {
+        buffers.iter().map(|buffer| buffer + u64::from(self.obj_offset)).collect()
     }
 }
 
@@ -134,7 +142,8 @@ impl FakeGuest {
             (offset_of!(KmemCache, flags), cache.flags.bits()),
             (offset_of!(KmemCache, id), cache.number.into()),
             (offset_of!(KmemCache, size), cache.size),
-            (offset_of!(KmemCache, object_size), cache.size),
+            (offset_of!(KmemCache, object_size), cache.size - cache.obj_offset),
+            (offset_of!(KmemCache, obj_offset), cache.obj_offset),
             (offset_of!(KmemCache, num), cache.num),
             (offset_of!(KmemCache, gfporder), cache.order),
             (offset_of!(KmemCache, limit), cache.tunables[0]),
@@ -149,17 +158,17 @@ impl FakeGuest {
         self.memory.write(at(offset_of!(KmemCache, name)), cache.name.as_bytes());
         let base = ARRAYS + u64::from(cache.number) * (16 << 12);
         for (cpu, objects) in (0u64..).zip(&cache.cpus) {
-            self.array(at(slab::cpu_cache_offset(cpu as usize)), base + cpu * 4096, objects);
+            self.array(at(slab::cpu_cache_offset(cpu as usize)), base + cpu * 4096, &cache.pointers(objects));
         }
         for node in 0..3 {
             self.install_node(cache, node, freelist_size);
             let place = cache.node_gpa(node) + offset_of!(KmemCacheNode, shared) as u64;
-            self.array(place, base + (2 + node as u64) * 4096, &cache.shared[node]);
+            self.array(place, base + (2 + node as u64) * 4096, &cache.pointers(&cache.shared[node]));
         }
         if !cache.alien.is_empty() {
             let record = base + 8 * 4096;
             self.memory.write_u64(cache.node_gpa(0) + offset_of!(KmemCacheNode, alien) as u64, direct(record));
-            self.array(record + size_of::<ArrayCache>() as u64, base + 9 * 4096, &cache.alien);
+            self.array(record + size_of::<ArrayCache>() as u64, base + 9 * 4096, &cache.pointers(&cache.alien));
         }
         self.region().slab_caches()[usize::from(cache.number)].store(direct(cache.gpa()), Relaxed);
     }
@@ -225,11 +234,13 @@ impl FakeGuest {
             (FreelistPlace::OffSlab(list), list)
         } else if cache.flags == SlabFlags::OBJFREELIST {
             let object = slab.free.first().copied();
-            (FreelistPlace::Object(object), start + colour + u64::from(object.unwrap_or(0)) * u64::from(cache.size))
+            let at = u64::from(object.unwrap_or(0)) * u64::from(cache.size) + u64::from(cache.obj_offset);
+            (FreelistPlace::Object(object), start + colour + at)
         } else if linked {
             for (position, object) in slab.free.iter().enumerate() {
                 let next = slab.free.get(position + 1).map_or(0, |next| next + 1);
-                self.memory.write(start + colour + u64::from(*object) * u64::from(cache.size), &next.to_le_bytes());
+                let at = u64::from(*object) * u64::from(cache.size) + u64::from(cache.obj_offset);
+                self.memory.write(start + colour + at, &next.to_le_bytes());
             }
             (FreelistPlace::Linked(slab.free.first().copied()), 0)
         } else {

@@ -168,6 +168,11 @@ impl SlabCache {
         PAGE_SIZE << self.order.raw()
     }
 
+    /// Bytes from the first object's buffer to object `number`, which a debug cache puts behind a red zone.
+    pub fn object_offset(&self, number: u16) -> u64 {
+        u64::from(number) * u64::from(self.size) + u64::from(self.obj_offset)
+    }
+
     /// Pages of a slab.
     pub const fn slab_pages(&self) -> u64 {
         self.order.pages()

@@ -158,7 +158,7 @@ impl StateView {
             slab.words.off_slab()
         } else if cache.flags.contains(SlabFlags::OBJFREELIST) {
             match slab.words.object().filter(|number| u32::from(*number) < cache.num) {
-                Some(number) => start + colour + u64::from(number) * u64::from(cache.size),
+                Some(number) => start + colour + cache.object_offset(number),
                 None => {
                     objects.faults.push(FreelistFault::NoList);
                     return Ok(());
@@ -195,7 +195,7 @@ impl StateView {
                 return Ok(());
             }
             let mut word = [0; 2];
-            self.memory().read(start + u64::from(number) * u64::from(cache.size), &mut word)?;
+            self.memory().read(start + cache.object_offset(number), &mut word)?;
             next = u16::from_le_bytes(word).checked_sub(1);
         }
         if let Some(more) = next {

@@ -114,6 +114,24 @@ fn every_object_has_a_state() {
 }
 
 #[test]
+fn red_zones_in_front_of_objects_are_no_part_of_lists() {
+    let small = caches()[1].clone();
+    for flags in [SlabFlags::OBJFREELIST, SlabFlags::LINKED] {
+        let [plain, red] = [0, 8].map(|obj_offset| {
+            let guest = FakeGuest::with_slabs();
+            guest.install(&FakeCache { flags, obj_offset, ..small.clone() });
+            let view = guest.view();
+            let walk = walk(&view, "kmalloc-64");
+            assert!(walk.is_verified(), "{walk:?}");
+            small.slabs.iter().map(|slab| objects(&view, &walk, slab.pfn)).collect::<Vec<_>>()
+        });
+        assert_eq!(plain, red);
+        assert!(red.iter().all(|slab| slab.faults.is_empty()), "{red:?}");
+        assert_eq!(red[3].states[7], ObjectState::Free);
+    }
+}
+
+#[test]
 fn pages_lead_to_their_slabs() {
     let guest = FakeGuest::with_slabs();
     let view = guest.view();

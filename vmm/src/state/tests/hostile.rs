@@ -14,7 +14,7 @@ use crate::report::{View, proc_tree, summary, summary_json};
 /// Everything there is to look at, but `kmem -p` over all pages.
 fn look(view: &StateView) {
     let mut views: Vec<View> = Vec::new();
-    let names = "buddyinfo pagetypeinfo zoneinfo meminfo vmstat iomem numa kmem-f kmem-n kmem-V kmem-z kmem-g page_owner cma sysctl fail_page_alloc slabinfo vmallocinfo kmem-v kmem-i kmem-s kmem-S";
+    let names = "buddyinfo pagetypeinfo zoneinfo meminfo vmstat iomem numa kmem-f kmem-n kmem-V kmem-z kmem-g page_owner cma sysctl fail_page_alloc failslab slabinfo vmallocinfo kmem-v kmem-i kmem-s kmem-S";
     views.extend(names.split(' ').map(|name| name.parse::<View>().unwrap()));
     views.push("page_owner sites".parse().unwrap());
     for node in [0, 1, 2, 63] {

@@ -42,19 +42,18 @@ impl Verifier<'_> {
     pub(super) fn check_areas(&mut self) -> Result<(), StateError> {
         let region = self.region.clone();
         let state = &region.header().roots.vmalloc;
-        let (lock, seq) = (state.lock.load(Relaxed), state.seq.load(Relaxed));
-        if lock != 0 || seq & 1 != 0 {
-            let evidence = format_args!("lock is {lock}, seq {seq}");
-            self.findings.add(Rule::VmallocLock, Place::Machine, evidence);
+        let purging = state.purge_lock.load(Relaxed);
+        if purging != 0 {
+            self.findings.add(Rule::VmallocLock, Place::Machine, format_args!("purge_lock is {purging}"));
         }
-        let roots = [
-            (Kind::Busy, &state.busy_root, &state.busy_first),
-            (Kind::Free, &state.free_root, &state.free_first),
-            (Kind::Lazy, &state.purge_root, &state.purge_first),
-        ];
         let mut areas = Vec::new();
-        for (kind, root, first) in roots {
-            areas.extend(self.read_area_tree(kind, root.load(Relaxed), first.load(Relaxed))?);
+        for (kind, tree) in [(Kind::Busy, &state.busy), (Kind::Free, &state.free), (Kind::Lazy, &state.purge)] {
+            let (lock, seq) = (tree.lock.load(Relaxed), tree.seq.load(Relaxed));
+            if lock != 0 || seq & 1 != 0 {
+                let evidence = format_args!("of the {kind} tree the lock is {lock}, seq {seq}");
+                self.findings.add(Rule::VmallocLock, Place::Machine, evidence);
+            }
+            areas.extend(self.read_area_tree(kind, tree.root.load(Relaxed), tree.first.load(Relaxed))?);
         }
         self.checked.areas = areas.len() as u64;
         self.check_tiling(&mut areas);

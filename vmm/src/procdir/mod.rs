@@ -3,13 +3,19 @@
 //! Files are replaced as a whole (written beside, then renamed), and only when they have changed: a reader sees an
 //! old or a new file, never a half. When the guest ends everything that was made here goes away again, so that nobody
 //! takes the figures of a machine that is gone for those of a living one.
+//!
+//! Where Linux's files take what is written to them, so do these: [`ProcDir::listen`].
+
+mod inbox;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use inbox::Inbox;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC, statfs};
@@ -57,7 +63,13 @@ pub struct ProcDir {
     written: BTreeMap<PathBuf, String>,
     /// Directories made here; one sorts before those in it.
     made: BTreeSet<PathBuf>,
+    inbox: Option<Inbox>,
+    /// Files that others have written to.
+    stale: BTreeSet<PathBuf>,
 }
+
+/// How the names of files begin that are not finished.
+const TEMPORARY: &str = ".pagevisor-";
 
 impl ProcDir {
     /// Takes the directory at `path`, making it when it is not there.
@@ -80,7 +92,7 @@ impl ProcDir {
             Err((_, Errno::EWOULDBLOCK)) => return Err(ProcDirError::Busy { path: path.into() }),
             Err((_, errno)) => return Err(open(errno.into())),
         };
-        let dir = Self { root, _lock: lock, written: BTreeMap::new(), made };
+        let dir = Self { root, _lock: lock, written: BTreeMap::new(), made, inbox: None, stale: BTreeSet::new() };
         // Whether files can be made shows only when one is made.
         temporary(&dir.root).map_err(open)?;
         Ok(dir)
@@ -102,17 +114,56 @@ impl ProcDir {
     /// The first file that could not be written; the others are up to date.
     pub fn update(&mut self, files: impl IntoIterator<Item = (PathBuf, String)>) -> Result<(), ProcDirError> {
         let mut first = Ok(());
+        // Before the first file is there that somebody could write to; again for directories that are made now.
+        self.watch();
         for (path, text) in files {
-            if self.written.get(&path).is_some_and(|old| *old == text) {
+            if self.written.get(&path).is_some_and(|old| *old == text) && !self.stale.contains(&path) {
                 continue;
             }
             let target = self.root.join(&path);
             match replace(&target, &text, &mut self.made) {
-                Ok(()) => drop(self.written.insert(path, text)),
+                Ok(file) => {
+                    if let Some(inbox) = self.inbox.as_mut().filter(|inbox| inbox.covers(&path)) {
+                        inbox.renewed(&path, file, &text);
+                    }
+                    self.stale.remove(&path);
+                    self.written.insert(path, text);
+                }
                 Err(source) => first = first.and(Err(ProcDirError::Write { path: target, source })),
             }
         }
+        self.watch();
         first
+    }
+
+    /// From now on takes what others write to files in these directories, by path from the root.
+    ///
+    /// # Errors
+    /// When the kernel gives no descriptor for that.
+    pub fn listen(&mut self, dirs: &[&str]) -> io::Result<()> {
+        self.inbox = Some(Inbox::new(dirs)?);
+        Ok(())
+    }
+
+    fn watch(&mut self) {
+        if let Some(inbox) = &mut self.inbox {
+            inbox.watch(&self.root);
+        }
+    }
+
+    /// A descriptor that is readable when somebody has written to a file.
+    pub fn written_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.inbox.as_ref().map(Inbox::fd)
+    }
+
+    /// Which files were written to since the last time, by path from the root, and what. [`Self::update`] makes them as
+    /// they were.
+    pub fn take_written(&mut self) -> BTreeMap<PathBuf, String> {
+        let mut written = self.inbox.as_mut().map(Inbox::take).unwrap_or_default();
+        // Others may have files of their own there.
+        written.retain(|path, _| self.written.contains_key(path));
+        self.stale.extend(written.keys().cloned());
+        written
     }
 
     /// Leaves everything as it is.
@@ -136,17 +187,20 @@ impl Drop for ProcDir {
 }
 
 fn temporary(dir: &Path) -> io::Result<tempfile::NamedTempFile> {
-    tempfile::Builder::new().prefix(".pagevisor-").permissions(fs::Permissions::from_mode(0o644)).tempfile_in(dir)
+    tempfile::Builder::new().prefix(TEMPORARY).permissions(fs::Permissions::from_mode(0o644)).tempfile_in(dir)
 }
 
-/// Makes the file at `target` hold `text`, in one step for who looks.
-fn replace(target: &Path, text: &str, made: &mut BTreeSet<PathBuf>) -> io::Result<()> {
+/// Makes the file at `target` hold `text`, in one step for who looks; gives it, to be read.
+fn replace(target: &Path, text: &str, made: &mut BTreeSet<PathBuf>) -> io::Result<File> {
     let dir = target.parent().ok_or(io::ErrorKind::InvalidInput)?;
     make_dirs(dir, made)?;
     let mut file = temporary(dir)?;
     file.write_all(text.as_bytes())?;
-    file.persist(target).map_err(|error| error.error)?;
-    Ok(())
+    // Nothing of ours is open for writing once it has its name.
+    let path = file.into_temp_path();
+    let file = File::open(&path)?;
+    path.persist(target).map_err(|error| error.error)?;
+    Ok(file)
 }
 
 /// Makes the directory at `path` and those above it that are missing, and notes which.
@@ -213,6 +267,47 @@ mod tests {
         dir.update(files(&[("proc/meminfo", "x")])).unwrap();
         dir.leave();
         assert_eq!(fs::read_to_string(temp.path().join("proc/meminfo")).unwrap(), "x");
+    }
+
+    #[test]
+    fn what_others_write_is_taken_and_renewed() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut dir = ProcDir::open(temp.path()).unwrap();
+        dir.listen(&["proc", "proc/sys/vm"]).unwrap();
+        let tree = files(&[("proc/slabinfo", "one\n"), ("proc/sys/vm/x", ""), ("sys/node", "n\n")]);
+        dir.update(tree.clone()).unwrap();
+        let path = |name: &str| temp.path().join(name);
+        let renewed = |dir: &mut ProcDir, text: &str| {
+            dir.update(files(&[("proc/slabinfo", text), ("proc/sys/vm/x", ""), ("sys/node", "n\n")])).unwrap();
+            assert_eq!(fs::read_to_string(path("proc/slabinfo")).unwrap(), text);
+            assert_eq!(fs::read_to_string(path("proc/sys/vm/x")).unwrap(), "");
+        };
+        // Renewals, readers and strangers' files are no writes.
+        renewed(&mut dir, "two\n");
+        fs::read(path("proc/slabinfo")).unwrap();
+        fs::write(path("proc/mine"), "x").unwrap();
+        fs::write(path("sys/node"), "x").unwrap();
+        assert!(dir.take_written().is_empty());
+        fs::write(path("proc/slabinfo"), "a 1 1 1\n").unwrap();
+        fs::write(path("proc/sys/vm/x"), "3").unwrap();
+        let expected = |name: &str, text: &str| BTreeMap::from([(PathBuf::from(name), text.to_owned())]);
+        let both = dir.take_written();
+        assert_eq!(both.into_values().collect::<Vec<_>>(), ["a 1 1 1\n", "3"]);
+        renewed(&mut dir, "two\n");
+        // Appended, and into a file that is being renewed.
+        let mut open = File::options().append(true).open(path("proc/slabinfo")).unwrap();
+        renewed(&mut dir, "three\n");
+        open.write_all(b"b 2 2 2\n").unwrap();
+        drop(open);
+        assert_eq!(dir.take_written(), expected("proc/slabinfo", "b 2 2 2\n"));
+        // Also in a directory that was made anew.
+        renewed(&mut dir, "three\n");
+        fs::remove_dir_all(path("proc")).unwrap();
+        dir.update(files(&[("proc/slabinfo", "four\n")])).unwrap();
+        fs::write(path("proc/slabinfo"), "c\n").unwrap();
+        assert_eq!(dir.take_written(), expected("proc/slabinfo", "c\n"));
+        drop(dir);
+        assert!(!path("proc").exists() || !path("proc/slabinfo").exists());
     }
 
     #[test]
