@@ -16,6 +16,11 @@ pub mod shutdown {
     pub const OK: u16 = 0;
     /// The guest panicked; the state region's panic record says how.
     pub const PANIC: u16 = 1;
+    /// The program that the guest was started for has ended; its exit status, as a shell would give it, is in the low
+    /// byte.
+    pub const INIT_EXIT: u16 = 0x100;
+    /// The kernel was given a program that it cannot start.
+    pub const NO_INIT: u16 = 2;
 }
 
 /// The monitor device: virtio-mmio.
@@ -30,6 +35,8 @@ pub mod monitor {
     pub const QUEUE_COMMAND: u32 = 0;
     /// Queue 1: replies, guest to host.
     pub const QUEUE_REPLY: u32 = 1;
+    /// Queue 2: what programs write to the console, guest to host, as bytes.
+    pub const QUEUE_CONSOLE: u32 = 2;
     /// Largest queue size offered.
     pub const QUEUE_MAX: u16 = 256;
     /// Shared-memory region id of the state region.
@@ -61,10 +68,19 @@ pub mod cmdline {
     pub const EXIT: &str = "pagevisor.exit";
     /// `pagevisor.emulated`: the host has no hardware virtualization, ring 0 is emulated.
     pub const EMULATED: &str = "pagevisor.emulated";
+    /// `rdinit=PATH`, Linux's: the program in the initrd to start once the machine is ready.
+    pub const RDINIT: &str = "rdinit";
     /// `dump=a,b`: without a monitor device, print these tables on the serial console and power off.
     pub const DUMP: &str = "dump";
     /// `bench=a,b`: run these instruction-count benchmarks, print them on the serial console and power off.
     pub const BENCH: &str = "bench";
     /// `loglevel=N`: messages below this level go to the serial console too.
     pub const LOGLEVEL: &str = "loglevel";
+}
+
+/// Names in the initrd that mean something to the kernel.
+pub mod initrd {
+    /// The arguments of the program that `rdinit=` names, its own name first, each ended by a zero byte. Without this file
+    /// the words behind `--` on the command line are its arguments, as Linux has it.
+    pub const ARGUMENTS: &str = ".pagevisor/arguments";
 }

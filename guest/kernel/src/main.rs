@@ -16,7 +16,7 @@
 //! nothing per page, no clearing of what is zero.
 //!
 //! # Unsafe code
-//! is in [`arch`], [`boot`], [`heap`], [`smp`], [`sync`], [`platform`], [`region`], [`command`], [`task`] and, for device
+//! is in [`arch`], [`boot`], [`heap`], [`smp`], [`sync`], [`platform`], [`region`], [`command`], [`task`], [`virtq`] and, for device
 //! registers and deliberate faults, in [`monitor`], [`power`] and [`selftest`]; nowhere else.
 #![no_std]
 #![no_main]
@@ -30,6 +30,7 @@ mod bench_target;
 mod boot;
 mod clock;
 mod command;
+mod console;
 mod direct_map;
 mod dump;
 mod heap;
@@ -49,6 +50,7 @@ mod sync;
 mod sysctl;
 #[allow(dead_code, unused_imports, reason = "what it offers to system calls is used by those")]
 mod task;
+mod virtq;
 
 use core::sync::atomic::Ordering;
 

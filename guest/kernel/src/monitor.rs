@@ -1,7 +1,7 @@
 //! The driver of the monitor device: virtio-mmio, version 2 registers, virtio 1.2 section 4.2.
 //!
-//! The device is named on the command line. It gives the memory of the state region and two queues (commands and
-//! replies). The driver sets the queues up; what goes through them is [`crate::command`]'s. Virtio-mmio knows no message-signalled interrupts, so the message is told to the device
+//! The device is named on the command line. It gives the memory of the state region and three queues (commands,
+//! replies, and what programs print). The driver sets the queues up; what goes through them is [`crate::command`]'s. Virtio-mmio knows no message-signalled interrupts, so the message is told to the device
 //! through its own configuration space.
 
 use core::ptr::with_exposed_provenance_mut;
@@ -12,8 +12,8 @@ use pagevisor_mm::memblock::{MEMBLOCK_ALLOC_ACCESSIBLE, Memblock};
 use pagevisor_shared::ABI_VERSION;
 use pagevisor_shared::command::NR_BUFFERS;
 use pagevisor_shared::device::monitor::{
-    CONFIG_ABI, CONFIG_MSI_ADDR, CONFIG_MSI_DATA, CONFIG_STATE, DEVICE_ID, MMIO_SIZE, QUEUE_COMMAND, QUEUE_REPLY,
-    SHM_STATE,
+    CONFIG_ABI, CONFIG_MSI_ADDR, CONFIG_MSI_DATA, CONFIG_STATE, DEVICE_ID, MMIO_SIZE, QUEUE_COMMAND, QUEUE_CONSOLE,
+    QUEUE_REPLY, SHM_STATE,
 };
 use pagevisor_shared::region::GuestState;
 use pagevisor_shared::units::{PAGE_SIZE, PhysAddr};
@@ -24,7 +24,7 @@ use crate::log::{pr_err, pr_info};
 use crate::memory::LOWEST;
 use crate::platform::Kernel;
 use crate::sync::Once;
-use crate::{command, direct_map};
+use crate::{command, console, direct_map};
 
 /// Registers, by offset (virtio 1.2, 4.2.2).
 mod register {
@@ -80,7 +80,7 @@ pub const DRIVER_OFFSET: u64 = 16 * QUEUE_SIZE as u64;
 /// See [`DRIVER_OFFSET`].
 pub const DEVICE_OFFSET: u64 = (DRIVER_OFFSET + 6 + 2 * QUEUE_SIZE as u64).next_multiple_of(64);
 /// Bytes of a queue's parts.
-pub const QUEUE_BYTES: u64 = 2048;
+pub const QUEUE_BYTES: u64 = 1024;
 const _: () = assert!(DEVICE_OFFSET + 6 + 8 * QUEUE_SIZE as u64 <= QUEUE_BYTES);
 
 static DEVICE: Once<Monitor> = Once::new();
@@ -212,9 +212,9 @@ pub fn probe(base: PhysAddr) -> Option<&'static Monitor> {
 pub fn start(memblock: &mut Memblock) {
     let Some(device) = DEVICE.get() else { return };
     let page = direct_map::new_table(memblock).raw();
-    let queues =
-        device.set_up_queue(QUEUE_COMMAND, page).and_then(|_| device.set_up_queue(QUEUE_REPLY, page + QUEUE_BYTES));
-    let size = match queues {
+    let places = (0..).map(|index| page + index * QUEUE_BYTES);
+    let mut queues = [QUEUE_COMMAND, QUEUE_REPLY, QUEUE_CONSOLE].into_iter().zip(places);
+    let size = match queues.try_fold(QUEUE_SIZE, |_, (queue, place)| device.set_up_queue(queue, place)) {
         Ok(size) => size,
         Err(reason) => {
             device.add_status(status::FAILED);
@@ -227,11 +227,12 @@ pub fn start(memblock: &mut Memblock) {
         Ok(buffers) => command::init(device, size as u16, page, buffers.raw()),
         Err(error) => pr_err!("monitor: no memory for commands: {error}"),
     }
+    console::init(device, size as u16, page + 2 * QUEUE_BYTES);
     let address = MSI_ADDRESS | (percpu::this().apic_id() as u64) << 12;
     device.write_pair(register::CONFIG + CONFIG_MSI_ADDR, address);
     device.write(register::CONFIG + CONFIG_MSI_DATA, Irq::Monitor.vector() as u32);
     device.add_status(status::DRIVER_OK);
-    pr_info!("monitor: 2 queues of {QUEUE_SIZE}, state region at {} ({} KiB)", device.shm.0, device.shm.1 >> 10);
+    pr_info!("monitor: 3 queues of {QUEUE_SIZE}, state region at {} ({} KiB)", device.shm.0, device.shm.1 >> 10);
 }
 
 /// Maps the registers anew, by `ioremap`, which was not there when the device was found, and gives the window of boot's

@@ -8,8 +8,8 @@ use pagevisor_shared::units::PhysAddr;
 
 use crate::acpi::Power;
 use crate::arch::{cpu, paging, port};
-use crate::region;
 use crate::sync::Once;
+use crate::{console, region};
 
 /// PM1 control: enter the sleep state. Type 0 is S5 on QEMU's machines; what AML says about it is not read.
 const PM1_SLEEP_S5: u16 = 1 << 13;
@@ -34,6 +34,7 @@ pub fn timer_port() -> u16 {
 
 /// Ends the machine with a [`shutdown`] code.
 pub fn off(code: u16) -> ! {
+    console::flush();
     cpu::irq_disable();
     if let Some(region) = region::get()
         && code == shutdown::OK

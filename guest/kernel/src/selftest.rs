@@ -24,6 +24,7 @@
 //! | `heap-exhausted` | a vector larger than memory: a panic |
 //! | `mem-info` | takes all blocks of order 10, so that an allocation fails with its report; gives them back |
 //! | `scatter` | takes blocks of all orders and mobilities, gives every other one back and keeps the rest |
+//! | `console` | 2000 lines on the programs' console, then power-off as after a program with exit status 42 |
 //! | `layers` | the same, and then leaves slab caches, vmalloc areas and per-CPU memory partly in use; logs `selftest: layers ok` |
 
 mod heap;
@@ -33,18 +34,20 @@ mod spaces;
 mod tasks;
 mod vmalloc;
 
+use alloc::format;
 use core::arch::{asm, naked_asm};
 use core::hint::black_box;
 use core::ptr::with_exposed_provenance_mut;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use pagevisor_shared::device::shutdown;
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::units::{Order, Pfn};
 
 use crate::arch::irq::Irq;
 use crate::arch::{apic, cpu, paging, percpu};
 use crate::log::{pr_err, pr_info};
-use crate::{clock, platform, power, smp};
+use crate::{clock, console, platform, power, smp};
 
 /// The word on the command line.
 pub const OPTION: &str = "pagevisor.test";
@@ -75,6 +78,7 @@ pub fn run(name: &str) {
         "heap-exhausted" => heap::exhaust(),
         "mem-info" => mem_info(),
         "scatter" => scatter(),
+        "console" => print(),
         "layers" => {
             scatter();
             layers::run();
@@ -118,6 +122,19 @@ fn scatter() {
     } else {
         pr_err!("selftest: scatter failed: {failed} allocations");
     }
+}
+
+/// Lines of 64 bytes, numbered.
+#[inline(never)]
+fn print() {
+    for number in 0..2000 {
+        let line = format!("{number:063}\n");
+        let mut rest = line.as_bytes();
+        while !rest.is_empty() {
+            rest = &rest[console::write(rest)..];
+        }
+    }
+    power::off(shutdown::INIT_EXIT | 42);
 }
 
 /// `emms`, which KVM's emulator does not know. It hides in an operand (`0f 77 c3`: `emms; ret`): the check of the

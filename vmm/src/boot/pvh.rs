@@ -50,6 +50,9 @@ pub enum BootError {
         /// What is wrong with it.
         what: String,
     },
+    /// There is no room for the program.
+    #[error("the program has {0} bytes, for which the boot node has no room below 4 GiB")]
+    NoRoom(u64),
     /// The command line.
     #[error("the kernel command line cannot be passed on: {0}")]
     CommandLine(String),
@@ -65,6 +68,8 @@ pub struct CommandLine {
     pub emulated: bool,
     /// Ask the kernel to power off once it is ready.
     pub exit: bool,
+    /// The program to start (`rdinit=`).
+    pub init: Option<String>,
     /// The user's words, which come last so that they win.
     pub append: String,
 }
@@ -81,6 +86,9 @@ impl CommandLine {
         }
         if self.exit {
             line.insert_str(cmdline::EXIT).map_err(bad)?;
+        }
+        if let Some(init) = &self.init {
+            line.insert(cmdline::RDINIT, init).map_err(bad)?;
         }
         if !self.append.trim().is_empty() {
             line.insert_str(&self.append).map_err(bad)?;
@@ -100,6 +108,8 @@ pub struct BootPlan<'a> {
     pub kernel_name: String,
     /// The initial RAM disk.
     pub initrd: Option<&'a Path>,
+    /// What comes behind it in memory: another one, by which the guest goes on.
+    pub archive: Vec<u8>,
     /// The command line.
     pub command_line: CommandLine,
     /// Firmware tables: the address of the RSDP, and where the bytes go.
@@ -118,8 +128,9 @@ impl BootPlan<'_> {
         let kernel = KernelElf::parse(self.kernel).map_err(bad_kernel)?;
         let entry = kernel.load(ram).map_err(bad_kernel)?;
         let initrd = match self.initrd {
-            Some(path) => Some(load_initrd(path, self.layout, &kernel, ram)?),
-            None => None,
+            Some(path) => Some(load_initrd(path, &self.archive, self.layout, &kernel, ram)?),
+            None if self.archive.is_empty() => None,
+            None => Some(load_archive(&self.archive, self.layout, &kernel, ram)?),
         };
         ram.write_slice(self.tables, GuestAddress(self.tables_at))
             .map_err(|error| BootError::Data(error.to_string()))?;
@@ -164,6 +175,7 @@ impl BootPlan<'_> {
 
 fn load_initrd(
     path: &Path,
+    archive: &[u8],
     layout: &Layout,
     kernel: &KernelElf<'_>,
     ram: &GuestMemoryMmap,
@@ -180,12 +192,33 @@ fn load_initrd(
         return Err(bad("is empty".into()));
     }
     let no_room = || bad(format!("has {size} bytes, for which the boot node has no room below 4 GiB"));
-    let place = layout.initrd(size).ok_or_else(no_room)?;
-    if kernel.segments().iter().any(|segment| segment.physical.overlaps(&place)) {
-        return Err(no_room());
-    }
+    // Archives begin at multiples of four bytes.
+    let start = size.checked_next_multiple_of(4).ok_or_else(no_room)?;
+    let whole = if archive.is_empty() { Some(size) } else { start.checked_add(archive.len() as u64) };
+    let place = whole.and_then(|whole| place_initrd(whole, layout, kernel)).ok_or_else(no_room)?;
     ram.read_exact_volatile_from(GuestAddress(place.start), &mut file, size as usize)
         .map_err(|error| bad(format!("cannot be read: {error}")))?;
+    ram.write_slice(archive, GuestAddress(place.start + start)).map_err(|error| BootError::Data(error.to_string()))?;
+    Ok(place)
+}
+
+/// Where an initial RAM disk of `size` bytes goes, if it fits.
+fn place_initrd(size: u64, layout: &Layout, kernel: &KernelElf<'_>) -> Option<AddrRange> {
+    let place = layout.initrd(size)?;
+    let free = !kernel.segments().iter().any(|segment| segment.physical.overlaps(&place));
+    free.then_some(place)
+}
+
+/// As [`load_initrd`], with nothing of the user's.
+fn load_archive(
+    archive: &[u8],
+    layout: &Layout,
+    kernel: &KernelElf<'_>,
+    ram: &GuestMemoryMmap,
+) -> Result<AddrRange, BootError> {
+    let size = archive.len() as u64;
+    let place = place_initrd(size, layout, kernel).ok_or(BootError::NoRoom(size))?;
+    ram.write_slice(archive, GuestAddress(place.start)).map_err(|error| BootError::Data(error.to_string()))?;
     Ok(place)
 }
 
@@ -194,7 +227,7 @@ mod tests {
     use super::*;
 
     fn line(emulated: bool, exit: bool, append: &str) -> Result<String, BootError> {
-        let line = CommandLine { emulated, exit, append: append.into() }.build()?;
+        let line = CommandLine { emulated, exit, init: None, append: append.into() }.build()?;
         Ok(line.as_cstring().unwrap().into_string().unwrap())
     }
 
@@ -203,6 +236,9 @@ mod tests {
         let start = "virtio_mmio.device=4K@0xd0000000:0 pagevisor.zeroed";
         assert_eq!(line(false, false, "").unwrap(), start);
         assert_eq!(line(true, true, " a=b  c ").unwrap(), format!("{start} pagevisor.emulated pagevisor.exit a=b  c"));
+        let init = CommandLine { emulated: false, exit: false, init: Some("/bin/sh".into()), append: "a=b".into() };
+        let whole = init.build().unwrap().as_cstring().unwrap().into_string().unwrap();
+        assert_eq!(whole, format!("{start} rdinit=/bin/sh a=b"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What can be typed.
 
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -124,6 +125,17 @@ pub struct RunArgs {
     /// Give the kernel this file as its initrd
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
+
+    /// Run this program in the guest: a static executable of x86-64 Linux
+    ///
+    /// Found as a shell finds it; the guest has it as /bin/PROGRAM, or it is a path in the --initrd. What it prints goes to
+    /// stdout. When it ends, so does the guest, with its exit status (128 and the signal's number if a signal ended it).
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "kernel")]
+    pub init: Option<PathBuf>,
+
+    /// Arguments of the program
+    #[arg(last = true, value_name = "ARGS", requires = "init")]
+    pub arguments: Vec<OsString>,
 
     /// Append to the kernel's command line
     #[arg(long, value_name = "STRING", default_value = "", hide_default_value = true, allow_hyphen_values = true)]

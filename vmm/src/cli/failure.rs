@@ -27,7 +27,8 @@ Exit status:
   7    --timeout is over
   8    no guest has this name, or a running guest has it already
   9    the guest's state is corrupt, or its free lists and counters disagree
-  10   the guest shut down with a code other than 0
+  10   the guest shut down with a code other than 0, or could not start its program
+  any  with --init, that of the program
   130  ended by Ctrl-C (143: by SIGTERM, 129: by SIGHUP); all has been cleaned up
   159  the sandbox ended the process, which did what it is not meant to";
 

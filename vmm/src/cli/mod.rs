@@ -8,6 +8,7 @@ mod events;
 mod experiment;
 mod failure;
 mod grace;
+mod init;
 mod kernel;
 mod look;
 mod progress;

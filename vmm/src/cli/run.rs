@@ -46,6 +46,7 @@ fn once(session: &mut Session<'_>, args: &RunArgs, out: &mut impl Write) -> Resu
     loop {
         match session.next() {
             Happening::Ready if args.workload.is_empty() => {}
+            Happening::Ready if args.init.is_some() => session.work()?,
             Happening::Ready => {
                 session.work()?;
                 if session.reports.len() == args.workload.len() {
@@ -53,6 +54,7 @@ fn once(session: &mut Session<'_>, args: &RunArgs, out: &mut impl Write) -> Resu
                 }
             }
             Happening::Ended(End::Shutdown { code: 0 }) => break,
+            Happening::Ended(End::Exited { status }) => return exited(session, args, status, out),
             other => return unexpected(session, args, other),
         }
     }
@@ -66,6 +68,16 @@ fn once(session: &mut Session<'_>, args: &RunArgs, out: &mut impl Write) -> Resu
         return Err(Failure::new(exit_status::CORRUPT, "the guest powered off without becoming ready"));
     }
     Ok(exit_status::OK)
+}
+
+/// The program has ended, and the guest with it: shows what is left of them, if that was asked for.
+fn exited(session: &mut Session<'_>, args: &RunArgs, status: u8, out: &mut impl Write) -> Result<u8, Failure> {
+    session.settle_tty();
+    if args.json || !args.show.is_empty() || !args.workload.is_empty() {
+        look::report(session, args, out)?;
+    }
+    session.leave_files()?;
+    Ok(status)
 }
 
 /// Stays with the guest until something ends it.
@@ -91,6 +103,10 @@ fn keep(
             Happening::Ended(End::Shutdown { code: 0 }) if parent.is_some() => {
                 let error = "the guest powered off before it was ready";
                 return Err(with_serial(session, args, Failure::new(exit_status::FAILURE, error)));
+            }
+            Happening::Ended(End::Exited { status }) => {
+                session.settle_tty();
+                return Ok(status);
             }
             Happening::Ended(End::Shutdown { code: 0 }) => {
                 notice("the guest powered off");

@@ -1,6 +1,7 @@
 //! A guest that this process runs, and all that goes with it.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -18,7 +19,7 @@ use super::failure::Failure;
 use super::run::host;
 use super::serial::SerialLog;
 use super::signals::{self, Signals};
-use super::{grace, look, notice, write};
+use super::{grace, init, look, notice, write};
 use crate::config::ConfigError;
 use crate::error::exit_status;
 use crate::guest::{ErrorKind, PreparedWorkload};
@@ -88,6 +89,7 @@ impl<'a> Session<'a> {
         // Before the process is confined: traces are files.
         let work = args.workload.iter().map(PreparedWorkload::new).collect::<Result<Vec<_>, _>>();
         let work = work.map_err(|error| Failure::new(exit_status::USAGE, error))?;
+        let init = init::resolve(args)?;
         let layout = Layout::place(&topology).map_err(ConfigError::from)?;
         let name = args.guest_name();
         // Before the machine: a name or directory in use must cost nothing.
@@ -98,6 +100,7 @@ impl<'a> Session<'a> {
         }
         confine(args, claim.as_ref().map(Claim::directory), proc_dir.as_ref())?;
         let serial = SerialLog::new(args.console);
+        let tty = tty(args)?;
         let stop = StopEvent::new().map_err(host("cannot make an eventfd"))?;
         let status = Arc::new(AtomicU8::new(0));
         grace::watch(signals, &stop, status.clone(), args.sandbox()).map_err(host("cannot start a thread"))?;
@@ -105,7 +108,9 @@ impl<'a> Session<'a> {
             kernel: args.kernel.clone().map_or(KernelImage::Embedded, KernelImage::File),
             initrd: args.initrd.clone(),
             append: args.append.clone(),
-            exit_when_ready: !args.stays() && work.is_empty(),
+            exit_when_ready: !args.stays() && work.is_empty() && init.is_none(),
+            init,
+            tty,
             console: Box::new(serial.clone()),
             notice: Arc::new(|line| notice(format_args!("warning: {line}"))),
             layout: layout.clone(),
@@ -188,6 +193,15 @@ impl<'a> Session<'a> {
         }
         self.reports = reports;
         outcome
+    }
+
+    /// Waits until all that programs printed is on its way, or a signal comes.
+    pub fn settle_tty(&self) {
+        let signalled = || {
+            let mut fds = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        };
+        self.machine.settle_tty(&signalled);
     }
 
     /// Asks the guest to power off.
@@ -310,6 +324,16 @@ impl<'a> Session<'a> {
 
 fn write_files(dir: &mut ProcDir, machine: &Machine) -> Result<(), Failure> {
     Ok(dir.update(look::proc_files(machine)?)?)
+}
+
+/// Where what programs print goes. A guest in the background has nobody who would read it.
+fn tty(args: &RunArgs) -> Result<Box<dyn Write + Send>, Failure> {
+    if args.detach {
+        return Ok(Box::new(io::sink()));
+    }
+    // Neither buffered nor locked: both are the main thread's.
+    let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(host("cannot duplicate standard output"))?;
+    Ok(Box::new(File::from(stdout)))
 }
 
 /// The guest's description, for who attaches to it.

@@ -31,7 +31,12 @@ impl MsiRoute for Nowhere {
 fn monitor() -> (Arc<GuestMemory>, Monitor) {
     let layout = Layout::place(&Topology::default()).unwrap();
     let memory = Arc::new(GuestMemory::new(&layout).unwrap());
-    let hooks = MonitorHooks { state: Box::new(|_| {}), notice: Arc::new(|_| {}), mailbox: Arc::default() };
+    let hooks = MonitorHooks {
+        state: Box::new(|_| {}),
+        notice: Arc::new(|_| {}),
+        mailbox: Arc::default(),
+        tty: Arc::default(),
+    };
     (memory.clone(), Monitor::new(memory, Box::new(Nowhere), hooks).unwrap())
 }
 
@@ -47,7 +52,7 @@ fn set_up(device: &Monitor) {
     set(device, reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
     set(device, reg::VIRTIO_MMIO_DRIVER_FEATURES, 1);
     set(device, reg::VIRTIO_MMIO_STATUS, 11);
-    for queue in 0..2 {
+    for queue in 0..3 {
         let base = QUEUES_AT as u32 + queue * 0x1000;
         set(device, reg::VIRTIO_MMIO_QUEUE_SEL, queue);
         set(device, reg::VIRTIO_MMIO_QUEUE_NUM, QUEUE_SIZE);
@@ -61,7 +66,7 @@ fn set_up(device: &Monitor) {
 
 /// Fills a queue: descriptors that may point anywhere, a ring with any heads, an index somewhat ahead.
 fn scribble(random: &mut Random, memory: &GuestMemory) {
-    let base = QUEUES_AT + random.below(2) * 0x1000;
+    let base = QUEUES_AT + random.below(3) * 0x1000;
     let ram = memory.ram();
     for index in 0..u64::from(QUEUE_SIZE) {
         let address = random.edge(0x20_0000);

@@ -15,6 +15,13 @@ pub enum End {
         /// With this code; 0 is success.
         code: u16,
     },
+    /// The program that the guest was started for has ended, and the guest powered off.
+    Exited {
+        /// Its exit status; 128 and the signal's number if a signal ended it.
+        status: u8,
+    },
+    /// The guest was given a program that it cannot start; its log says why.
+    NoInit,
     /// The guest reset the machine, which ends it.
     Reset,
     /// The guest panicked.
@@ -46,7 +53,8 @@ impl End {
     pub fn exit_status(&self) -> u8 {
         match self {
             Self::Shutdown { code: 0 } => exit_status::OK,
-            Self::Shutdown { .. } | Self::Reset => exit_status::GUEST_CODE,
+            Self::Exited { status } => *status,
+            Self::Shutdown { .. } | Self::Reset | Self::NoInit => exit_status::GUEST_CODE,
             Self::Panic(_) => exit_status::PANIC,
             Self::TripleFault(_) => exit_status::TRIPLE_FAULT,
             Self::InternalError(_) | Self::Unexpected { .. } => exit_status::INTERNAL_ERROR,
@@ -65,6 +73,8 @@ impl fmt::Display for End {
         match self {
             Self::Shutdown { code: 0 } => write!(f, "the guest powered off"),
             Self::Shutdown { code } => write!(f, "the guest powered off with code {code}"),
+            Self::Exited { status } => write!(f, "the guest's program ended with exit status {status}"),
+            Self::NoInit => write!(f, "the guest could not start the program it was given (see its log: --console)"),
             Self::Reset => write!(f, "the guest reset the machine"),
             Self::Panic(report) => report.fmt(f),
             Self::TripleFault(cpu) => write!(f, "the guest died of a triple fault on CPU {}\n{cpu}", cpu.cpu),

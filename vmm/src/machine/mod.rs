@@ -26,15 +26,16 @@ mod wait;
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::boot::Init;
 use crate::devices::monitor::{Bequest, Monitor, MonitorWorker, NoReply, Notice, Signals, Traffic, Waiting};
-use crate::devices::{Console, PowerRequest};
+use crate::devices::{Console, PowerRequest, TtyWriter};
 use crate::error::StartError;
 use crate::kvm::{Cause, KVM_DEVICE};
 use crate::layout::Layout;
@@ -82,6 +83,10 @@ pub struct MachineConfig {
     pub kernel: KernelImage,
     /// A file that the kernel finds in memory.
     pub initrd: Option<PathBuf>,
+    /// The program that the guest is started for; its end is the guest's.
+    pub init: Option<Init>,
+    /// Where what programs write to the console goes.
+    pub tty: Box<dyn Write + Send>,
     /// Words for the kernel's command line.
     pub append: String,
     /// Ask the kernel to power off once it is ready.
@@ -107,6 +112,8 @@ impl MachineConfig {
             topology,
             kernel: KernelImage::Embedded,
             initrd: None,
+            init: None,
+            tty: Box::new(io::sink()),
             append: String::new(),
             exit_when_ready: false,
             console: Box::new(io::sink()),
@@ -132,6 +139,7 @@ pub struct Machine {
     lifecycle: Arc<Lifecycle>,
     vcpus: Vec<JoinHandle<Option<()>>>,
     worker: Option<MonitorWorker>,
+    tty: TtyWriter,
     monitor: Arc<Monitor>,
     memory: Arc<GuestMemory>,
     kernel: KernelSource,
@@ -256,6 +264,10 @@ impl Machine {
                 let report = PanicReport::read(self.memory.state().header(), &self.symbols());
                 End::Panic(Box::new(report))
             }
+            Cause::Power(PowerRequest::Off(shutdown::NO_INIT)) => End::NoInit,
+            Cause::Power(PowerRequest::Off(code)) if code & 0xff00 == shutdown::INIT_EXIT => {
+                End::Exited { status: *code as u8 }
+            }
             Cause::Power(PowerRequest::Off(code)) => End::Shutdown { code: *code },
             Cause::Power(PowerRequest::Reset) => End::Reset,
             Cause::TripleFault(cpu) => End::TripleFault(Box::new(CpuReport::new(cpu, &self.symbols()))),
@@ -278,6 +290,12 @@ impl Machine {
     /// Readable once the machine has ended and none of its vCPUs runs any more.
     pub fn ended_fd(&self) -> BorrowedFd<'_> {
         event_fd(&self.lifecycle.ended)
+    }
+
+    /// Waits until all is written that programs have written to the console, or until `interrupted` says so. It is asked a
+    /// few times a second.
+    pub fn settle_tty(&self, interrupted: &dyn Fn() -> bool) {
+        self.tty.settle(interrupted);
     }
 
     /// The guest's memory, the state region included.

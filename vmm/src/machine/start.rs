@@ -15,9 +15,11 @@ use pagevisor_shared::region::GuestState;
 
 use super::lifecycle::{Lifecycle, Running};
 use super::{KernelImage, KernelSource, Machine, MachineConfig, kernel_elf};
-use crate::boot::{BootPlan, CommandLine};
+use crate::boot::{BootPlan, CommandLine, Init};
 use crate::devices::monitor::{Monitor, MonitorHooks, MonitorWorker, Notice};
-use crate::devices::{Console, I8042_COMMAND, PowerSink, ResetPort, SERIAL_PORTS, SerialConsole, ShutdownPort};
+use crate::devices::{
+    Console, I8042_COMMAND, PowerSink, ResetPort, SERIAL_PORTS, SerialConsole, ShutdownPort, Tty, TtyWriter,
+};
 use crate::error::StartError;
 use crate::kvm::{Buses, Cause, KvmSystem, Vcpu, Vm, has_hardware_virtualization};
 use crate::layout::{MONITOR, PVH_START_INFO};
@@ -42,12 +44,16 @@ pub(super) fn start(config: MachineConfig) -> Result<Machine, StartError> {
 
     let vm = Vm::new(&system, memory.clone())?;
     let lifecycle = Arc::new(Lifecycle::new(config.topology.nr_cpus()).map_err(host("make an eventfd"))?);
-    let monitor = monitor(&vm, &memory, &lifecycle, config.notice)?;
+    let tty = Arc::new(Tty::default());
+    let monitor = monitor(&vm, &memory, &lifecycle, config.notice, tty.clone())?;
     let buses = Arc::new(buses(config.console, &monitor, &lifecycle));
     let vcpus = create_vcpus(&vm, &config.topology, entry)?;
     let worker = MonitorWorker::start(monitor.clone(), config.sandbox).map_err(host("start the monitor's thread"))?;
     let worker = Some(worker);
-    let mut machine = Machine { lifecycle, vcpus: Vec::new(), worker, monitor, memory, kernel, started, exec_to_start };
+    let tty = TtyWriter::start(tty, config.tty, config.sandbox).map_err(host("start the console's thread"))?;
+    let vcpu_threads = Vec::new();
+    let mut machine =
+        Machine { lifecycle, vcpus: vcpu_threads, worker, tty, monitor, memory, kernel, started, exec_to_start };
     for vcpu in vcpus {
         // If this fails, dropping the machine ends the threads that run already.
         machine.run(vcpu, buses.clone(), config.sandbox)?;
@@ -91,9 +97,11 @@ fn prepare_memory(config: &MachineConfig, kernel: &[u8], memory: &GuestMemory) -
             KernelImage::File(path) => path.display().to_string(),
         },
         initrd: config.initrd.as_deref(),
+        archive: config.init.as_ref().map(Init::archive).unwrap_or_default(),
         command_line: CommandLine {
             emulated: !has_hardware_virtualization(),
             exit: config.exit_when_ready,
+            init: config.init.as_ref().map(|init| init.path.clone()),
             append: config.append.clone(),
         },
         rsdp: tables.rsdp_addr,
@@ -108,6 +116,7 @@ fn monitor(
     memory: &Arc<GuestMemory>,
     lifecycle: &Arc<Lifecycle>,
     notice: Notice,
+    tty: Arc<Tty>,
 ) -> Result<Arc<Monitor>, StartError> {
     let progress = lifecycle.clone();
     let state = move |state| {
@@ -115,7 +124,7 @@ fn monitor(
             progress.set_ready();
         }
     };
-    let hooks = MonitorHooks { state: Box::new(state), notice, mailbox: lifecycle.mailbox.clone() };
+    let hooks = MonitorHooks { state: Box::new(state), notice, mailbox: lifecycle.mailbox.clone(), tty };
     let monitor = Monitor::new(memory.clone(), vm.msi_route(), hooks).map_err(host("make an eventfd"))?;
     vm.connect(&monitor)?;
     Ok(Arc::new(monitor))

@@ -8,7 +8,6 @@
 //! other, at most [`BURST`] of them, but always before the CPU waits, stops, or begins something long ([`tell`]).
 
 mod parts;
-mod queue;
 
 use core::hint::spin_loop;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
@@ -26,8 +25,8 @@ use crate::monitor::{Monitor, QUEUE_BYTES};
 use crate::platform::{self, Kernel};
 use crate::sync::{IrqSpinLock, Once};
 use crate::task::{self, WaitQueue};
+use crate::virtq::{Buffers, Queue};
 use crate::{power, region, smp};
-use queue::Queue;
 
 /// Bytes of the buffers of both queues.
 pub const BUFFERS_BYTES: u64 = 2 * (NR_BUFFERS * BUFFER_BYTES) as u64;
@@ -122,11 +121,12 @@ impl Jobs {
     }
 }
 
-/// Notes the queues, of `size` entries at physical address `parts`, and their buffers. The device has none yet.
-pub fn init(device: &'static Monitor, size: u16, parts: u64, buffers: u64) {
+/// Notes the queues, of `size` entries at physical address `parts`, and their buffers from `first` on. The device has none yet.
+pub fn init(device: &'static Monitor, size: u16, parts: u64, first: u64) {
     let half = BUFFERS_BYTES / 2;
-    let commands = Queue::new(device, QUEUE_COMMAND, size, parts, buffers, true);
-    let replies = Queue::new(device, QUEUE_REPLY, size, parts + QUEUE_BYTES, buffers + half, false);
+    let buffers = |phys| Buffers { phys, count: NR_BUFFERS, bytes: BUFFER_BYTES };
+    let commands = Queue::new(device, QUEUE_COMMAND, size, parts, buffers(first), true);
+    let replies = Queue::new(device, QUEUE_REPLY, size, parts + QUEUE_BYTES, buffers(first + half), false);
     replies.no_interrupts();
     TRANSPORT.set(Transport { commands, replies });
 }

@@ -26,6 +26,7 @@ use pagevisor_shared::device::monitor;
 use pagevisor_shared::region::GuestState;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::Tty;
 use super::bus::Device;
 use crate::memory::GuestMemory;
 use crate::topology::AddrRange;
@@ -50,6 +51,8 @@ pub struct MonitorHooks {
     pub notice: Notice,
     /// Commands and who waits for replies; whoever learns first of the machine's end closes it.
     pub mailbox: Arc<Mailbox>,
+    /// Where what programs write to the console goes.
+    pub tty: Arc<Tty>,
 }
 
 /// The device.
@@ -92,11 +95,13 @@ impl Monitor {
     pub fn new(memory: Arc<GuestMemory>, route: Box<dyn MsiRoute>, hooks: MonitorHooks) -> io::Result<Self> {
         let shm = AddrRange { start: memory.state().start(), size: memory.state().size() };
         let doorbell = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
+        let console = doorbell()?;
+        hooks.tty.ring_for_room(console.try_clone()?);
         Ok(Self {
             inner: Mutex::new(Inner { registers: Registers::new(shm), notices: 0, signals: Signals::default() }),
             memory,
             interrupt: Interrupt::new(route)?,
-            doorbells: [doorbell()?, doorbell()?],
+            doorbells: [doorbell()?, doorbell()?, console],
             mailbox: hooks.mailbox.clone(),
             hooks,
         })
@@ -182,7 +187,22 @@ impl Monitor {
 
     /// Looks at what the driver put into a queue.
     fn serve(&self, inner: &mut Inner, index: usize) {
-        if index == monitor::QUEUE_REPLY as usize { self.receive(inner) } else { self.send(inner) }
+        match index as u32 {
+            monitor::QUEUE_REPLY => self.receive(inner),
+            monitor::QUEUE_CONSOLE => self.print(inner),
+            _ => self.send(inner),
+        }
+    }
+
+    /// Takes what programs have written, as long as there is room for it.
+    fn print(&self, inner: &mut Inner) {
+        let ram = self.memory.ram();
+        let tty = &self.hooks.tty;
+        let printed = inner.live_queue(monitor::QUEUE_CONSOLE).map(|queue| transfer::print(queue, ram, tty));
+        if let Some(Ok(transfer::Received { more: true, .. })) = printed {
+            let _ = self.doorbells[monitor::QUEUE_CONSOLE as usize].write(1);
+        }
+        self.used(inner, monitor::QUEUE_CONSOLE, printed.map(|printed| printed.map(|printed| printed.interrupt)));
     }
 
     /// Puts commands that wait into the buffers that are there.

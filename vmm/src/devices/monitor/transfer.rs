@@ -14,6 +14,7 @@ use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::mailbox::Mailbox;
+use crate::devices::Tty;
 
 type Chain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
 
@@ -100,6 +101,28 @@ pub(super) fn receive(
         let head = chain.head_index();
         read(chain, ram, &mut bytes)?;
         deliver(&bytes);
+        queue.add_used(ram, head, 0)?;
+        used = true;
+    }
+    let more = queue.enable_notification(ram)?;
+    Ok(Received { interrupt: used && wants_interrupt(queue, ram)?, more })
+}
+
+/// Reads what programs have written as long as `tty` has room, which otherwise rings when it has some again, and gives
+/// the buffers back.
+pub(super) fn print(queue: &mut Queue, ram: &GuestMemoryMmap, tty: &Tty) -> Result<Received, Error> {
+    let mut used = false;
+    let mut bytes = Vec::new();
+    // A driver that goes on and on is looked at after what else the device has to do.
+    for _ in 0..queue.size() {
+        let mut chains = queue.iter(ram)?;
+        if !tty.has_room() {
+            return Ok(Received { interrupt: used && wants_interrupt(queue, ram)?, more: false });
+        }
+        let Some(chain) = chains.next() else { break };
+        let head = chain.head_index();
+        read(chain, ram, &mut bytes)?;
+        tty.put(&bytes);
         queue.add_used(ram, head, 0)?;
         used = true;
     }

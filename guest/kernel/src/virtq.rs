@@ -7,7 +7,6 @@
 use core::ptr::with_exposed_provenance;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use pagevisor_shared::command::{BUFFER_BYTES, NR_BUFFERS};
 use pagevisor_shared::layout::PAGE_OFFSET;
 use pagevisor_shared::virtq;
 
@@ -18,8 +17,19 @@ use crate::sync::IrqSpinLock;
 const DESCRIPTOR: u64 = 16;
 /// Flag of a descriptor: the device writes.
 const WRITE: u16 = 2;
-/// The buffers of a queue, a bit each.
-const ALL: u32 = ((1u64 << NR_BUFFERS) - 1) as u32;
+
+/// The buffers of a queue: RAM that was reserved for them, one behind the other, and stays so.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffers {
+    /// Physical address of the first.
+    pub phys: u64,
+    /// How many there are, at most [`monitor::QUEUE_SIZE`].
+    pub count: usize,
+    /// Bytes of each, a multiple of 8.
+    pub bytes: usize,
+}
+
+const _: () = assert!(monitor::QUEUE_SIZE <= 32, "a bit each");
 
 /// A queue. Its parts and its buffers are in RAM that was reserved for them, and stay there.
 #[derive(Debug)]
@@ -31,8 +41,7 @@ pub struct Queue {
     size: u16,
     /// Address in the direct map of the queue's parts.
     parts: u64,
-    /// Physical address of the buffers.
-    buffers: u64,
+    buffers: Buffers,
     writable: bool,
     state: IrqSpinLock<State>,
 }
@@ -50,9 +59,10 @@ struct State {
 }
 
 impl Queue {
-    /// Queue `number` of `device`, of `size` entries, at physical address `parts`; its buffers are at `buffers`.
-    pub fn new(device: &'static Monitor, number: u32, size: u16, parts: u64, buffers: u64, writable: bool) -> Self {
-        let state = IrqSpinLock::new(State { offered: 0, told: 0, returned: 0, free: ALL });
+    /// Queue `number` of `device`, of `size` entries, at physical address `parts`, with its buffers.
+    pub fn new(device: &'static Monitor, number: u32, size: u16, parts: u64, buffers: Buffers, writable: bool) -> Self {
+        let free = ((1u64 << buffers.count) - 1) as u32;
+        let state = IrqSpinLock::new(State { offered: 0, told: 0, returned: 0, free });
         Self { device, number, size, parts: PAGE_OFFSET + parts, buffers, writable, state }
     }
 
@@ -97,7 +107,7 @@ impl Queue {
     pub fn post(&self, buffer: usize, len: usize) {
         let mut state = self.state.lock();
         let at = DESCRIPTOR * buffer as u64;
-        let address = self.buffers + (buffer * BUFFER_BYTES) as u64;
+        let address = self.buffers.phys + (buffer * self.buffers.bytes) as u64;
         self.word(at).store(address as u32, Ordering::Relaxed);
         self.word(at + 4).store((address >> 32) as u32, Ordering::Relaxed);
         self.word(at + 8).store(len as u32, Ordering::Relaxed);
@@ -125,8 +135,8 @@ impl Queue {
 
     /// Gives all buffers to the device.
     pub fn post_all(&self) {
-        for buffer in 0..NR_BUFFERS {
-            self.post(buffer, BUFFER_BYTES);
+        for buffer in 0..self.buffers.count {
+            self.post(buffer, self.buffers.bytes);
         }
         self.tell();
     }
@@ -148,9 +158,9 @@ impl Queue {
             let buffer = self.word(DEVICE_OFFSET + 4 + 8 * slot).load(Ordering::Relaxed) as usize;
             let len = self.word(DEVICE_OFFSET + 8 + 8 * slot).load(Ordering::Relaxed) as usize;
             state.returned = state.returned.wrapping_add(1);
-            if buffer < NR_BUFFERS && state.free & 1 << buffer == 0 {
+            if buffer < self.buffers.count && state.free & 1 << buffer == 0 {
                 state.free |= 1 << buffer;
-                return Some((buffer, len.min(BUFFER_BYTES)));
+                return Some((buffer, len.min(self.buffers.bytes)));
             }
         }
     }
@@ -161,11 +171,24 @@ impl Queue {
         while self.next_returned(&mut state).is_some() {}
         virtq::ignore(self.used_event(), state.returned);
         let buffer = state.free.trailing_zeros() as usize;
-        if buffer >= NR_BUFFERS {
+        if buffer >= self.buffers.count {
             return None;
         }
         state.free &= !(1 << buffer);
         Some(buffer)
+    }
+
+    /// Whether the device has given all buffers back. For queues that do not interrupt.
+    pub fn is_drained(&self) -> bool {
+        let mut state = self.state.lock();
+        while self.next_returned(&mut state).is_some() {}
+        virtq::ignore(self.used_event(), state.returned);
+        state.free.count_ones() as usize == self.buffers.count
+    }
+
+    /// Address of a buffer in the direct map.
+    fn address(&self, buffer: usize) -> u64 {
+        PAGE_OFFSET + self.buffers.phys + (buffer % self.buffers.count * self.buffers.bytes) as u64
     }
 
     /// The first `len` bytes of a buffer that the device has given back.
@@ -173,17 +196,15 @@ impl Queue {
     /// # Safety
     /// The buffer is the driver's, and is not given to the device as long as the slice is in use.
     pub unsafe fn bytes(&self, buffer: usize, len: usize) -> &[u8] {
-        let address = PAGE_OFFSET + self.buffers + (buffer % NR_BUFFERS * BUFFER_BYTES) as u64;
+        let address = self.address(buffer);
         // SAFETY: the buffer is RAM that was reserved for it, reached through the direct map; nobody writes it now.
-        unsafe { core::slice::from_raw_parts(with_exposed_provenance(address as usize), len.min(BUFFER_BYTES)) }
+        unsafe { core::slice::from_raw_parts(with_exposed_provenance(address as usize), len.min(self.buffers.bytes)) }
     }
 
     /// The words of a buffer. The device may read them at any time, so they are to be written before it is posted.
     pub fn words(&self, buffer: usize) -> &[AtomicU64] {
-        let address = PAGE_OFFSET + self.buffers + (buffer % NR_BUFFERS * BUFFER_BYTES) as u64;
+        let address = self.address(buffer);
         // SAFETY: as in `bytes`; atomics are valid whatever they hold and may be changed by others.
-        unsafe { core::slice::from_raw_parts(with_exposed_provenance(address as usize), BUFFER_BYTES / 8) }
+        unsafe { core::slice::from_raw_parts(with_exposed_provenance(address as usize), self.buffers.bytes / 8) }
     }
 }
-
-const _: () = assert!(NR_BUFFERS <= monitor::QUEUE_SIZE as usize);
