@@ -10,7 +10,7 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::Release};
 
 use pagevisor_mm::memblock::Memblock;
-use pagevisor_shared::layout::START_KERNEL_MAP;
+use pagevisor_shared::layout::{PAGE_OFFSET, START_KERNEL_MAP};
 use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE, PhysAddr};
 
 use crate::arch::paging::{
@@ -223,4 +223,14 @@ fn fill_ragged(pt: &Table, block: u64) {
     if !part.is_empty() {
         pt.fill(part.start, part.end - part.start, PAGE_SHIFT, part.start | (DATA & !WRITABLE), PAGE_SIZE);
     }
+}
+
+/// The RAM at `range`, which boot has reserved for ever and nobody writes; nothing if it is no RAM.
+pub fn bytes(range: &Range<u64>) -> &'static [u8] {
+    if range.is_empty() || !ram().any(|ram| ram.start <= range.start && range.end <= ram.end) {
+        return &[];
+    }
+    let start = core::ptr::with_exposed_provenance((PAGE_OFFSET + range.start) as usize);
+    // SAFETY: the direct map has all RAM, at the latest when it is touched; the caller's promise.
+    unsafe { core::slice::from_raw_parts(start, (range.end - range.start) as usize) }
 }

@@ -16,7 +16,7 @@
 //! nothing per page, no clearing of what is zero.
 //!
 //! # Unsafe code
-//! is in [`arch`], [`boot`], [`heap`], [`smp`], [`sync`], [`platform`], [`region`], [`command`], [`task`], [`virtq`] and, for device
+//! is in [`arch`], [`boot`], [`heap`], [`smp`], [`sync`], [`platform`], [`region`], [`command`], [`task`], [`virtq`], [`direct_map`], [`exec`] and, for device
 //! registers and deliberate faults, in [`monitor`], [`power`] and [`selftest`]; nowhere else.
 #![no_std]
 #![no_main]
@@ -33,6 +33,8 @@ mod command;
 mod console;
 mod direct_map;
 mod dump;
+mod exec;
+mod fs;
 mod heap;
 mod idle;
 mod log;
@@ -45,13 +47,16 @@ mod region;
 mod resources;
 mod selftest;
 mod serial;
+mod signal;
 mod smp;
 mod sync;
+mod syscall;
 mod sysctl;
 #[allow(dead_code, unused_imports, reason = "what it offers to system calls is used by those")]
 mod task;
 mod virtq;
 
+use core::ops::Range;
 use core::sync::atomic::Ordering;
 
 use pagevisor_mm::memblock::Memblock;
@@ -65,7 +70,7 @@ use pagevisor_shared::region::{GuestState, RegionRef};
 use pagevisor_shared::units::{CpuId, VirtAddr};
 
 use acpi::Machine;
-use arch::{apic, cpu, fpu, paging, percpu, traps};
+use arch::{apic, cpu, entry, fpu, paging, percpu, traps};
 use boot::cmdline::{self, Options};
 use boot::start_info::StartInfo;
 use log::pr_info;
@@ -89,13 +94,15 @@ extern "C" fn kernel_main(tsc: u64, start_info: u64) -> ! {
     let (region, machine) = bring_up(start_info, &options);
     task::init();
     fpu::init(options.emulated);
+    entry::init();
     cpu::irq_enable();
     smp::start(&machine);
+    let initrd = start_info.modules().next().unwrap_or(0..0);
     paging::forget_low_memory();
     if let Some(mm) = platform::mm() {
         sysctl::apply(mm, region, start_info.command_line());
     }
-    STARTED.set(Started { region, options });
+    STARTED.set(Started { region, options, initrd });
     task::start(ready);
     command::start();
     idle::run()
@@ -106,6 +113,8 @@ extern "C" fn kernel_main(tsc: u64, start_info: u64) -> ! {
 struct Started {
     region: &'static RegionRef<'static>,
     options: Options,
+    /// Physical addresses of what the loader gave to unpack.
+    initrd: Range<u64>,
 }
 
 static STARTED: Once<Started> = Once::new();
@@ -187,7 +196,7 @@ fn boot_mm(
 
 /// The first task. Everything is up: tells so, does what the command line asks for.
 fn ready(_: usize) -> i32 {
-    let Some(Started { region, options }) = STARTED.get() else { return 1 };
+    let Some(Started { region, options, initrd }) = STARTED.get() else { return 1 };
     if options.test == Some(selftest::NEVER_READY) {
         return 0;
     }
@@ -219,5 +228,10 @@ fn ready(_: usize) -> i32 {
         power::off(shutdown::OK);
     }
     command::open();
+    if let Some(path) = options.rdinit {
+        task::set_notice(signal::child_ended);
+        fs::init(direct_map::bytes(initrd));
+        exec::start_init(path);
+    }
     0
 }

@@ -12,12 +12,15 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use pagevisor_shared::device::shutdown;
 use pagevisor_shared::region::{GuestState, MAX_BACKTRACE, PanicRecord};
 
-use crate::arch::traps::{FAULT_FETCH, FAULT_PRESENT, FAULT_WRITE, TrapFrame, vector};
+use crate::arch::entry::FLAG_INTERRUPTS;
+use crate::arch::traps::{FAULT_FETCH, FAULT_PRESENT, FAULT_RESERVED, FAULT_USER, FAULT_WRITE, TrapFrame, vector};
 use crate::arch::{apic, cpu, irq, percpu, stacks};
 use crate::log::{Line, pr};
 use crate::sync::IrqSpinLock;
-use crate::{log, monitor, power, region, task};
+use crate::{log, monitor, power, region, signal, task};
 
+/// Exceptions that have ended tasks.
+static OOPSES: AtomicU32 = AtomicU32::new(0);
 /// The CPU that panics first, plus 1.
 static DYING_CPU: AtomicU32 = AtomicU32::new(0);
 /// The message below is a panic's.
@@ -134,9 +137,25 @@ pub fn die(frame: &TrapFrame) -> ! {
         record(&region.header().panic, frame, own, text.as_bytes());
         region.header().state.store(GuestState::Panicked as u32, core::sync::atomic::Ordering::Release);
     }
-    report(frame, own, text);
+    report(frame, if own { Oops::Panic } else { Oops::OfKernel }, text);
     monitor::announce(GuestState::Panicked);
     power::off(shutdown::PANIC)
+}
+
+/// The kernel has met an exception that it cannot deal with. If it is in a system call or a fault of a program, that program
+/// ends and the kernel goes on (`oops_end`); otherwise all ends.
+pub fn bad_access(frame: &TrapFrame) {
+    let Some(task) = task::try_current() else { die(frame) };
+    let in_program = frame.rflags & FLAG_INTERRUPTS != 0 && task.space().is_some();
+    let own = frame.vector == vector::INVALID_OPCODE;
+    if !in_program || own || task.tgid() == 1 || stacks::is_guard(cpu::cr2()) {
+        die(frame);
+    }
+    let mut message = Line::<512>::new();
+    message.format(format_args!("{}", Cause(frame)));
+    report(frame, Oops::OfTask(OOPSES.fetch_add(1, Relaxed) + 1), message.text());
+    cpu::irq_enable();
+    signal::die(signal::SIGKILL);
 }
 
 /// Stops the other CPUs, as far as they listen.
@@ -202,13 +221,47 @@ fn store_all(slots: &[AtomicU64], values: impl IntoIterator<Item = u64>) {
     }
 }
 
-fn report(frame: &TrapFrame, own: bool, message: &str) {
+/// What is reported.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Oops {
+    /// A panic.
+    Panic,
+    /// An exception that ends the kernel.
+    OfKernel,
+    /// An exception, this one in number, that ends a task.
+    OfTask(u32),
+}
+
+/// What went wrong with a page table's entry and who was there, as Linux decodes an error code (`show_fault_oops`).
+fn report_fault(frame: &TrapFrame) {
+    let code = frame.error_code;
+    let mode = if code & FAULT_USER == 0 { "supervisor" } else { "user" };
+    let access = match code {
+        _ if code & FAULT_FETCH != 0 => "instruction fetch",
+        _ if code & FAULT_WRITE != 0 => "write access",
+        _ => "read access",
+    };
+    let why = match code {
+        _ if code & FAULT_PRESENT == 0 => "not-present page",
+        _ if code & FAULT_RESERVED != 0 => "reserved bit violation",
+        _ => "permissions violation",
+    };
+    pr!(Alert, "#PF: {mode} {access} in kernel mode");
+    pr!(Alert, "#PF: error_code({code:#06x}) - {why}");
+}
+
+fn report(frame: &TrapFrame, oops: Oops, message: &str) {
     let cpu = percpu::cpu_number();
+    let own = oops == Oops::Panic;
     if own {
         pr!(Emerg, "Kernel panic - not syncing: {message}");
     } else {
+        let number = if let Oops::OfTask(number) = oops { number } else { OOPSES.load(Relaxed) + 1 };
         pr!(Alert, "BUG: {message}");
-        pr!(Alert, "Oops: {:04x} [#1] vector {}", frame.error_code, frame.vector);
+        if frame.vector == vector::PAGE_FAULT {
+            report_fault(frame);
+        }
+        pr!(Alert, "Oops: {:04x} [#{number}] vector {}", frame.error_code, frame.vector);
     }
     pr!(
         Emerg,
@@ -234,7 +287,7 @@ fn report(frame: &TrapFrame, own: bool, message: &str) {
         pr!(Emerg, "{}", line.text());
     }
     print_trace(Backtrace::from_frame(frame));
-    if !own {
+    if oops == Oops::OfKernel {
         pr!(Emerg, "Kernel panic - not syncing: Fatal exception");
     }
 }

@@ -20,7 +20,7 @@ use crate::acpi::Machine;
 use crate::arch::cpu::{CR0_BOOT, CR4_BOOT, EFER_BOOT};
 use crate::arch::irq::Irq;
 use crate::arch::percpu::{self, PerCpu};
-use crate::arch::{apic, cpu, fpu, gdt, stacks, traps};
+use crate::arch::{apic, cpu, entry, fpu, gdt, stacks, traps};
 use crate::boot::entry::long_mode;
 use crate::log::{pr_err, pr_info};
 use crate::memory::LOWEST;
@@ -186,6 +186,7 @@ extern "C" fn ap_main(record: &'static PerCpu) -> ! {
     traps::load();
     cpu::harden();
     fpu::enable();
+    entry::init();
     apic::enable();
     STARTING.fetch_add(cpu::rdtsc() - start, Ordering::Relaxed);
     set_online();

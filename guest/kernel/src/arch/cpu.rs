@@ -20,6 +20,14 @@ pub mod msr {
     pub const APIC_BASE: u32 = 0x1b;
     /// First register of the x2APIC.
     pub const X2APIC: u32 = 0x800;
+    /// Extended features.
+    pub const EFER: u32 = 0xc000_0080;
+    /// Segments of `syscall` and `sysret`.
+    pub const STAR: u32 = 0xc000_0081;
+    /// Where `syscall` goes to.
+    pub const LSTAR: u32 = 0xc000_0082;
+    /// Flags that `syscall` clears.
+    pub const SYSCALL_MASK: u32 = 0xc000_0084;
     /// FS base.
     pub const FS_BASE: u32 = 0xc000_0100;
     /// GS base.

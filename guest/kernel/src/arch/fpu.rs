@@ -155,3 +155,38 @@ pub unsafe fn copy(to: u64, from: u64) {
 pub fn bytes() -> usize {
     BYTES.load(Relaxed) as usize
 }
+
+/// The bytes of `state`, for a signal frame.
+///
+/// # Safety
+/// It is from [`alloc`], and nobody writes it while the bytes are used.
+pub unsafe fn bytes_of<'a>(state: u64) -> &'a [u8] {
+    // SAFETY: the caller's promise.
+    unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(state as usize), bytes()) }
+}
+
+/// Puts what a program says its state is into `state`, so that [`restore`] takes it: without what the processor would refuse
+/// (`fpu__restore_sig`).
+///
+/// # Safety
+/// It is from [`alloc`], and nobody else uses it.
+pub unsafe fn set_user(state: u64, bytes: &[u8]) {
+    /// Bits of MXCSR that every processor with SSE2 has.
+    const MXCSR_MASK: u32 = 0xffff;
+    /// The header behind what FXSAVE knows: which parts are there, their form, zeros.
+    const HEADER_WORDS: usize = 8;
+    let at = core::ptr::with_exposed_provenance_mut::<u8>(state as usize);
+    let len = bytes.len().min(self::bytes());
+    // SAFETY: the caller's promise; all that is written is inside, and aligned as its type.
+    unsafe {
+        core::ptr::copy_nonoverlapping(bytes.as_ptr(), at, len);
+        let mxcsr = at.add(MXCSR_OFFSET as usize).cast::<u32>();
+        mxcsr.write(mxcsr.read() & MXCSR_MASK);
+        let parts = PARTS.load(Relaxed);
+        if parts != 0 {
+            let header = at.add(FXSAVE_BYTES as usize).cast::<u64>();
+            header.write(header.read() & parts);
+            header.add(1).write_bytes(0, HEADER_WORDS - 1);
+        }
+    }
+}

@@ -11,6 +11,13 @@ use super::percpu::PerCpu;
 /// A CPU's descriptor table.
 pub type Gdt = GlobalDescriptorTable<8>;
 
+/// Selector of kernel code.
+pub const KERNEL_CODE: u64 = 0x08;
+/// Selector of the data of programs. `sysretq` wants it right before their code.
+pub const USER_DATA: u64 = 0x18 | 3;
+/// Selector of the code of programs.
+pub const USER_CODE: u64 = 0x20 | 3;
+
 /// Kernel data, in the early table and in every CPU's own (as is kernel code, the first entry).
 const KERNEL_DATA: SegmentSelector = SegmentSelector::new(2, PrivilegeLevel::Ring0);
 

@@ -2,6 +2,8 @@
 
 pub mod apic;
 pub mod cpu;
+pub mod entry;
+pub mod fault;
 pub mod fpu;
 pub mod gdt;
 pub mod irq;
@@ -14,3 +16,4 @@ pub mod switch;
 pub mod this_cpu;
 pub mod tlb;
 pub mod traps;
+pub mod uaccess;

@@ -136,7 +136,7 @@ static CPUS: [AtomicPtr<PerCpu>; NR_CPUS] = [const { AtomicPtr::new(null_mut()) 
 
 /// The records, first of all variables: a record's address is that of the unit.
 #[unsafe(link_section = ".data..percpu..first")]
-static RECORD: Initial<PerCpu> = Initial::new(PerCpu::new());
+pub(super) static RECORD: Initial<PerCpu> = Initial::new(PerCpu::new());
 
 /// Room for what `mm` wants to know about a CPU. Written once by the boot processor ([`PerCpu::set_local`]) before its
 /// address is given to anybody, and only read afterwards.

@@ -1,81 +1,19 @@
-//! Exceptions and interrupts: the gates, the way in and out, and who handles what.
+//! Exceptions and interrupts: the gates, and who handles what. The way in and out is in [`super::entry`].
 
-use core::arch::global_asm;
 use core::cell::UnsafeCell;
 
 use pagevisor_mm::Mm;
-use pagevisor_shared::layout::PAGE_OFFSET;
+use pagevisor_shared::layout::{PAGE_OFFSET, TASK_SIZE_MAX};
 use pagevisor_shared::pgtable::Entry;
 use pagevisor_shared::units::MAX_PHYSMEM_BITS;
-use x86_64::VirtAddr;
 use x86_64::structures::idt::InterruptDescriptorTable;
+use x86_64::{PrivilegeLevel, VirtAddr};
 
 use super::irq::Irq;
 use super::percpu::Ist;
-use super::{cpu, irq};
+use super::{cpu, entry, fault, irq, uaccess};
 use crate::platform::Kernel;
-use crate::{direct_map, oops, platform};
-
-// A stub of 16 bytes for every vector: it makes the frame the same whether the processor pushed an error code or not.
-global_asm!(
-    r#"
-    .text
-    .balign 16
-    .globl trap_stubs
-    .type trap_stubs, @function
-trap_stubs:
-    .set vector, 0
-    .rept 256
-    .balign 16
-    .if vector != 8 && vector != 10 && vector != 11 && vector != 12 && vector != 13 && vector != 14 && vector != 17 && vector != 21 && vector != 29 && vector != 30
-    pushq $0
-    .endif
-    pushq $vector
-    jmp trap_common
-    .set vector, vector + 1
-    .endr
-
-trap_common:
-    pushq %rax
-    pushq %rbx
-    pushq %rcx
-    pushq %rdx
-    pushq %rsi
-    pushq %rdi
-    pushq %rbp
-    pushq %r8
-    pushq %r9
-    pushq %r10
-    pushq %r11
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
-    cld
-    movq %rsp, %rdi
-    call handle_trap
-    .globl trap_return
-trap_return:
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %r11
-    popq %r10
-    popq %r9
-    popq %r8
-    popq %rbp
-    popq %rdi
-    popq %rsi
-    popq %rdx
-    popq %rcx
-    popq %rbx
-    popq %rax
-    addq $16, %rsp
-    iretq
-    "#,
-    options(att_syntax)
-);
+use crate::{direct_map, oops, platform, signal, task};
 
 /// What the stubs and the processor leave on the stack.
 #[repr(C)]
@@ -113,20 +51,45 @@ pub struct TrapFrame {
     pub ss: u64,
 }
 
+impl TrapFrame {
+    /// Whether user mode was left with it.
+    #[inline(always)]
+    pub fn is_user(&self) -> bool {
+        self.cs & 3 != 0
+    }
+
+    /// The arguments of a system call.
+    #[inline(always)]
+    pub fn arguments(&self) -> [u64; 6] {
+        let [_, _, _, _, _, r10, r9, r8] = self.r15_to_r8;
+        [self.rdi, self.rsi, self.rdx, r10, r8, r9]
+    }
+}
+
 /// Vectors of exceptions that are named in this file.
 pub mod vector {
+    /// Non-maskable interrupt.
+    pub const NMI: u64 = 2;
     /// Invalid opcode, which is also how the kernel panics.
     pub const INVALID_OPCODE: u64 = 6;
     /// Double fault.
     pub const DOUBLE_FAULT: u64 = 8;
+    /// Machine check.
+    pub const MACHINE_CHECK: u64 = 18;
     /// Page fault.
     pub const PAGE_FAULT: u64 = 14;
+    /// No vector: what a frame has that a system call made.
+    pub const SYSTEM_CALL: u64 = 256;
 }
 
 /// Error code of a page fault: the page was present, so rights were missing.
 pub const FAULT_PRESENT: u64 = 1;
 /// Error code of a page fault: it was a write.
 pub const FAULT_WRITE: u64 = 1 << 1;
+/// Error code of a page fault: it came from user mode.
+pub const FAULT_USER: u64 = 1 << 2;
+/// Error code of a page fault: an entry of a page table has bits that must be zero.
+pub const FAULT_RESERVED: u64 = 1 << 3;
 /// Error code of a page fault: it was an instruction fetch.
 pub const FAULT_FETCH: u64 = 1 << 4;
 
@@ -167,6 +130,9 @@ pub fn init() {
             simd_floating_point 19, virtualization 20, cp_protection_exception 21, hv_injection_exception 28,
             vmm_communication_exception 29, security_exception 30,
         }
+        // Programs may raise these two by an instruction.
+        idt.breakpoint.set_handler_addr(stub(3)).set_privilege_level(PrivilegeLevel::Ring3);
+        idt.overflow.set_handler_addr(stub(4)).set_privilege_level(PrivilegeLevel::Ring3);
         for irq in Irq::ALL {
             idt[irq.vector()].set_handler_addr(stub(irq.vector()));
         }
@@ -180,27 +146,52 @@ pub fn load() {
     unsafe { (*GATES.0.get()).load_unsafe() };
 }
 
-/// Everything ends up here, interrupts being off.
+/// Everything but system calls ends up here, interrupts being off.
 #[unsafe(no_mangle)]
 extern "C" fn handle_trap(frame: &mut TrapFrame) {
+    if frame.is_user() {
+        task::enter_kernel();
+    }
     match frame.vector {
         vector::PAGE_FAULT => page_fault(frame),
-        0..32 => oops::die(frame),
+        vector::NMI | vector::DOUBLE_FAULT | vector::MACHINE_CHECK => oops::die(frame),
+        0..32 if frame.is_user() => {
+            cpu::irq_enable();
+            signal::exception(frame);
+        }
+        0..32 => {
+            if !uaccess::fix(frame) {
+                oops::bad_access(frame);
+            }
+        }
         other => {
             irq::handle(other);
-            frame.rip = cpu::after_interrupt(frame.rip);
+            if !frame.is_user() {
+                frame.rip = cpu::after_interrupt(frame.rip);
+            }
         }
     }
 }
 
-fn page_fault(frame: &TrapFrame) {
+fn page_fault(frame: &mut TrapFrame) {
     let address = cpu::cr2();
+    if frame.is_user() {
+        if entry::is_system_call(frame, address) {
+            entry::system_call_by_fault(frame);
+        } else {
+            fault::by_program(frame, address);
+        }
+        return;
+    }
     let offset = address.wrapping_sub(PAGE_OFFSET);
     let missing = frame.error_code & (FAULT_PRESENT | FAULT_FETCH) == 0;
-    let handled =
-        missing && (offset >> MAX_PHYSMEM_BITS == 0 && direct_map::fill(offset) || is_spurious(frame, address));
+    let handled = if address < TASK_SIZE_MAX {
+        fault::by_kernel(frame, address)
+    } else {
+        missing && (offset >> MAX_PHYSMEM_BITS == 0 && direct_map::fill(offset) || is_spurious(frame, address))
+    };
     if !handled {
-        oops::die(frame);
+        oops::bad_access(frame);
     }
 }
 

@@ -21,6 +21,8 @@ pub struct Options {
     pub dump: Option<&'static str>,
     /// `bench=a,b`.
     pub bench: Option<&'static str>,
+    /// `rdinit=PATH`: the program to start.
+    pub rdinit: Option<&'static str>,
     /// `pagevisor.test=NAME` (see [`crate::selftest`]).
     pub test: Option<&'static str>,
 }
@@ -38,6 +40,7 @@ pub fn parse(line: &'static str) -> Options {
             cmdline::LOGLEVEL => options.loglevel = value.parse().ok(),
             cmdline::DUMP => options.dump = Some(value),
             cmdline::BENCH => options.bench = Some(value),
+            cmdline::RDINIT => options.rdinit = Some(value),
             crate::selftest::OPTION => options.test = Some(value),
             _ => {}
         }

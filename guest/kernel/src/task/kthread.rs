@@ -57,8 +57,9 @@ fn start(task: &TaskRef) -> bool {
     task.record.flags.store(TaskStruct::KTHREAD, Relaxed);
     table.insert(task.clone());
     drop(table);
-    // SAFETY: the stack is the task's alone, and it has not run.
-    let sp = unsafe { switch::begin(stack::top(task)) };
+    // SAFETY: the stack is the task's alone, and it has not run. The end is left for the registers of user mode: the thread
+    // may become a program.
+    let sp = unsafe { switch::begin(stack::frame(task)) };
     task.record.sp.store(sp, Relaxed);
     // The reference that it has to itself; `finish_switch` drops it.
     let _addr = task.clone().into_addr();

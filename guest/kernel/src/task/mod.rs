@@ -18,7 +18,7 @@
 //! | run another program | [`Process::be_alone`], then [`exec_space`], [`renew`] |
 //! | keep files, directories, signal actions with tasks | [`Task::resources`], by [`Kind`] |
 //! | count time in user mode | [`leave_kernel`] and [`enter_kernel`] at the border |
-//! | exchange floating-point state with memory | [`save_fpu`], [`load_fpu`] |
+//! | exchange floating-point state with memory | [`with_saved_fpu`], [`replace_fpu`] |
 //! | change FS and GS base | [`set_bases`] |
 //! | let others run in a long loop | [`cond_resched`] |
 //! | wake a task for a signal | set [`todo::SIGNAL`] in [`Task::todo`], then [`wake_state`] with `TaskState::Interruptible` |
@@ -77,7 +77,7 @@ pub use space::exec_space;
 pub use table::{count, find, for_each, max_threads};
 pub use time::{enter_kernel, leave_kernel};
 pub use timer::{Timer, interrupt as timer_interrupt};
-pub use user::{UserState, let_go, load_fpu, renew, save_fpu, set_bases};
+pub use user::{UserState, let_go, renew, replace_fpu, set_bases, with_saved_fpu};
 pub use wait::{ALL_BITS, Key, Sleep, WaitQueue, requeue, sleep, sleep_until, wait, wait_on, wake, wake_all};
 
 use crate::arch::percpu;

@@ -93,6 +93,8 @@ pub struct Task {
     pub(super) space_lock: SpinLock<()>,
     /// What it has of user mode beside its registers.
     pub user: UserState,
+    /// Signals that it blocks, and those that wait for it.
+    pub signals: crate::signal::State,
     /// The next task in its chain of the table.
     pub(super) chain: AtomicU64,
     /// Ends its sleep.
@@ -132,6 +134,7 @@ impl Task {
         // what those that are not set below begin with.
         let task = unsafe {
             (&raw mut (*task).resources).write(Resources::new());
+            (&raw mut (*task).signals).write(crate::signal::State::default());
             &*task
         };
         task.usage.store(1, Relaxed);
@@ -357,6 +360,7 @@ fn free(task: &Task) {
     stack::free(task);
     task.user.free();
     resources::exit(task);
+    task.signals.pending.clear();
     let process = task.process.swap(core::ptr::null_mut(), Relaxed);
     if !process.is_null() {
         // SAFETY: the reference that `set_process` took.

@@ -37,6 +37,8 @@ pub struct Process {
     pub exit_signal: AtomicU32,
     /// Not 0: nobody asks for what its children end with (`SIGCHLD` is ignored, or `SA_NOCLDWAIT`).
     pub ignores_children: AtomicU32,
+    /// Signals that wait for any of its threads (`shared_pending`).
+    pub signals: crate::signal::Pending,
     /// Soft and hard limit of each resource (`rlim`).
     pub limits: [[AtomicU64; 2]; NR_LIMITS],
     /// Of threads that have ended.
@@ -158,6 +160,7 @@ impl Process {
             session: AtomicU32::new(inherited(|parent| &parent.session)),
             exit_signal: AtomicU32::new(exit_signal),
             ignores_children: AtomicU32::new(0),
+            signals: crate::signal::Pending::default(),
             limits: core::array::from_fn(|resource| [0, 1].map(|which| AtomicU64::new(limit(resource, which)))),
             gone: Usage::default(),
             children: Usage::default(),

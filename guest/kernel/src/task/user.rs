@@ -101,23 +101,35 @@ pub fn renew() -> bool {
     state != 0
 }
 
-/// Brings the floating-point state of the current task in memory up to date, for a signal frame or a copy; its address, 0 for
-/// none, and its bytes.
-pub fn save_fpu() -> (u64, usize) {
+/// Calls `work` with the floating-point state that the current task has now, for a signal frame.
+pub fn with_saved_fpu<R>(work: impl FnOnce(&[u8]) -> R) -> R {
     let state = current().user.fpu.load(Relaxed);
-    if state != 0 {
-        // SAFETY: the registers are the current task's, and so is the state.
-        unsafe { fpu::save(state) };
+    if state == 0 {
+        return work(&[]);
     }
-    (state, fpu::bytes())
+    // Copied: the task may be switched away from, which saves its state again, while this one is used.
+    let mut copy = alloc::vec![0; fpu::bytes()];
+    let flags = cpu::irq_save();
+    // SAFETY: the registers are the current task's, and so is the state.
+    unsafe {
+        fpu::save(state);
+        copy.copy_from_slice(fpu::bytes_of(state));
+    }
+    cpu::irq_restore(flags);
+    work(&copy)
 }
 
-/// Gives the current task the floating-point state that has been put where [`save_fpu`] says, as a signal handler leaves it.
-pub fn load_fpu() {
+/// Gives the current task the floating-point state `state`, as a signal handler leaves it.
+pub fn replace_fpu(bytes: &[u8]) {
     let state = current().user.fpu.load(Relaxed);
     if state != 0 {
+        let flags = cpu::irq_save();
         // SAFETY: the state is the current task's, and so are the registers.
-        unsafe { fpu::restore(state) };
+        unsafe {
+            fpu::set_user(state, bytes);
+            fpu::restore(state);
+        }
+        cpu::irq_restore(flags);
     }
 }
 

@@ -1,0 +1,242 @@
+//! Open files (`struct file`).
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+use pagevisor_shared::errno::Errno;
+
+use super::inode::{Device, Inode, Kind};
+use super::pipe::Pipe;
+use crate::arch::uaccess;
+use crate::{console, task};
+
+/// Open for reading.
+pub const O_RDONLY: u32 = 0;
+/// Open for writing.
+pub const O_WRONLY: u32 = 1;
+/// Open for both.
+pub const O_RDWR: u32 = 2;
+/// The bits of these.
+pub const O_ACCMODE: u32 = 3;
+/// Made if it is not there.
+pub const O_CREAT: u32 = 0o100;
+/// With [`O_CREAT`]: it must not be there.
+pub const O_EXCL: u32 = 0o200;
+/// Emptied.
+pub const O_TRUNC: u32 = 0o1000;
+/// What is written goes to the end.
+pub const O_APPEND: u32 = 0o2000;
+/// Nobody waits.
+pub const O_NONBLOCK: u32 = 0o4000;
+/// It must be a directory.
+pub const O_DIRECTORY: u32 = 0o200_000;
+/// It must not be a symbolic link.
+pub const O_NOFOLLOW: u32 = 0o400_000;
+/// Closed when another program is run.
+pub const O_CLOEXEC: u32 = 0o2_000_000;
+
+/// Bytes that are copied at a time between a program and a file.
+const PIECE: usize = 4096;
+/// Nanoseconds after which somebody whom the console had no room for tries again.
+const CONSOLE_PAUSE: u64 = 1_000_000;
+
+/// What is behind an open file beside the file itself.
+#[derive(Debug)]
+pub enum End {
+    /// Nothing.
+    None,
+    /// One end of a pipe.
+    Pipe(Arc<Pipe>),
+}
+
+/// An open file.
+#[derive(Debug)]
+pub struct File {
+    /// The file.
+    pub inode: Arc<Inode>,
+    /// `O_*`.
+    pub flags: AtomicU32,
+    /// Where reading and writing goes on.
+    pub position: AtomicU64,
+    end: End,
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        if let End::Pipe(pipe) = &self.end {
+            pipe.close(self.reads());
+        }
+    }
+}
+
+impl File {
+    /// `inode`, open with `flags`.
+    pub fn new(inode: Arc<Inode>, flags: u32, end: End) -> Arc<Self> {
+        Arc::new(Self { inode, flags: AtomicU32::new(flags & !O_CLOEXEC), position: AtomicU64::new(0), end })
+    }
+
+    fn has(&self, flag: u32) -> bool {
+        self.flags.load(Relaxed) & flag != 0
+    }
+
+    /// Whether it may be read.
+    pub fn reads(&self) -> bool {
+        self.flags.load(Relaxed) & O_ACCMODE != O_WRONLY
+    }
+
+    /// Whether it may be written.
+    pub fn writes(&self) -> bool {
+        self.flags.load(Relaxed) & O_ACCMODE != O_RDONLY
+    }
+
+    /// Whether there is something that cannot have a position.
+    pub fn is_stream(&self) -> bool {
+        matches!(self.inode.kind, Kind::Pipe | Kind::Device(Device::Console))
+    }
+
+    /// The pipe, if it is one's end.
+    pub const fn pipe(&self) -> Option<&Arc<Pipe>> {
+        match &self.end {
+            End::Pipe(pipe) => Some(pipe),
+            End::None => None,
+        }
+    }
+
+    /// Reads `len` bytes to the program's `addr`: from `at`, or from where the last one stopped.
+    ///
+    /// # Errors
+    /// EBADF, EISDIR, EFAULT, and what the file gives.
+    pub fn read(&self, addr: u64, len: usize, at: Option<u64>) -> Result<usize, Errno> {
+        if !self.reads() {
+            return Err(Errno::EBADF);
+        }
+        if let Kind::Device(Device::Zero | Device::Full) = self.inode.kind {
+            return uaccess::clear(addr, len).map(|()| len);
+        }
+        let mut done = 0;
+        let mut piece = buffer(len)?;
+        while done < len {
+            let wanted = (len - done).min(PIECE);
+            let offset = at.unwrap_or_else(|| self.position.load(Relaxed));
+            let offset = if at.is_some() { offset + done as u64 } else { offset };
+            let got = match self.read_piece(&mut piece[..wanted], offset) {
+                Ok(0) => break,
+                Ok(got) => got,
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => break,
+            };
+            let copied = uaccess::write_some(addr.wrapping_add(done as u64), &piece[..got]);
+            if at.is_none() && !self.is_stream() {
+                self.position.store(offset + copied as u64, Relaxed);
+            }
+            done += copied;
+            if copied < got {
+                return if done == 0 { Err(Errno::EFAULT) } else { Ok(done) };
+            }
+            // Who reads a stream gets what is there.
+            if got < wanted || self.is_stream() {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    fn read_piece(&self, to: &mut [u8], offset: u64) -> Result<usize, Errno> {
+        match (&self.inode.kind, &self.end) {
+            (Kind::Directory(..), _) => Err(Errno::EISDIR),
+            (Kind::Regular(_), _) => Ok(self.inode.read(offset, to)),
+            // Nobody types; and zeros come another way.
+            (Kind::Device(_), _) => Ok(0),
+            (_, End::Pipe(pipe)) => pipe.read(to, self.has(O_NONBLOCK)),
+            (Kind::Link(_) | Kind::Pipe, End::None) => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Writes `len` bytes from the program's `addr`: to `at`, or to where the last one stopped.
+    ///
+    /// # Errors
+    /// EBADF, EFAULT, and what the file gives.
+    pub fn write(&self, addr: u64, len: usize, at: Option<u64>) -> Result<usize, Errno> {
+        if !self.writes() {
+            return Err(Errno::EBADF);
+        }
+        let mut done = 0;
+        let mut piece = buffer(len)?;
+        while done < len {
+            let wanted = (len - done).min(PIECE);
+            let copied = uaccess::read(&mut piece[..wanted], addr.wrapping_add(done as u64));
+            let offset = at.map(|at| at + done as u64);
+            match copied.and_then(|()| self.write_piece(&piece[..wanted], offset)) {
+                Ok(0) => break,
+                Ok(written) => done += written,
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes what the kernel has, to where the last one stopped.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_from(&self, from: &[u8]) -> Result<usize, Errno> {
+        self.write_piece(from, None)
+    }
+
+    fn write_piece(&self, from: &[u8], at: Option<u64>) -> Result<usize, Errno> {
+        match (&self.inode.kind, &self.end) {
+            (Kind::Regular(_), _) => {
+                let here = at.or_else(|| (!self.has(O_APPEND)).then(|| self.position.load(Relaxed)));
+                let end = self.inode.write(here, from)?;
+                if at.is_none() {
+                    self.position.store(end, Relaxed);
+                }
+                Ok(from.len())
+            }
+            (Kind::Device(Device::Null | Device::Zero), _) => Ok(from.len()),
+            (Kind::Device(Device::Full), _) => Err(Errno::ENOSPC),
+            (Kind::Device(Device::Console), _) => print(from),
+            (_, End::Pipe(pipe)) => pipe.write(from, self.has(O_NONBLOCK)),
+            (Kind::Directory(..), _) => Err(Errno::EISDIR),
+            (Kind::Link(_) | Kind::Pipe, End::None) => Err(Errno::EINVAL),
+        }
+    }
+}
+
+/// Room for a piece of `len` bytes.
+fn buffer(len: usize) -> Result<Vec<u8>, Errno> {
+    let mut piece = Vec::new();
+    piece.try_reserve_exact(PIECE.min(len)).map_err(|_| Errno::ENOMEM)?;
+    piece.resize(PIECE.min(len), 0);
+    Ok(piece)
+}
+
+/// Prints all of `text`.
+fn print(text: &[u8]) -> Result<usize, Errno> {
+    let mut done = 0;
+    while done < text.len() {
+        match console::write(&text[done..]) {
+            0 => task::sleep(CONSOLE_PAUSE, true).or(if done == 0 { Err(Errno::EINTR) } else { Ok(()) })?,
+            written => done += written,
+        }
+    }
+    Ok(done)
+}
+
+/// What is in the small regular file at `path`.
+pub fn read_all(path: &str) -> Option<Vec<u8>> {
+    let inode = super::path::lookup(super::root(), path, true).ok()?;
+    let mut bytes = alloc::vec![0; inode.size() as usize];
+    let len = inode.read(0, &mut bytes);
+    bytes.truncate(len);
+    Some(bytes)
+}
+
+/// A name for the file that messages and `/proc` can show.
+pub fn display_name(path: &str) -> String {
+    String::from(path.rsplit('/').next().unwrap_or(path))
+}

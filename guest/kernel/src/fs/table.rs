@@ -1,0 +1,168 @@
+//! The numbers of open files, and where paths begin (`fs/file.c`, `fs_struct`).
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::any::Any;
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering::Relaxed;
+
+use pagevisor_shared::errno::Errno;
+
+use super::file::File;
+use super::inode::Inode;
+use super::root;
+use crate::sync::SpinLock;
+use crate::task::{Kind, Resource, Task};
+
+/// An open file's entry.
+#[derive(Clone, Debug)]
+struct Slot {
+    file: Arc<File>,
+    /// Closed when another program is run.
+    close_on_exec: bool,
+}
+
+/// The open files of a process, by number.
+#[derive(Debug)]
+pub struct Files(SpinLock<Vec<Option<Slot>>>);
+
+impl Default for Files {
+    fn default() -> Self {
+        Self(SpinLock::new(Vec::new()))
+    }
+}
+
+impl Resource for Files {
+    fn duplicate(&self) -> Result<Arc<dyn Resource>, Errno> {
+        let slots = self.0.lock().clone();
+        Ok(Arc::new(Self(SpinLock::new(slots))))
+    }
+
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
+impl Files {
+    /// Enters `file` at the first free number from `first` on, below `limit`.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn insert(&self, file: Arc<File>, first: usize, limit: u64, close_on_exec: bool) -> Result<usize, Errno> {
+        let mut slots = self.0.lock();
+        let number = (first..slots.len()).find(|number| slots[*number].is_none()).unwrap_or(slots.len().max(first));
+        if number as u64 >= limit {
+            return Err(Errno::EMFILE);
+        }
+        if number >= slots.len() {
+            slots.resize(number + 1, None);
+        }
+        slots[number] = Some(Slot { file, close_on_exec });
+        Ok(number)
+    }
+
+    /// Enters `file` at `number`; gives what was there.
+    pub fn replace(&self, number: usize, file: Arc<File>, close_on_exec: bool) -> Option<Arc<File>> {
+        let mut slots = self.0.lock();
+        if number >= slots.len() {
+            slots.resize(number + 1, None);
+        }
+        slots[number].replace(Slot { file, close_on_exec }).map(|slot| slot.file)
+    }
+
+    /// The file of this number.
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn get(&self, number: u64) -> Result<Arc<File>, Errno> {
+        let slots = self.0.lock();
+        let slot = slots.get(number as u32 as usize).and_then(Option::as_ref).ok_or(Errno::EBADF)?;
+        Ok(Arc::clone(&slot.file))
+    }
+
+    /// Takes the file of this number out.
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn remove(&self, number: u64) -> Result<Arc<File>, Errno> {
+        let mut slots = self.0.lock();
+        let slot = slots.get_mut(number as u32 as usize).and_then(Option::take).ok_or(Errno::EBADF)?;
+        Ok(slot.file)
+    }
+
+    /// Whether it is closed when another program is run; changes that if `set` says so.
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn close_on_exec(&self, number: u64, set: Option<bool>) -> Result<bool, Errno> {
+        let mut slots = self.0.lock();
+        let slot = slots.get_mut(number as u32 as usize).and_then(Option::as_mut).ok_or(Errno::EBADF)?;
+        if let Some(set) = set {
+            slot.close_on_exec = set;
+        }
+        Ok(slot.close_on_exec)
+    }
+
+    /// Another program is run (`do_close_on_exec`).
+    pub fn exec(&self) {
+        let mut closed = Vec::new();
+        let mut slots = self.0.lock();
+        for slot in slots.iter_mut() {
+            closed.extend(slot.take_if(|slot| slot.close_on_exec));
+        }
+        drop(slots);
+    }
+}
+
+/// Where paths begin that do not begin at the root, and rights that new files do not get.
+#[derive(Debug)]
+pub struct Directories {
+    work: SpinLock<Arc<Inode>>,
+    /// `umask`.
+    pub mask: AtomicU32,
+}
+
+impl Default for Directories {
+    fn default() -> Self {
+        Self { work: SpinLock::new(Arc::clone(root())), mask: AtomicU32::new(0o022) }
+    }
+}
+
+impl Resource for Directories {
+    fn duplicate(&self) -> Result<Arc<dyn Resource>, Errno> {
+        Ok(Arc::new(Self { work: SpinLock::new(self.work()), mask: AtomicU32::new(self.mask.load(Relaxed)) }))
+    }
+
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
+impl Directories {
+    /// The working directory.
+    pub fn work(&self) -> Arc<Inode> {
+        Arc::clone(&self.work.lock())
+    }
+
+    /// Changes the working directory.
+    pub fn set_work(&self, directory: Arc<Inode>) {
+        let old = core::mem::replace(&mut *self.work.lock(), directory);
+        drop(old);
+    }
+}
+
+/// The open files of `task`.
+///
+/// # Errors
+/// EBADF if it has no such thing.
+pub fn files(task: &Task) -> Result<Arc<Files>, Errno> {
+    task.resources.get_as(Kind::Files).ok_or(Errno::EBADF)
+}
+
+/// Where paths of `task` begin.
+///
+/// # Errors
+/// ENOENT if it has no such thing.
+pub fn directories(task: &Task) -> Result<Arc<Directories>, Errno> {
+    task.resources.get_as(Kind::Directories).ok_or(Errno::ENOENT)
+}

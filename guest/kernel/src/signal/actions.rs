@@ -1,0 +1,119 @@
+//! What signals do to a process (`struct sighand_struct`).
+
+use alloc::sync::Arc;
+use core::any::Any;
+
+use pagevisor_shared::errno::Errno;
+
+use super::{SIGNALS, UNBLOCKABLE, bit};
+use crate::sync::SpinLock;
+use crate::task::Resource;
+
+/// Nothing special happens (`SIG_DFL`); nothing happens at all (`SIG_IGN`).
+const DEFAULT: u64 = 0;
+const IGNORE: u64 = 1;
+
+/// Ended children are not waited for (`SA_NOCLDWAIT`).
+const SA_NOCLDWAIT: u64 = 0x2;
+/// The handler uses the stack for handlers.
+const SA_ONSTACK: u64 = 0x0800_0000;
+/// Calls that were interrupted are made again.
+const SA_RESTART: u64 = 0x1000_0000;
+/// The signal is not blocked in its handler.
+const SA_NODEFER: u64 = 0x4000_0000;
+/// Handled once.
+const SA_RESETHAND: u64 = 0x8000_0000;
+/// The handler's way back is given.
+const SA_RESTORER: u64 = 0x0400_0000;
+
+/// What a signal does (`struct sigaction` as the kernel has it).
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Action {
+    /// The handler.
+    pub handler: u64,
+    /// `SA_*`.
+    pub flags: u64,
+    /// Where the handler returns to.
+    pub restorer: u64,
+    /// What is blocked meanwhile.
+    pub mask: u64,
+}
+
+impl Action {
+    /// Whether it is ignored.
+    pub const fn ignores(&self) -> bool {
+        self.handler == IGNORE
+    }
+
+    /// Whether nobody handles it.
+    pub const fn is_default(&self) -> bool {
+        self.handler == DEFAULT
+    }
+
+    /// Whether children that end are not to be asked for.
+    pub const fn leaves_no_zombies(&self) -> bool {
+        self.flags & SA_NOCLDWAIT != 0
+    }
+
+    pub(super) const fn restarts(&self) -> bool {
+        self.flags & SA_RESTART != 0
+    }
+
+    pub(super) const fn is_once(&self) -> bool {
+        self.flags & SA_RESETHAND != 0
+    }
+
+    pub(super) const fn wants_stack(&self) -> bool {
+        self.flags & SA_ONSTACK != 0
+    }
+
+    pub(super) const fn way_back(&self) -> Option<u64> {
+        if self.flags & SA_RESTORER != 0 { Some(self.restorer) } else { None }
+    }
+
+    /// What is blocked while signal `number` is handled.
+    pub(super) const fn blocks(&self, number: u32) -> u64 {
+        (self.mask | if self.flags & SA_NODEFER != 0 { 0 } else { bit(number) }) & !UNBLOCKABLE
+    }
+}
+
+/// What each signal does.
+#[derive(Debug)]
+pub struct Actions(SpinLock<[Action; SIGNALS as usize]>);
+
+impl Default for Actions {
+    fn default() -> Self {
+        Self(SpinLock::new([Action::default(); SIGNALS as usize]))
+    }
+}
+
+impl Resource for Actions {
+    fn duplicate(&self) -> Result<Arc<dyn Resource>, Errno> {
+        Ok(Arc::new(Self(SpinLock::new(*self.0.lock()))))
+    }
+
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
+impl Actions {
+    /// What signal `number` does.
+    pub fn get(&self, number: u32) -> Action {
+        self.0.lock()[(number - 1) as usize % SIGNALS as usize]
+    }
+
+    /// Changes what signal `number` does; gives what it did.
+    pub fn set(&self, number: u32, action: Action) -> Action {
+        core::mem::replace(&mut self.0.lock()[(number - 1) as usize % SIGNALS as usize], action)
+    }
+
+    /// What is left when another program is run: who ignored goes on to.
+    pub(super) fn for_another_program(&self) -> Self {
+        let kept = self.0.lock().map(|action| match action.handler {
+            IGNORE => Action { handler: IGNORE, ..Action::default() },
+            _ => Action::default(),
+        });
+        Self(SpinLock::new(kept))
+    }
+}

@@ -1,0 +1,383 @@
+//! Signals (`kernel/signal.c`): what a program gets instead of an access that cannot be, what programs send each other, and
+//! what the kernel tells them.
+//!
+//! A signal waits with the thread or with the process that it is for ([`Pending`]) until a thread that does not block it is
+//! on its way to user mode ([`take`]): then it is ignored, ends the process, or makes the thread go on in a handler, with
+//! what it would have gone on with on its stack ([`frame`]). Stopping is not implemented: who would be stopped goes on.
+
+mod actions;
+mod frame;
+mod pending;
+
+use alloc::sync::Arc;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+
+use pagevisor_shared::errno::Errno;
+use pagevisor_shared::sched::TaskState;
+
+use crate::arch::cpu;
+use crate::arch::traps::{TrapFrame, vector};
+use crate::exec;
+use crate::log::pr_info;
+use crate::syscall;
+use crate::task::{self, Kind, Process, Task, clone_flags, killed_by, todo};
+
+pub use actions::{Action, Actions};
+pub use frame::{SS_DISABLE, SS_ONSTACK, is_on_stack, sigreturn};
+pub use pending::{Info, Pending};
+
+/// Number of signals; they count from 1 (`_NSIG`).
+pub const SIGNALS: u32 = 64;
+
+macro_rules! numbers {
+    ($($(#[$doc:meta])* $name:ident = $number:literal;)*) => {
+        $($(#[$doc])* pub const $name: u32 = $number;)*
+    };
+}
+
+numbers! {
+    /// Invalid instruction.
+    SIGILL = 4;
+    /// Breakpoint or single step.
+    SIGTRAP = 5;
+    /// No such memory.
+    SIGBUS = 7;
+    /// Arithmetic.
+    SIGFPE = 8;
+    /// The end, which nobody can prevent.
+    SIGKILL = 9;
+    /// No right to the memory.
+    SIGSEGV = 11;
+    /// Nobody reads the pipe.
+    SIGPIPE = 13;
+    /// A child has ended.
+    SIGCHLD = 17;
+    /// Go on.
+    SIGCONT = 18;
+    /// Stop, which nobody can prevent.
+    SIGSTOP = 19;
+    /// Stop.
+    SIGTSTP = 20;
+    /// Read from a terminal in the background.
+    SIGTTIN = 21;
+    /// Written to one.
+    SIGTTOU = 22;
+    /// Urgent data.
+    SIGURG = 23;
+    /// The window's size has changed.
+    SIGWINCH = 28;
+}
+
+/// From the kernel (`si_code`).
+pub const SI_KERNEL: i32 = 0x80;
+/// By `kill`.
+pub const SI_USER: i32 = 0;
+/// By `tgkill`.
+pub const SI_TKILL: i32 = -6;
+/// Nothing is mapped there.
+pub const SEGV_MAPERR: i32 = 1;
+/// A child has exited; a signal has ended it.
+const CLD_EXITED: i32 = 1;
+const CLD_KILLED: i32 = 2;
+/// Codes of exceptions.
+const ILL_ILLOPN: i32 = 2;
+const FPE_INTDIV: i32 = 1;
+const TRAP_BRKPT: i32 = 1;
+const TRAP_TRACE: i32 = 2;
+const BUS_ADRALN: i32 = 1;
+
+/// The bit of signal `number` in a mask.
+pub const fn bit(number: u32) -> u64 {
+    1 << (number - 1)
+}
+
+/// Signals that nobody can block or handle.
+pub const UNBLOCKABLE: u64 = bit(SIGKILL) | bit(SIGSTOP);
+/// Signals that nothing happens on if nobody handles them.
+const IGNORED: u64 = bit(SIGCHLD) | bit(SIGCONT) | bit(SIGURG) | bit(SIGWINCH);
+/// Signals that stop those who do not handle them.
+const STOPS: u64 = bit(SIGSTOP) | bit(SIGTSTP) | bit(SIGTTIN) | bit(SIGTTOU);
+
+/// A thread's part.
+#[derive(Debug, Default)]
+pub struct State {
+    /// Signals that wait until it unblocks them. Written by the thread itself.
+    pub blocked: AtomicU64,
+    /// What is to be blocked again after the signal that a call has waited for with another mask; that there is something is
+    /// in [`Self::restores`].
+    saved: AtomicU64,
+    restores: AtomicU64,
+    /// What waits for this thread.
+    pub pending: Pending,
+    /// The stack for handlers: address, flags, bytes.
+    pub stack: [AtomicU64; 3],
+    /// Vector, error code and address of the last exception, for handlers.
+    pub trap: [AtomicU64; 3],
+}
+
+impl State {
+    /// Blocks `mask` until the next signal has been taken, then again what is blocked now.
+    pub fn block_for_now(&self, mask: u64) {
+        self.saved.store(self.blocked.load(Relaxed), Relaxed);
+        self.restores.store(1, Relaxed);
+        self.blocked.store(mask & !UNBLOCKABLE, Relaxed);
+    }
+
+    /// What a handler finds blocked when it is done.
+    fn mask_to_restore(&self) -> u64 {
+        if self.restores.swap(0, Relaxed) != 0 { self.saved.load(Relaxed) } else { self.blocked.load(Relaxed) }
+    }
+}
+
+/// What a program has done that it gets a signal for.
+#[derive(Clone, Copy, Debug)]
+pub struct Cause {
+    /// The signal.
+    pub number: u32,
+    /// `si_code`.
+    pub code: i32,
+    /// The address.
+    pub address: u64,
+    /// The vector.
+    pub trap: u64,
+    /// The error code.
+    pub error: u64,
+}
+
+/// The current task gets a signal that it cannot block or ignore: if it tries, it is ended (`force_sig_info_to_task`).
+pub fn force(task: &Task, cause: &Cause) {
+    for (word, value) in task.signals.trap.iter().zip([cause.trap, cause.error, cause.address]) {
+        word.store(value, Relaxed);
+    }
+    let number = cause.number;
+    if let Some(actions) = actions_of(task) {
+        let blocked = task.signals.blocked.load(Relaxed) & bit(number) != 0;
+        if blocked || actions.get(number).ignores() {
+            actions.set(number, Action::default());
+            task.signals.blocked.fetch_and(!bit(number), Relaxed);
+        }
+    }
+    task.signals.pending.add(Info { number, code: cause.code, words: [cause.address, 0, 0] });
+    task.todo.fetch_or(todo::SIGNAL, SeqCst);
+}
+
+/// A program has raised an exception that is no page fault.
+pub fn exception(frame: &TrapFrame) {
+    let task = task::current();
+    let (number, code, address) = match frame.vector {
+        0 => (SIGFPE, FPE_INTDIV, frame.rip),
+        1 => (SIGTRAP, TRAP_TRACE, frame.rip),
+        3 => (SIGTRAP, SI_KERNEL, 0),
+        vector::INVALID_OPCODE => (SIGILL, ILL_ILLOPN, frame.rip),
+        16 | 19 => (SIGFPE, SI_KERNEL, frame.rip),
+        17 => (SIGBUS, BUS_ADRALN, 0),
+        10..=12 => (SIGBUS, SI_KERNEL, 0),
+        _ => (SIGSEGV, SI_KERNEL, 0),
+    };
+    let code = if frame.vector == 1 && frame.rflags & 1 << 8 == 0 { TRAP_BRKPT } else { code };
+    force(&task, &Cause { number, code, address, trap: frame.vector, error: frame.error_code });
+}
+
+/// What signals do to `task`.
+pub fn actions_of(task: &Task) -> Option<Arc<Actions>> {
+    task.resources.get_as(Kind::Signals)
+}
+
+/// Whether `task` would not notice signal `number` at all.
+fn is_ignored(task: &Task, number: u32) -> bool {
+    if task.signals.blocked.load(Relaxed) & bit(number) != 0 {
+        return false;
+    }
+    let Some(action) = actions_of(task).map(|actions| actions.get(number)) else { return true };
+    // The first program gets only what it has asked for (`SIGNAL_UNKILLABLE`).
+    action.ignores() || action.is_default() && ((IGNORED | STOPS) & bit(number) != 0 || task.tgid() == 1)
+}
+
+fn wake(thread: &Task) {
+    thread.todo.fetch_or(todo::SIGNAL, SeqCst);
+    task::wake_state(thread, TaskState::Interruptible as u32);
+}
+
+/// Sends a signal to the thread `target` (`send_signal`).
+pub fn send_to_thread(target: &Task, info: Info) {
+    if !is_ignored(target, info.number) {
+        target.signals.pending.add(info);
+        wake(target);
+    }
+}
+
+/// Sends a signal to `process`, of which `leader` is a thread: whoever of it does not block it takes it.
+pub fn send_to_process(process: &Process, leader: &Task, info: Info) {
+    if is_ignored(leader, info.number) {
+        return;
+    }
+    if info.number == SIGKILL {
+        process.end(killed_by(SIGKILL, false));
+        // The current task, too, if it is one of them.
+        process.for_each_thread(wake);
+        return;
+    }
+    process.signals.add(info);
+    process.for_each_thread(|thread| {
+        if thread.signals.blocked.load(Relaxed) & bit(info.number) == 0 {
+            wake(thread);
+        }
+    });
+}
+
+/// A child has ended: tells its parent, if that was asked for (`do_notify_parent`).
+pub fn child_ended(parent: &Process, child: &Task) {
+    let Some(process) = child.process() else { return };
+    let number = process.exit_signal.load(Relaxed);
+    if number == 0 || number > SIGNALS {
+        return;
+    }
+    let status = child.record.exit_code.load(Relaxed);
+    let (code, status) = match status & 0x7f {
+        0 => (CLD_EXITED, status >> 8 & 0xff),
+        signal => (CLD_KILLED, signal),
+    };
+    if let Some(leader) = parent.leader() {
+        let words = [u64::from(child.pid()), u64::from(status), 0];
+        send_to_process(parent, &leader, Info { number, code, words });
+    }
+}
+
+/// The current task becomes another program: what was handled is not any more (`flush_signal_handlers`).
+pub fn exec(task: &Task) {
+    if let Some(actions) = actions_of(task) {
+        let own = actions.for_another_program();
+        task.resources.set(Kind::Signals, Some(Arc::new(own)));
+    }
+    task.signals.stack.iter().for_each(|word| word.store(0, Relaxed));
+}
+
+/// `child`, made by `parent` with `flags` of `clone`, blocks what that does; a thread has no stack for handlers yet.
+pub fn fork(parent: &Task, child: &Task, flags: u64) {
+    child.signals.blocked.store(parent.signals.blocked.load(Relaxed), Relaxed);
+    if flags & (clone_flags::VM | clone_flags::VFORK) != clone_flags::VM {
+        for (to, from) in child.signals.stack.iter().zip(&parent.signals.stack) {
+            to.store(from.load(Relaxed), Relaxed);
+        }
+    }
+}
+
+/// The current task's process ends by signal `number`.
+pub fn die(number: u32) -> ! {
+    let task = task::current();
+    let code = killed_by(number, false);
+    exec::init_ends(&task, code);
+    task::exit_group(code)
+}
+
+/// The current task, which is on its way to user mode with `frame`, looks for signals (`arch_do_signal_or_restart`).
+pub fn take(frame: &mut TrapFrame) {
+    let task = task::current();
+    loop {
+        task.todo.fetch_and(!todo::SIGNAL, SeqCst);
+        if let Some(code) = task.ends_with() {
+            exec::init_ends(&task, code);
+            task::exit(code);
+        }
+        let blocked = task.signals.blocked.load(Relaxed);
+        let shared = || task.process().and_then(|process| process.signals.take(blocked));
+        let Some(info) = task.signals.pending.take(blocked).or_else(shared) else { break };
+        let Some(actions) = actions_of(&task) else { continue };
+        let action = actions.get(info.number);
+        if action.ignores() && info.number != SIGKILL {
+            continue;
+        }
+        if action.is_default() || info.number == SIGKILL {
+            if (IGNORED | STOPS) & bit(info.number) != 0 {
+                continue;
+            }
+            report(&task, frame, info.number);
+            die(info.number);
+        }
+        syscall::before_handler(frame, action.restarts());
+        if action.is_once() {
+            actions.set(info.number, Action::default());
+        }
+        let mask = task.signals.mask_to_restore();
+        if frame::push(&task, frame, &info, &action, mask).is_err() {
+            report(&task, frame, SIGSEGV);
+            die(SIGSEGV);
+        }
+        task.signals.blocked.fetch_or(action.blocks(info.number), Relaxed);
+        // There may be more, which this handler does not block; and a handler is no system call.
+        frame.vector = 0;
+        task.todo.fetch_or(todo::SIGNAL, SeqCst);
+        return;
+    }
+    syscall::without_handler(frame);
+    task.signals.blocked.store(task.signals.mask_to_restore(), Relaxed);
+}
+
+/// Says why a program is ended, as Linux does where `print-fatal-signals` or `show_unhandled_signals` is set.
+fn report(task: &Task, frame: &TrapFrame, number: u32) {
+    let [trap, error, address] = [0, 1, 2].map(|index| task.signals.trap[index].load(Relaxed));
+    if trap == vector::PAGE_FAULT && (number == SIGSEGV || number == SIGBUS) {
+        pr_info!(
+            "{}[{}]: segfault at {address:x} ip {:016x} sp {:016x} error {error:x} cpu {}",
+            task.name(),
+            task.pid(),
+            frame.rip,
+            frame.rsp,
+            task.cpu()
+        );
+    } else if matches!(number, SIGILL | SIGTRAP | SIGFPE | SIGSEGV | SIGBUS) {
+        pr_info!(
+            "traps: {}[{}] trap {trap} ip:{:x} sp:{:x} error:{error:x}",
+            task.name(),
+            task.pid(),
+            frame.rip,
+            frame.rsp
+        );
+    }
+}
+
+/// Changes what the current task blocks.
+pub fn set_blocked(mask: u64) {
+    let flags = cpu::irq_save();
+    let task = task::current();
+    task.signals.blocked.store(mask & !UNBLOCKABLE, Relaxed);
+    task.todo.fetch_or(todo::SIGNAL, SeqCst);
+    cpu::irq_restore(flags);
+}
+
+/// Sends signal `number` as the current task, with `code`, to those whom `pid` names as for `kill`; 0 sends nothing, but asks
+/// whether it could be.
+///
+/// # Errors
+/// EINVAL, ESRCH.
+pub fn kill(pid: i32, number: u32) -> Result<(), Errno> {
+    if number > SIGNALS {
+        return Err(Errno::EINVAL);
+    }
+    let me = task::current();
+    let own_group = me.process().map_or(0, |process| process.pgrp.load(Relaxed));
+    let mut targets = alloc::vec::Vec::new();
+    task::for_each(|task| {
+        let Some(process) = task.process().filter(|_| task.pid() == task.tgid()) else { return };
+        let pgrp = process.pgrp.load(Relaxed);
+        let wanted = match pid {
+            0 => pgrp == own_group,
+            -1 => task.pid() != 1 && task.pid() != me.tgid(),
+            pid if pid > 0 => task.pid() == pid as u32,
+            group => pgrp == group.unsigned_abs(),
+        };
+        if wanted {
+            targets.push(task.get());
+        }
+    });
+    if targets.is_empty() {
+        return Err(Errno::ESRCH);
+    }
+    for target in targets.iter().filter(|_| number != 0) {
+        if let Some(process) = target.process() {
+            send_to_process(process, target, Info { number, code: SI_USER, words: [u64::from(me.tgid()), 0, 0] });
+        }
+    }
+    Ok(())
+}

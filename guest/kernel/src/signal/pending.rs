@@ -1,0 +1,85 @@
+//! Signals that wait to be taken (`struct sigpending`).
+
+use alloc::vec::Vec;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+
+use super::{SIGKILL, SIGNALS, bit};
+use crate::sync::SpinLock;
+
+/// The first signal of which more than one can wait (`SIGRTMIN`).
+const FIRST_QUEUED: u32 = 32;
+/// Most signals that wait at a place.
+const MAX_QUEUED: usize = 1024;
+
+/// A signal, and what is known about it (`siginfo_t`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Info {
+    /// The signal.
+    pub number: u32,
+    /// `si_code`.
+    pub code: i32,
+    /// What follows: address, or process and user, then status or value.
+    pub words: [u64; 3],
+}
+
+/// Signals that wait.
+#[derive(Debug)]
+pub struct Pending {
+    /// Which, a bit each.
+    bits: AtomicU64,
+    queue: SpinLock<Option<Vec<Info>>>,
+}
+
+impl Default for Pending {
+    fn default() -> Self {
+        Self { bits: AtomicU64::new(0), queue: SpinLock::new(None) }
+    }
+}
+
+impl Pending {
+    /// Adds a signal; one that waits already does not wait twice, unless it is a real-time signal.
+    pub fn add(&self, info: Info) {
+        let mut queue = self.queue.lock();
+        let waits = self.bits.load(Acquire) & bit(info.number) != 0;
+        let queue = queue.get_or_insert_with(Vec::new);
+        if !waits || info.number >= FIRST_QUEUED && queue.len() < MAX_QUEUED {
+            queue.push(info);
+        }
+        self.bits.fetch_or(bit(info.number), AcqRel);
+    }
+
+    /// Which wait, a bit each.
+    pub fn bits(&self) -> u64 {
+        self.bits.load(Acquire)
+    }
+
+    /// Forgets all.
+    pub fn clear(&self) {
+        drop(self.queue.lock().take());
+        self.bits.store(0, Release);
+    }
+
+    /// Takes one that is not in `blocked`: what the program has done comes first, then by number (`next_signal`).
+    pub fn take(&self, blocked: u64) -> Option<Info> {
+        const SYNCHRONOUS: u64 =
+            bit(super::SIGSEGV) | bit(super::SIGBUS) | bit(super::SIGILL) | bit(super::SIGTRAP) | bit(super::SIGFPE);
+        if self.bits.load(Acquire) & !blocked == 0 {
+            return None;
+        }
+        let mut queue = self.queue.lock();
+        let ready = self.bits.load(Acquire) & !blocked;
+        let choice =
+            [bit(SIGKILL), SYNCHRONOUS, u64::MAX].into_iter().map(|mask| ready & mask).find(|bits| *bits != 0)?;
+        let number = choice.trailing_zeros() + 1;
+        debug_assert!(number <= SIGNALS);
+        let queue = queue.as_mut()?;
+        let index = queue.iter().position(|info| info.number == number);
+        let info =
+            index.map(|index| queue.remove(index)).unwrap_or(Info { number, code: super::SI_USER, words: [0; 3] });
+        if !queue.iter().any(|info| info.number == number) {
+            self.bits.fetch_and(!bit(number), AcqRel);
+        }
+        Some(info)
+    }
+}

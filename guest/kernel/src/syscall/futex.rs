@@ -1,0 +1,63 @@
+//! `futex`: sleeping on words of programs (`kernel/futex`). Words are private: who shares memory shares the address space.
+
+use pagevisor_shared::errno::Errno;
+
+use super::{Outcome, time};
+use crate::arch::uaccess;
+use crate::clock;
+use crate::task::{self, ALL_BITS, Key, Sleep};
+
+const WAIT: u32 = 0;
+const WAKE: u32 = 1;
+const REQUEUE: u32 = 3;
+const CMP_REQUEUE: u32 = 4;
+const WAIT_BITSET: u32 = 9;
+const WAKE_BITSET: u32 = 10;
+/// Bits beside the operation: private, and by the date.
+const FLAGS: u32 = 128 | 256;
+
+/// The call.
+pub fn call(args: &[u64; 6]) -> Outcome {
+    let [word, operation, value, fourth, second, bits] = *args;
+    let (operation, value) = (operation as u32 & !FLAGS, value as u32);
+    let key = key(word)?;
+    match operation {
+        WAIT | WAIT_BITSET => {
+            let bits = if operation == WAIT { ALL_BITS } else { bits as u32 };
+            if bits == 0 {
+                return Err(Errno::EINVAL);
+            }
+            let sleep = match fourth {
+                0 => Sleep::LIGHT,
+                at if operation == WAIT => Sleep::LIGHT.until(clock::nanos().saturating_add(time::read(at)?)),
+                at => Sleep::LIGHT.until(time::read(at)?),
+            };
+            // What is not there is brought in before anything is locked.
+            uaccess::read_u32(word)?;
+            let check = || if uaccess::read_u32(word)? == value { Ok(()) } else { Err(Errno::EAGAIN) };
+            task::wait(key, bits, sleep, check).map(|()| 0)
+        }
+        WAKE => Ok(u64::from(task::wake(key, ALL_BITS, value.max(1)))),
+        WAKE_BITSET if bits as u32 == 0 => Err(Errno::EINVAL),
+        WAKE_BITSET => Ok(u64::from(task::wake(key, bits as u32, value.max(1)))),
+        REQUEUE | CMP_REQUEUE => {
+            if operation == CMP_REQUEUE && uaccess::read_u32(word)? != bits as u32 {
+                return Err(Errno::EAGAIN);
+            }
+            let (woken, moved) = task::requeue(key, self::key(second)?, value, fourth as u32);
+            Ok(u64::from(woken) + if operation == CMP_REQUEUE { u64::from(moved) } else { 0 })
+        }
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+fn key(word: u64) -> Result<Key, Errno> {
+    if !word.is_multiple_of(4) {
+        return Err(Errno::EINVAL);
+    }
+    if !uaccess::is_user_range(word, 4) {
+        return Err(Errno::EFAULT);
+    }
+    let space = task::current().space().ok_or(Errno::EFAULT)?;
+    Ok(Key::private(space, word))
+}

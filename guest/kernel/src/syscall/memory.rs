@@ -1,0 +1,142 @@
+//! Calls on memory.
+
+use pagevisor_mm::mmap::{Limits, MmapRequest, MremapRequest, Space};
+use pagevisor_shared::errno::Errno;
+use pagevisor_shared::mm_types::uapi::{MAP_ANONYMOUS, MLOCK_ONFAULT};
+use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE, VirtAddr};
+
+use super::{Outcome, files};
+use crate::arch::uaccess;
+use crate::platform::{self, Kernel};
+use crate::task;
+
+/// The kernel's memory stack.
+type Mm = pagevisor_mm::Mm<Kernel>;
+
+/// Makes call `number`, if it is one of these.
+pub fn call(number: u32, args: &[u64; 6]) -> Option<Outcome> {
+    // The calls on memory come to three runs of numbers.
+    if !matches!(number, 9..=12 | 25..=28 | 149..=152 | 325 | 310 | 311) {
+        return None;
+    }
+    let task = task::current();
+    let (Some(mm), Some(space)) = (platform::mm(), task.space()) else { return Some(Err(Errno::ENOMEM)) };
+    Some(known(mm, space, &super::limits(&task), number, args))
+}
+
+fn known(mm: &Mm, space: Space, limits: &Limits, number: u32, args: &[u64; 6]) -> Outcome {
+    let [a, b, c, d, e, _] = *args;
+    let addr = VirtAddr::new(a);
+    let done = |result: Result<(), Errno>| result.map(|()| 0);
+    match number {
+        9 => map(mm, space, limits, args),
+        10 => done(mm.do_mprotect(space, addr, b, c as u32, limits)),
+        11 => done(mm.do_munmap(space, addr, b)),
+        12 => Ok(mm.do_brk(space, addr, limits).raw()),
+        25 => {
+            let request = MremapRequest { addr, old_len: b, new_len: c, flags: d as u32, new_addr: VirtAddr::new(e) };
+            mm.do_mremap(space, &request, limits).map(VirtAddr::raw)
+        }
+        26 => done(mm.do_msync(space, addr, b, c as u32)),
+        27 => mincore(mm, space, addr, b, c),
+        28 => done(mm.do_madvise(space, addr, b, c as u32)),
+        149 => done(mm.do_mlock(space, addr, b, 0, limits)),
+        150 => done(mm.do_munlock(space, addr, b)),
+        151 => done(mm.do_mlockall(space, a as u32, limits)),
+        152 => {
+            mm.do_munlockall(space);
+            Ok(0)
+        }
+        310 => other(mm, args, false),
+        311 => other(mm, args, true),
+        _ if c as u32 & !MLOCK_ONFAULT != 0 => Err(Errno::EINVAL),
+        _ => done(mm.do_mlock(space, addr, b, c as u32, limits)),
+    }
+}
+
+/// `mmap`.
+fn map(mm: &Mm, space: Space, limits: &Limits, args: &[u64; 6]) -> Outcome {
+    let [addr, len, prot, flags, file, offset] = *args;
+    let flags = flags as u32;
+    if !offset.is_multiple_of(PAGE_SIZE) {
+        return Err(Errno::EINVAL);
+    }
+    if flags & MAP_ANONYMOUS == 0 {
+        files::own()?.get(file)?;
+        // No file has pages of its own.
+        return Err(Errno::ENODEV);
+    }
+    let addr = VirtAddr::new(addr);
+    let request = MmapRequest { addr, len, prot: prot as u32, flags, file: None, pgoff: offset >> PAGE_SHIFT };
+    mm.do_mmap(space, &request, limits).map(VirtAddr::raw)
+}
+
+/// `mincore`.
+fn mincore(mm: &Mm, space: Space, start: VirtAddr, len: u64, at: u64) -> Outcome {
+    const PIECE: u64 = 4096;
+    if !start.raw().is_multiple_of(PAGE_SIZE) {
+        return Err(Errno::EINVAL);
+    }
+    if !uaccess::is_user_range(start.raw(), len) {
+        return Err(Errno::ENOMEM);
+    }
+    let pages = len.div_ceil(PAGE_SIZE);
+    let mut bytes = alloc::vec![0; pages.min(PIECE) as usize];
+    let mut done = 0;
+    while done < pages {
+        let now = PIECE.min(pages - done) as usize;
+        mm.do_mincore(space, VirtAddr::new(start.raw() + done * PAGE_SIZE), &mut bytes[..now])?;
+        uaccess::write(at + done, &bytes[..now])?;
+        done += now as u64;
+    }
+    Ok(0)
+}
+
+/// `process_vm_readv`, `process_vm_writev`.
+fn other(mm: &Mm, args: &[u64; 6], write: bool) -> Outcome {
+    const MAX_PIECES: u64 = 1024;
+    let [pid, local, local_count, remote, remote_count, flags] = *args;
+    if flags != 0 || local_count > MAX_PIECES || remote_count > MAX_PIECES {
+        return Err(Errno::EINVAL);
+    }
+    let target = task::find(pid as u32).ok_or(Errno::ESRCH)?;
+    let space = target.get_space().ok_or(Errno::ESRCH)?;
+    let result = move_pieces(mm, space, [local, local_count], [remote, remote_count], write);
+    mm.mmput(space);
+    result
+}
+
+fn move_pieces(mm: &Mm, space: Space, local: [u64; 2], remote: [u64; 2], write: bool) -> Outcome {
+    let piece = |[list, count]: [u64; 2], index: u64| -> Result<Option<[u64; 2]>, Errno> {
+        if index < count { uaccess::read_words(list + 16 * index).map(Some) } else { Ok(None) }
+    };
+    let (mut done, mut local_index, mut remote_index) = (0, 0, 0);
+    let (mut here, mut there) = (piece(local, 0)?, piece(remote, 0)?);
+    let mut buffer = alloc::vec![0; PAGE_SIZE as usize];
+    while let (Some([at, left]), Some([far, rest])) = (here, there) {
+        let len = left.min(rest).min(PAGE_SIZE) as usize;
+        let moved = if write {
+            uaccess::read(&mut buffer[..len], at)?;
+            mm.write_remote_vm(space, VirtAddr::new(far), &buffer[..len])
+        } else {
+            let got = mm.read_remote_vm(space, VirtAddr::new(far), &mut buffer[..len]);
+            uaccess::write(at, &buffer[..got])?;
+            got
+        };
+        done += moved as u64;
+        if moved < len {
+            return if done == 0 { Err(Errno::EFAULT) } else { Ok(done) };
+        }
+        let next = |[at, left]: [u64; 2]| [at + len as u64, left - len as u64];
+        (here, there) = (Some(next([at, left])), Some(next([far, rest])));
+        if here.is_some_and(|[_, left]| left == 0) {
+            local_index += 1;
+            here = piece(local, local_index)?;
+        }
+        if there.is_some_and(|[_, left]| left == 0) {
+            remote_index += 1;
+            there = piece(remote, remote_index)?;
+        }
+    }
+    Ok(done)
+}

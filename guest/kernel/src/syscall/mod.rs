@@ -1,0 +1,131 @@
+//! System calls: Linux's numbers, arguments and errors (`arch/x86/entry/syscalls/syscall_64.tbl`).
+
+mod files;
+mod futex;
+mod memory;
+mod names;
+mod process;
+mod signals;
+mod time;
+mod tree;
+
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
+
+use pagevisor_mm::mmap::Limits;
+use pagevisor_shared::errno::Errno;
+
+use crate::arch::traps::{TrapFrame, vector};
+use crate::log::pr_info;
+use crate::task::{self, Task};
+
+/// What a call gives.
+type Outcome = Result<u64, Errno>;
+
+/// Bytes of `syscall`, by which a call is made again.
+const SYSCALL_BYTES: u64 = 2;
+
+/// Calls that were not known; and which of them have been told of, a bit each.
+static UNKNOWN: AtomicU64 = AtomicU64::new(0);
+static TOLD: [AtomicU64; 8] = [const { AtomicU64::new(0) }; 8];
+
+/// A program calls, with `frame`.
+pub fn call(frame: &mut TrapFrame) {
+    let task = task::current();
+    task.record.syscalls.store(task.record.syscalls.load(Relaxed) + 1, Relaxed);
+    let number = frame.rax as u32;
+    let result = match dispatch(number, frame) {
+        Some(result) => result,
+        // All registers are another's now.
+        None => return,
+    };
+    frame.rax = match result {
+        Ok(value) => value,
+        Err(error) => error.to_result(),
+    };
+}
+
+/// Makes call `number`; `None` if it has replaced the registers.
+fn dispatch(number: u32, frame: &mut TrapFrame) -> Option<Outcome> {
+    let args = frame.arguments();
+    Some(match number {
+        15 => {
+            crate::signal::sigreturn(frame);
+            return None;
+        }
+        59 => match process::execve(&args, frame) {
+            Ok(()) => return None,
+            Err(error) => Err(error),
+        },
+        // getpid and its like come first: they are nothing but a call.
+        39 | 102 | 104 | 107 | 108 | 110 | 186 => Ok(process::identity(number)),
+        202 => futex::call(&args),
+        _ => {
+            let result = files::call(number, &args)
+                .or_else(|| memory::call(number, &args))
+                .or_else(|| tree::call(number, &args))
+                .or_else(|| process::call(number, &args, frame))
+                .or_else(|| signals::call(number, &args, frame))
+                .or_else(|| time::call(number, &args));
+            result.unwrap_or_else(|| unknown(number, frame))
+        }
+    })
+}
+
+/// A call that is not here.
+#[cold]
+fn unknown(number: u32, frame: &TrapFrame) -> Outcome {
+    UNKNOWN.fetch_add(1, Relaxed);
+    let (word, bit) = ((number / 64) as usize, 1 << (number % 64));
+    let told = TOLD.get(word).is_some_and(|told| told.fetch_or(bit, Relaxed) & bit != 0);
+    if !told {
+        let task = task::current();
+        let name = names::of(number).unwrap_or("?");
+        pr_info!(
+            "{}[{}]: system call {number} ({name}) is not implemented, ip {:x}",
+            task.name(),
+            task.pid(),
+            frame.rip
+        );
+    }
+    Err(Errno::ENOSYS)
+}
+
+/// What `task` may use at most.
+pub fn limits(task: &Task) -> Limits {
+    let Some(process) = task.process() else { return Limits::DEFAULT };
+    let of = |resource: usize| process.limits[resource][0].load(Relaxed);
+    Limits { data: of(2), stack: of(3), memlock: of(8), as_: of(9) }
+}
+
+/// Whether the call at `frame` was interrupted by a signal.
+fn is_interrupted(frame: &TrapFrame) -> bool {
+    frame.vector == vector::SYSTEM_CALL && frame.rax == Errno::EINTR.to_result()
+}
+
+/// Whether call `number`, when interrupted, is made again if the handler wants that (`ERESTARTSYS`): what has no time.
+const fn can_be_repeated(number: u64) -> bool {
+    // read, write, readv, writev, open, wait4, futex, openat, waitid
+    matches!(number, 0 | 1 | 2 | 19 | 20 | 61 | 202 | 257 | 247)
+}
+
+fn repeat(frame: &mut TrapFrame) {
+    frame.rax = frame.error_code;
+    frame.rip -= SYSCALL_BYTES;
+    frame.vector = 0;
+}
+
+/// A signal is handled before the program goes on with `frame`: makes the call that it has interrupted, if that is so and
+/// `restarts`, be made again behind the handler.
+pub fn before_handler(frame: &mut TrapFrame, restarts: bool) {
+    if is_interrupted(frame) && restarts && can_be_repeated(frame.error_code) {
+        repeat(frame);
+    }
+}
+
+/// No signal is handled: a call that was interrupted all the same is made again.
+pub fn without_handler(frame: &mut TrapFrame) {
+    if is_interrupted(frame) && can_be_repeated(frame.error_code) {
+        repeat(frame);
+    }
+}

@@ -1,0 +1,404 @@
+//! Calls on tasks and what they are, and on the machine.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering::Relaxed;
+
+use pagevisor_shared::errno::Errno;
+use pagevisor_shared::layout::TASK_SIZE_MAX;
+use pagevisor_shared::random::SplitMix64;
+use pagevisor_shared::report::counters;
+use pagevisor_shared::units::{CpuMask, PAGE_SIZE};
+use pagevisor_shared::vmstat::ZoneStat;
+
+use super::{Outcome, time, tree};
+use crate::arch::traps::TrapFrame;
+use crate::arch::{cpu, percpu, uaccess};
+use crate::fs::path;
+use crate::task::{self, CloneArgs, NR_LIMITS, Process, TaskRef, Usage, Which, clone_flags, exited_with};
+use crate::{clock, exec, fs, platform, smp};
+
+/// `arch_prctl`: what to do.
+const ARCH_SET_GS: u64 = 0x1001;
+const ARCH_SET_FS: u64 = 0x1002;
+const ARCH_GET_FS: u64 = 0x1003;
+const ARCH_GET_GS: u64 = 0x1004;
+/// `prctl`: names of threads.
+const PR_SET_NAME: u64 = 15;
+const PR_GET_NAME: u64 = 16;
+/// `wait4`: nobody waits; it stays for another time.
+const WNOHANG: u64 = 1;
+const WUNTRACED: u64 = 2;
+const WCONTINUED: u64 = 8;
+/// Most arguments, and the longest (`MAX_ARG_STRINGS` in a stack's share, `MAX_ARG_STRLEN`).
+const MAX_ARGUMENTS: usize = 1 << 16;
+const MAX_ARGUMENT: usize = 32 * PAGE_SIZE as usize;
+/// Most interpreters in a row of files that begin with `#!`.
+const MAX_INTERPRETERS: u32 = 4;
+
+/// Calls that tell a number and nothing else.
+pub fn identity(number: u32) -> u64 {
+    let task = task::current();
+    match number {
+        39 => u64::from(task.tgid()),
+        110 => u64::from(task.record.ppid.load(Relaxed)),
+        186 => u64::from(task.pid()),
+        // Everybody is root.
+        _ => 0,
+    }
+}
+
+/// Makes call `number`, if it is one of these.
+pub fn call(number: u32, args: &[u64; 6], frame: &TrapFrame) -> Option<Outcome> {
+    let [a, b, c, d, ..] = *args;
+    Some(match number {
+        24 => {
+            task::yield_now();
+            Ok(0)
+        }
+        56 => clone(args, frame),
+        57 => fork(0, frame),
+        58 => fork(clone_flags::VFORK | clone_flags::VM, frame),
+        60 => exit(a),
+        61 => wait(a as i32, b, c, d),
+        63 => system(a),
+        97 => limit_of(a, None).and_then(|[soft, hard]| uaccess::write_words(b, &[soft, hard]).map(|()| 0)),
+        98 => usage(a as i32, b),
+        99 => information(a),
+        100 => times(a),
+        105 | 106 | 113 | 114 | 116 | 117 | 119 | 122 | 123 => Ok(0),
+        109 => set_group(a as u32, b as u32),
+        111 => group_of(0, |process| process.pgrp.load(Relaxed)),
+        112 => new_session(),
+        121 => group_of(a as u32, |process| process.pgrp.load(Relaxed)),
+        124 => group_of(a as u32, |process| process.session.load(Relaxed)),
+        157 => name(a, b),
+        158 => bases(a, b),
+        160 => uaccess::read_words(b).and_then(|limits| limit_of(a, Some(limits))).map(|_| 0),
+        203 => set_affinity(a as u32, b, c),
+        204 => affinity(a as u32, b, c),
+        218 => {
+            let task = task::current();
+            task.clear_child_tid.store(a, Relaxed);
+            Ok(u64::from(task.pid()))
+        }
+        231 => exit_group(a),
+        // A list that robust mutexes are on: nobody looks at it when a thread ends, so it is refused as without CONFIG_FUTEX.
+        273 | 274 | 334 => Err(Errno::ENOSYS),
+        302 => limits(a as u32, b, c, d),
+        309 => where_am_i(a, b),
+        318 => random(a, b),
+        _ => return None,
+    })
+}
+
+fn clone(args: &[u64; 6], frame: &TrapFrame) -> Outcome {
+    let [flags, stack, parent_tid, child_tid, tls, _] = *args;
+    let exit_signal = (flags & clone_flags::CSIGNAL) as u32;
+    let args = CloneArgs { flags: flags & !clone_flags::CSIGNAL, exit_signal, stack, parent_tid, child_tid, tls };
+    task::clone(&args, frame).map(u64::from)
+}
+
+fn fork(flags: u64, frame: &TrapFrame) -> Outcome {
+    let args = CloneArgs { flags, exit_signal: crate::signal::SIGCHLD, ..CloneArgs::default() };
+    task::clone(&args, frame).map(u64::from)
+}
+
+fn exit(code: u64) -> ! {
+    let task = task::current();
+    let code = exited_with(code as i32);
+    if task.process().is_some_and(|process| process.live.load(Relaxed) == 1) {
+        exec::init_ends(&task, code);
+    }
+    task::exit(code)
+}
+
+fn exit_group(code: u64) -> ! {
+    let code = exited_with(code as i32);
+    exec::init_ends(&task::current(), code);
+    task::exit_group(code)
+}
+
+fn wait(pid: i32, status: u64, options: u64, used: u64) -> Outcome {
+    if options as u32 & !0xe000_0000 & !((WNOHANG | WUNTRACED | WCONTINUED) as u32) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let which = match pid {
+        -1 => Which::Any,
+        0 => Which::Group(own()?.pgrp.load(Relaxed)),
+        pid if pid > 0 => Which::Process(pid as u32),
+        group => Which::Group(group.unsigned_abs()),
+    };
+    let Some(ended) = task::wait4(which, options & WNOHANG == 0, false)? else { return Ok(0) };
+    if status != 0 {
+        uaccess::write_u32(status, ended.status)?;
+    }
+    if used != 0 {
+        write_usage(used, &ended.usage)?;
+    }
+    Ok(u64::from(ended.pid))
+}
+
+/// The current task's process.
+fn own() -> Result<Arc<Process>, Errno> {
+    task::current().get_process().ok_or(Errno::ESRCH)
+}
+
+fn thread(pid: u32) -> Result<TaskRef, Errno> {
+    if pid == 0 { Ok(task::current().get()) } else { task::find(pid).ok_or(Errno::ESRCH) }
+}
+
+fn group_of(pid: u32, word: impl FnOnce(&Process) -> u32) -> Outcome {
+    let task = thread(pid)?;
+    task.process().map(|process| u64::from(word(process))).ok_or(Errno::ESRCH)
+}
+
+fn set_group(pid: u32, group: u32) -> Outcome {
+    let task = thread(pid)?;
+    let process = task.process().ok_or(Errno::ESRCH)?;
+    process.pgrp.store(if group == 0 { task.tgid() } else { group }, Relaxed);
+    Ok(0)
+}
+
+fn new_session() -> Outcome {
+    let (task, process) = (task::current(), own()?);
+    if process.pgrp.load(Relaxed) == task.tgid() {
+        return Err(Errno::EPERM);
+    }
+    process.pgrp.store(task.tgid(), Relaxed);
+    process.session.store(task.tgid(), Relaxed);
+    Ok(u64::from(task.tgid()))
+}
+
+/// `uname`: six fields of 65 bytes.
+fn system(at: u64) -> Outcome {
+    const FIELD: usize = 65;
+    let fields = ["Linux", "pagevisor", "6.1.0", concat!("Pagevisor ", env!("CARGO_PKG_VERSION")), "x86_64", "(none)"];
+    let mut bytes = [0; 6 * FIELD];
+    for (field, text) in bytes.chunks_exact_mut(FIELD).zip(fields) {
+        field[..text.len()].copy_from_slice(text.as_bytes());
+    }
+    uaccess::write(at, &bytes).map(|()| 0)
+}
+
+/// Soft and hard limit of a resource, which are changed if `new` says so.
+fn limit_of(resource: u64, new: Option<[u64; 2]>) -> Result<[u64; 2], Errno> {
+    let resource = usize::try_from(resource as u32).ok().filter(|number| *number < NR_LIMITS).ok_or(Errno::EINVAL)?;
+    let process = own()?;
+    let words = &process.limits[resource];
+    let old = [words[0].load(Relaxed), words[1].load(Relaxed)];
+    if let Some([soft, hard]) = new {
+        if soft > hard {
+            return Err(Errno::EINVAL);
+        }
+        words[0].store(soft, Relaxed);
+        words[1].store(hard, Relaxed);
+    }
+    Ok(old)
+}
+
+/// `prlimit64`, for the current process.
+fn limits(pid: u32, resource: u64, new: u64, old: u64) -> Outcome {
+    if pid != 0 && pid != task::current().tgid() {
+        return Err(Errno::ESRCH);
+    }
+    let new = if new == 0 { None } else { Some(uaccess::read_words(new)?) };
+    let before = limit_of(resource, new)?;
+    if old != 0 {
+        uaccess::write_words(old, &before)?;
+    }
+    Ok(0)
+}
+
+fn write_usage(at: u64, usage: &Usage) -> Result<(), Errno> {
+    let mut words = [0; 18];
+    for (pair, nanos) in words.chunks_exact_mut(2).zip([&usage.utime, &usage.stime]) {
+        let nanos = nanos.load(Relaxed);
+        pair.copy_from_slice(&[nanos / 1_000_000_000, nanos % 1_000_000_000 / 1000]);
+    }
+    for (index, word) in [(8, &usage.min_flt), (9, &usage.maj_flt), (16, &usage.nvcsw), (17, &usage.nivcsw)] {
+        words[index] = word.load(Relaxed);
+    }
+    uaccess::write_words(at, &words)
+}
+
+/// `getrusage`.
+fn usage(who: i32, at: u64) -> Outcome {
+    let (task, process, usage) = (task::current(), own()?, Usage::default());
+    match who {
+        -1 => usage.add(&process.children),
+        0 => {
+            process.for_each_thread(|thread| usage.add_task(thread));
+            usage.add(&process.gone);
+        }
+        1 => usage.add_task(&task),
+        _ => return Err(Errno::EINVAL),
+    }
+    write_usage(at, &usage).map(|()| 0)
+}
+
+/// `times`.
+fn times(at: u64) -> Outcome {
+    if at != 0 {
+        let ([user, kernel], process) = (time::used(), own()?);
+        let children = [&process.children.utime, &process.children.stime].map(|word| time::ticks(word.load(Relaxed)));
+        uaccess::write_words(at, &[time::ticks(user), time::ticks(kernel), children[0], children[1]])?;
+    }
+    Ok(time::ticks(clock::nanos()))
+}
+
+/// `sysinfo`: uptime, loads, memory, tasks.
+fn information(at: u64) -> Outcome {
+    let mm = platform::mm().ok_or(Errno::ENOSYS)?;
+    let (region, mut words) = (mm.region(), [0; 14]);
+    words[0] = clock::nanos() / 1_000_000_000;
+    words[4] = PAGE_SIZE * region.zones().iter().map(|zone| zone.managed_pages.load(Relaxed)).sum::<u64>();
+    words[5] = PAGE_SIZE * counters::global_zone_page_state(region, ZoneStat::NrFreePages);
+    words[10] = task::count() & 0xffff;
+    // Bytes of a unit.
+    words[13] = 1;
+    uaccess::write_words(at, &words).map(|()| 0)
+}
+
+/// `prctl`.
+fn name(what: u64, at: u64) -> Outcome {
+    let task = task::current();
+    match what {
+        PR_SET_NAME => {
+            let mut bytes = [0; 16];
+            let len = uaccess::read_string(&mut bytes[..15], at)?;
+            task.set_name(format_args!("{}", core::str::from_utf8(&bytes[..len]).unwrap_or("?")));
+            Ok(0)
+        }
+        PR_GET_NAME => {
+            let words = [0, 1].map(|index| task.record.comm[index].load(Relaxed));
+            uaccess::write_words(at, &words).map(|()| 0)
+        }
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `arch_prctl`.
+fn bases(what: u64, addr: u64) -> Outcome {
+    let [fs, gs] = task::current().user.bases();
+    match what {
+        ARCH_SET_FS | ARCH_SET_GS if addr >= TASK_SIZE_MAX => return Err(Errno::EPERM),
+        ARCH_SET_FS => task::set_bases([addr, gs]),
+        ARCH_SET_GS => task::set_bases([fs, addr]),
+        ARCH_GET_FS => uaccess::write_u64(addr, fs)?,
+        ARCH_GET_GS => uaccess::write_u64(addr, gs)?,
+        _ => return Err(Errno::EINVAL),
+    }
+    Ok(0)
+}
+
+fn set_affinity(pid: u32, len: u64, at: u64) -> Outcome {
+    let mut bytes = [0; 8];
+    let len = (len as usize).min(bytes.len());
+    uaccess::read(&mut bytes[..len], at)?;
+    task::set_affinity(&*thread(pid)?, CpuMask(u64::from_le_bytes(bytes))).map(|()| 0)
+}
+
+/// `sched_getaffinity`: how many bytes it has written.
+fn affinity(pid: u32, len: u64, at: u64) -> Outcome {
+    if len < 8 || !len.is_multiple_of(8) {
+        return Err(Errno::EINVAL);
+    }
+    let cpus = thread(pid)?.cpus().0 & smp::online().0;
+    uaccess::write_u64(at, cpus).map(|()| 8)
+}
+
+/// `getcpu`.
+fn where_am_i(cpu: u64, node: u64) -> Outcome {
+    let number = percpu::cpu_number();
+    if cpu != 0 {
+        uaccess::write_u32(cpu, number)?;
+    }
+    if node != 0 {
+        let region = crate::region::get().ok_or(Errno::ENOSYS)?;
+        let of = region.cpus().get(number as usize).map_or(0, |record| record.node.load(Relaxed));
+        uaccess::write_u32(node, of)?;
+    }
+    Ok(0)
+}
+
+/// `getrandom`. Nothing secret is made here: the numbers are random enough for hash tables.
+fn random(at: u64, len: u64) -> Outcome {
+    let mut numbers = SplitMix64::new(cpu::rdtsc());
+    let len = len.min(PAGE_SIZE);
+    let bytes: Vec<u8> = (0..len.div_ceil(8)).flat_map(|_| numbers.next().to_le_bytes()).collect();
+    uaccess::write(at, &bytes[..len as usize]).map(|()| len)
+}
+
+/// The path of the current task's program, as far as it is known.
+pub fn path_of_program() -> String {
+    alloc::format!("/bin/{}", task::current().name())
+}
+
+/// The program's list of strings at `list`.
+fn strings(list: u64) -> Result<Vec<Vec<u8>>, Errno> {
+    let mut strings = Vec::new();
+    if list == 0 {
+        return Ok(strings);
+    }
+    loop {
+        let at = uaccess::read_u64(list.wrapping_add(8 * strings.len() as u64))?;
+        if at == 0 {
+            return Ok(strings);
+        }
+        if strings.len() == MAX_ARGUMENTS {
+            return Err(Errno::E2BIG);
+        }
+        let mut string = Vec::new();
+        loop {
+            let mut piece = [0; 256];
+            let len = uaccess::read_string(&mut piece, at.wrapping_add(string.len() as u64))?;
+            string.extend_from_slice(&piece[..len]);
+            if len < piece.len() {
+                break;
+            }
+            if string.len() > MAX_ARGUMENT {
+                return Err(Errno::E2BIG);
+            }
+        }
+        strings.push(string);
+    }
+}
+
+/// `execve`.
+pub fn execve(args: &[u64; 6], frame: &mut TrapFrame) -> Result<(), Errno> {
+    let name = tree::string(args[0])?;
+    let (mut arguments, environment) = (strings(args[1])?, strings(args[2])?);
+    let start = fs::table::directories(&task::current())?.work();
+    let mut path = name;
+    for _ in 0..=MAX_INTERPRETERS {
+        let file = path::lookup(&start, &path, true)?;
+        if file.is_directory() || file.mode.load(Relaxed) & 0o111 == 0 {
+            return Err(Errno::EACCES);
+        }
+        let Some((interpreter, option)) = interpreter(&file) else {
+            return exec::exec(&file, &path, &arguments, &environment, frame);
+        };
+        // The script takes the place of its own name.
+        let rest = arguments.split_off(arguments.len().min(1));
+        arguments =
+            [Some(interpreter.clone().into_bytes()), option, Some(path.into_bytes())].into_iter().flatten().collect();
+        arguments.extend(rest);
+        path = interpreter;
+    }
+    Err(Errno::ELOOP)
+}
+
+/// The interpreter that a script names in its first line, and the argument there (`fs/binfmt_script.c`).
+fn interpreter(file: &fs::inode::Inode) -> Option<(String, Option<Vec<u8>>)> {
+    let mut line = [0; 256];
+    let len = file.read(0, &mut line);
+    let line = line[..len].strip_prefix(b"#!")?;
+    let line = line.split(|byte| *byte == b'\n').next()?.trim_ascii();
+    let (name, option) = match line.iter().position(u8::is_ascii_whitespace) {
+        Some(end) => (&line[..end], Some(line[end..].trim_ascii().to_vec())),
+        None => (line, None),
+    };
+    Some((String::from_utf8(name.to_vec()).ok()?, option))
+}

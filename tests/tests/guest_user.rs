@@ -1,0 +1,123 @@
+//! Programs in user mode: their memory, faults, signals and children, and what the kernel says when they are wrong. The
+//! programs are one, `tests/programs/user.c`; each of its parts ends with 42 if everything was as it should be, and with
+//! the number of the line that was not otherwise.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use pagevisor_tests::command::{Output, pagevisor, run};
+
+/// What a part ends with that has found nothing wrong.
+const FINE: i32 = 42;
+
+/// The program, as a file.
+fn program() -> &'static str {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    let path = PATH.get_or_init(|| {
+        let path = std::env::temp_dir().join(format!("pagevisor-user-{}", std::process::id()));
+        fs::write(&path, include_bytes!(concat!(env!("OUT_DIR"), "/user"))).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    });
+    path.to_str().unwrap()
+}
+
+/// Runs the parts `parts`, one after the other in one guest, until one fails.
+fn parts(parts: &[&str]) -> Output {
+    let mut args = vec!["run", "--timeout", "100", "--console", "--init", program(), "--"];
+    args.extend(parts.iter().copied());
+    run(&mut pagevisor(args))
+}
+
+#[track_caller]
+fn fine(names: &[&str]) -> Output {
+    let output = parts(names);
+    assert_eq!(output.code(), FINE, "{}\n{}", output.stdout, output.stderr);
+    output
+}
+
+#[test]
+fn a_program_prints_and_ends_with_its_status() {
+    let output = fine(&["hello"]);
+    assert_eq!(output.stdout, "hello, world\n");
+}
+
+#[test]
+fn a_program_gets_its_arguments_and_what_the_kernel_tells() {
+    fine(&["arguments", "two words", ""]);
+}
+
+#[test]
+fn every_error_code_of_a_page_fault_reaches_the_handler() {
+    fine(&["faults"]);
+}
+
+#[test]
+fn exceptions_are_signals() {
+    fine(&["exceptions"]);
+}
+
+#[test]
+fn addresses_that_are_not_there_fail_calls_and_not_the_kernel() {
+    fine(&["addresses"]);
+}
+
+#[test]
+fn memory_can_be_mapped_moved_and_protected() {
+    fine(&["memory", "stack", "heap"]);
+}
+
+#[test]
+fn children_have_copies_of_memory_and_tell_how_they_ended() {
+    fine(&["children", "vfork"]);
+}
+
+#[test]
+fn threads_share_memory_and_sleep_on_words() {
+    fine(&["threads"]);
+}
+
+#[test]
+fn signals_are_handled_blocked_and_nested() {
+    fine(&["signals"]);
+}
+
+#[test]
+fn files_and_pipes_keep_what_is_written() {
+    fine(&["files", "pipes"]);
+}
+
+#[test]
+fn registers_stay_a_programs_own() {
+    fine(&["registers"]);
+}
+
+#[test]
+fn another_program_can_be_run_in_place_of_one() {
+    let output = fine(&["exec"]);
+    assert_eq!(output.stdout, "hello, world\n");
+}
+
+#[test]
+fn an_unknown_call_is_told_of_once() {
+    let output = fine(&["unknown"]);
+    let told = |what: &str| output.stderr.lines().filter(|line| line.contains(what)).count();
+    assert_eq!(told("system call 169 (reboot) is not implemented"), 1, "{}", output.stderr);
+    assert_eq!(told("is not implemented"), 2, "{}", output.stderr);
+}
+
+#[test]
+fn a_program_that_is_ended_by_a_signal_ends_the_guest_with_its_number() {
+    for (part, status, told) in [
+        ("end-read", 128 + 11, "segfault at 10 "),
+        ("end-divide", 128 + 8, "trap 0 "),
+        ("end-privileged", 128 + 11, "trap 13 "),
+        ("end-invalid", 128 + 4, "trap 6 "),
+    ] {
+        let output = parts(&[part]);
+        assert_eq!(output.code(), status, "{part}: {}\n{}", output.stdout, output.stderr);
+        assert!(output.stderr.contains(told), "{part}: {}", output.stderr);
+    }
+}
