@@ -288,6 +288,8 @@ static void children(void)
     shared_word = 1;
     CHECK(CALL(WAIT4, -1, &status, 0, 0) == -ECHILD);
     // Ended by a signal, its own and another's.
+    struct action by_default = { 0, SA_RESTORER, restorer, 0 };
+    CHECK(CALL(SIGACTION, SIGSEGV, &by_default, 0, 8) == 0);
     child = CALL(FORK);
     if (child == 0)
         for (;;)

@@ -39,7 +39,7 @@ fn burst(guest: &Guest, count: u32, cpu: impl Fn(u32) -> u32) -> Result<Signals,
         waiting.wait(Duration::from_secs(20))?;
     }
     let after = guest.machine().signals();
-    let kicks = [0, 1].map(|queue| after.kicks[queue] - before.kicks[queue]);
+    let kicks = std::array::from_fn(|queue| after.kicks[queue] - before.kicks[queue]);
     Ok(Signals { kicks, interrupts: after.interrupts - before.interrupts })
 }
 

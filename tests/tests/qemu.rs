@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
+use pagevisor::boot::Init;
 use pagevisor_tests::command::{kernel_elf, run};
 use pagevisor_tests::linux;
 use pagevisor_tests::views::{self, ZoneInfo, ZoneKey};
@@ -121,4 +122,31 @@ fn a_node_without_cpus_and_one_without_memory() {
 fn no_processor_remembers_what_was_unmapped() {
     let output = boot(&["-m", "256M", "-smp", "4"], "pagevisor.test=vmalloc");
     assert!(output.contains("selftest: vmalloc ok"), "{output}");
+}
+
+/// On KVM without hardware virtualization `syscall` comes as a page fault; here it enters the kernel itself.
+#[test]
+fn programs_run_with_system_calls_by_the_instruction() {
+    let parts = "hello files faults exceptions addresses memory stack heap children vfork threads signals pipes registers \
+                 unknown exec";
+    let init = Init {
+        path: "/bin/user".into(),
+        program: Some(include_bytes!(concat!(env!("OUT_DIR"), "/user")).to_vec()),
+        arguments: parts.split_whitespace().map(|part| part.as_bytes().to_vec()).collect(),
+    };
+    let archive = std::env::temp_dir().join(format!("pagevisor-qemu-{}.cpio", std::process::id()));
+    std::fs::write(&archive, init.archive()).unwrap();
+    for cpu in ["qemu64,+rdrand", "qemu64,+rdrand,+smep"] {
+        let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.args("-accel tcg -nodefaults -no-user-config -display none -no-reboot -m 256M -smp 2".split(' '))
+            .args(["-cpu", cpu, "-serial", "stdio", "-append", "rdinit=/bin/user", "-initrd"])
+            .arg(&archive)
+            // Its exit status is twice the code that the guest ends with, and 1.
+            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-kernel"])
+            .arg(kernel_elf());
+        let output = run(&mut qemu);
+        assert_eq!(output.code(), 42 << 1 | 1, "{cpu}: {}", output.stdout);
+        assert_eq!(output.stdout.matches("hello, world").count(), 2, "{cpu}: {}", output.stdout);
+    }
+    std::fs::remove_file(&archive).unwrap();
 }

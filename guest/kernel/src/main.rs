@@ -224,7 +224,8 @@ fn ready(_: usize) -> i32 {
     if let Some(names) = options.dump {
         dump::print(region, names);
     }
-    if options.exit || !hosted || options.bench.is_some() || options.dump.is_some() {
+    let asked = options.bench.is_some() || options.dump.is_some();
+    if asked || options.rdinit.is_none() && (options.exit || !hosted) {
         power::off(shutdown::OK);
     }
     command::open();
