@@ -25,6 +25,7 @@ mod iomem;
 mod mem_info;
 pub mod meminfo;
 mod node;
+pub mod process;
 pub mod slabinfo;
 mod sysctl;
 pub mod vmstat;

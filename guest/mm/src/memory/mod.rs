@@ -19,6 +19,7 @@
 //! | `gup` | pages brought in for somebody else: reading and writing other programs' memory |
 //! | `rmap` | who maps a page |
 //! | `anon_vma` | families of anonymous pages |
+//! | `pages` | which pages there are, for those who ask |
 //! | `mapping_table` | numbers of what pages belong to |
 //!
 //! # Who may do what
@@ -41,6 +42,7 @@ mod fault;
 mod gather;
 mod gup;
 mod mapping_table;
+mod pages;
 mod protect;
 mod pte;
 mod remap;
@@ -53,6 +55,7 @@ mod zero;
 use core::sync::atomic::AtomicU32;
 
 pub use fault::{FaultFlags, FaultKind, FaultResult, SegvCode};
+pub use pages::UserPage;
 #[cfg(feature = "hosted")]
 pub(crate) use pte::Pte;
 #[cfg(feature = "hosted")]

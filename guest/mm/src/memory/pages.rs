@@ -1,0 +1,74 @@
+//! Which pages a program has, for those who ask (`mm/pagewalk.c`, `fs/proc/task_mmu.c`).
+
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use pagevisor_shared::mm_types::MappingId;
+use pagevisor_shared::page_flags::PageFlag;
+use pagevisor_shared::pgtable::{Entry, level_size};
+use pagevisor_shared::report::process::MappedPage;
+use pagevisor_shared::units::{PAGE_SIZE, Pfn, VirtAddr};
+
+use super::pte::Pte;
+use crate::Mm;
+use crate::mmap::{Space, vma_at_or_above};
+use crate::platform::Platform;
+
+/// A page that is mapped.
+#[derive(Clone, Copy, Debug)]
+pub struct UserPage {
+    /// Where.
+    pub addr: VirtAddr,
+    /// The frame.
+    pub pfn: Pfn,
+    /// What is known of it; nothing for the zero page, which is nobody's.
+    pub page: Option<MappedPage>,
+}
+
+impl<P: Platform> Mm<P> {
+    /// Calls `look` with each page that is mapped from `start` up to `end` in areas of `space`, in order of address
+    /// (`walk_page_range`). Areas stay as they are meanwhile, pages may come and go; it must not sleep.
+    pub fn for_each_user_page(&self, space: Space, start: VirtAddr, end: VirtAddr, mut look: impl FnMut(&UserPage)) {
+        let _held = self.mmap_read_lock(space);
+        let mut addr = start.raw();
+        while addr < end.raw()
+            && let Some(vma) = vma_at_or_above(space, addr)
+        {
+            addr = addr.max(vma.start());
+            let last = vma.end().min(end.raw());
+            while addr < last {
+                // As far as one table goes.
+                let stop = (addr | (level_size(1) - 1)).saturating_add(1).min(last);
+                let Some(table) = self.page_table(space.record(), addr) else {
+                    addr = stop;
+                    continue;
+                };
+                for at in (addr..stop).step_by(PAGE_SIZE as usize) {
+                    let pte = Pte(table.word(at).load(Acquire));
+                    if pte.keeps_page() {
+                        look(&self.user_page_at(VirtAddr::new(at), pte));
+                    }
+                }
+                addr = stop;
+            }
+        }
+    }
+
+    fn user_page_at(&self, addr: VirtAddr, pte: Pte) -> UserPage {
+        let pfn = pte.pfn();
+        if pte.is_special() {
+            return UserPage { addr, pfn, page: None };
+        }
+        let page = self.user_page(pte.frame());
+        let flags = page.flags.load(Relaxed);
+        let has = |flag: PageFlag| flags & flag.mask() != 0;
+        let known = MappedPage {
+            mapcount: u64::from(page._mapcount.load(Relaxed)),
+            anon: MappingId::from_word(page.mapping.load(Relaxed)).is_some_and(MappingId::is_anon),
+            dirty: pte.is_dirty() || has(PageFlag::Dirty),
+            referenced: pte.has(Entry::ACCESSED) || has(PageFlag::Referenced),
+            active: has(PageFlag::Active),
+            node: self.page_to_nid(pfn).map_or(0, |node| node.index()),
+        };
+        UserPage { addr, pfn, page: Some(known) }
+    }
+}
