@@ -26,7 +26,7 @@ pub fn print(region: &RegionRef<'_>, names: &str) {
 }
 
 /// Writes the table `name`; `None` if there is none of that name.
-fn table(region: &RegionRef<'_>, name: &str, out: &mut dyn Write) -> Option<fmt::Result> {
+pub fn table(region: &RegionRef<'_>, name: &str, out: &mut dyn Write) -> Option<fmt::Result> {
     Some(match name {
         "buddyinfo" => report::buddyinfo(region, out),
         "pagetypeinfo" => report::pagetypeinfo(region, &|zone| block_counts(region, zone), out),

@@ -23,6 +23,8 @@ pub fn run() -> ! {
         if let Some(mm) = mm {
             mm.quiet_vmstat();
         }
+        task::begin_idle();
         command::halt();
+        task::end_idle();
     }
 }

@@ -14,8 +14,11 @@ use crate::platform::Kernel;
 const PREFIXES: [&str; 2] = ["sysctl.vm.", "sysctl.vm/"];
 
 /// Why a setting was not made.
-enum Refused {
+#[derive(Clone, Copy, Debug)]
+pub enum Refused {
+    /// There is no such setting.
     Unknown,
+    /// The value makes no sense.
     Invalid,
 }
 
@@ -25,7 +28,7 @@ pub fn apply(mm: &Mm<Kernel>, region: &RegionRef<'_>, line: &str) {
         let Some((name, value)) = word.split_once('=') else { continue };
         let Some(setting) = PREFIXES.into_iter().find_map(|prefix| name.strip_prefix(prefix)) else { continue };
         let value = value.trim_matches('"');
-        let reason = match set(mm, region, setting, value) {
+        let reason = match write(mm, region, setting, value) {
             Ok(()) => continue,
             Err(Refused::Unknown) => "parameter not found",
             Err(Refused::Invalid) => "invalid value",
@@ -34,7 +37,11 @@ pub fn apply(mm: &Mm<Kernel>, region: &RegionRef<'_>, line: &str) {
     }
 }
 
-fn set(mm: &Mm<Kernel>, region: &RegionRef<'_>, setting: &str, value: &str) -> Result<(), Refused> {
+/// Makes a setting (`/proc/sys/vm/NAME`).
+///
+/// # Errors
+/// There is none of this name, or not with this value.
+pub fn write(mm: &Mm<Kernel>, region: &RegionRef<'_>, setting: &str, value: &str) -> Result<(), Refused> {
     let number = || value.trim().parse::<u32>().map_err(|_| Refused::Invalid);
     let result = match setting {
         "min_free_kbytes" => mm.set_min_free_kbytes(number()?),

@@ -7,6 +7,7 @@ mod elf;
 mod init;
 mod stack;
 
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ptr::with_exposed_provenance_mut;
@@ -25,6 +26,8 @@ use crate::arch::gdt::{USER_CODE, USER_DATA};
 use crate::arch::traps::TrapFrame;
 use crate::fs::file::display_name;
 use crate::fs::inode::Inode;
+use crate::fs::path::full_path;
+use crate::fs::root;
 use crate::platform;
 use crate::task::{self, Task};
 
@@ -93,6 +96,7 @@ pub fn exec(
         // What the program was is gone.
         crate::signal::die(crate::signal::SIGKILL);
     }
+    note_program(&task, file, path);
     become_program(&task, path);
     *frame = TrapFrame {
         r15_to_r8: [0; 8],
@@ -112,6 +116,21 @@ pub fn exec(
         ss: USER_DATA,
     };
     Ok(())
+}
+
+/// Notes what `/proc/PID/exe` is: the file, and its path without links.
+fn note_program(task: &Task, file: &Arc<Inode>, path: &str) {
+    let Some(process) = task.get_process() else { return };
+    let start = crate::fs::table::directories(task).map_or_else(|_| Arc::clone(root()), |own| own.work());
+    let full = match full_path(&start, path) {
+        Ok(full) => full,
+        // By a link of `/proc`: to a program that somebody executes, himself mostly.
+        Err(_) => match process.program.lock().as_ref() {
+            Some((old, path)) if Arc::ptr_eq(old, file) => path.clone(),
+            _ => String::from(path),
+        },
+    };
+    *process.program.lock() = Some((Arc::clone(file), full));
 }
 
 /// What changes with the program beside its memory (`begin_new_exec`).

@@ -10,7 +10,9 @@ use pagevisor_shared::errno::Errno;
 
 use super::inode::{Device, Inode, Kind};
 use super::pipe::Pipe;
+use super::proc::Node;
 use crate::arch::uaccess;
+use crate::sync::SpinLock;
 use crate::{console, task};
 
 /// Open for reading.
@@ -50,6 +52,8 @@ pub enum End {
     None,
     /// One end of a pipe.
     Pipe(Arc<Pipe>),
+    /// What a file of `/proc` said when it was last read from its beginning.
+    Text(SpinLock<Vec<u8>>),
 }
 
 /// An open file.
@@ -78,6 +82,12 @@ impl File {
         Arc::new(Self { inode, flags: AtomicU32::new(flags & !O_CLOEXEC), position: AtomicU64::new(0), end })
     }
 
+    /// `inode`, which was found by a name.
+    pub fn open(inode: Arc<Inode>, flags: u32) -> Arc<Self> {
+        let end = if matches!(inode.kind, Kind::Proc(_)) { End::Text(SpinLock::new(Vec::new())) } else { End::None };
+        Self::new(inode, flags, end)
+    }
+
     fn has(&self, flag: u32) -> bool {
         self.flags.load(Relaxed) & flag != 0
     }
@@ -101,7 +111,7 @@ impl File {
     pub const fn pipe(&self) -> Option<&Arc<Pipe>> {
         match &self.end {
             End::Pipe(pipe) => Some(pipe),
-            End::None => None,
+            End::None | End::Text(_) => None,
         }
     }
 
@@ -144,14 +154,29 @@ impl File {
         Ok(done)
     }
 
+    /// Reads into the kernel's memory.
+    ///
+    /// # Errors
+    /// What the file gives.
+    pub fn read_to(&self, to: &mut [u8], offset: u64) -> Result<usize, Errno> {
+        self.read_piece(to, offset)
+    }
+
+    /// A path for it that need not be right any more.
+    pub fn name(&self) -> String {
+        alloc::format!("/ (inode {})", self.inode.number)
+    }
+
     fn read_piece(&self, to: &mut [u8], offset: u64) -> Result<usize, Errno> {
         match (&self.inode.kind, &self.end) {
             (Kind::Directory(..), _) => Err(Errno::EISDIR),
+            (Kind::Proc(node), _) if node.is_directory() => Err(Errno::EISDIR),
+            (Kind::Proc(node), End::Text(text)) => read_text(*node, text, to, offset),
             (Kind::Regular(_), _) => Ok(self.inode.read(offset, to)),
             // Nobody types; and zeros come another way.
             (Kind::Device(_), _) => Ok(0),
             (_, End::Pipe(pipe)) => pipe.read(to, self.has(O_NONBLOCK)),
-            (Kind::Link(_) | Kind::Pipe, End::None) => Err(Errno::EINVAL),
+            (Kind::Link(_) | Kind::Pipe | Kind::Proc(_), _) => Err(Errno::EINVAL),
         }
     }
 
@@ -202,9 +227,28 @@ impl File {
             (Kind::Device(Device::Console), _) => print(from),
             (_, End::Pipe(pipe)) => pipe.write(from, self.has(O_NONBLOCK)),
             (Kind::Directory(..), _) => Err(Errno::EISDIR),
-            (Kind::Link(_) | Kind::Pipe, End::None) => Err(Errno::EINVAL),
+            (Kind::Proc(node), _) => node.write(from).map(|()| from.len()),
+            (Kind::Link(_) | Kind::Pipe, _) => Err(Errno::EINVAL),
         }
     }
+}
+
+/// Reads what `node` says; at the beginning it is asked again, and `text` is what it said.
+fn read_text(node: Node, text: &SpinLock<Vec<u8>>, to: &mut [u8], offset: u64) -> Result<usize, Errno> {
+    if let Some(read) = node.read_words(offset, to) {
+        return read;
+    }
+    if offset == 0 {
+        // It may sleep, which nobody does who holds a lock.
+        let now = node.text()?;
+        let old = core::mem::replace(&mut *text.lock(), now);
+        drop(old);
+    }
+    let text = text.lock();
+    let rest = usize::try_from(offset).ok().and_then(|offset| text.get(offset..)).unwrap_or(&[]);
+    let len = rest.len().min(to.len());
+    to[..len].copy_from_slice(&rest[..len]);
+    Ok(len)
 }
 
 /// Room for a piece of `len` bytes.

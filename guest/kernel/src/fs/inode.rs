@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 use pagevisor_shared::errno::Errno;
 
 use super::mode;
+use super::proc::Node;
 use crate::clock;
 use crate::sync::SpinLock;
 
@@ -93,6 +94,8 @@ pub enum Kind {
     Device(Device),
     /// A pipe.
     Pipe,
+    /// A file or directory of `/proc`.
+    Proc(Node),
 }
 
 /// A file, whatever its name is.
@@ -115,10 +118,15 @@ static NUMBERS: AtomicU64 = AtomicU64::new(1);
 impl Inode {
     /// A file without a name yet.
     pub fn new(mode: u32, kind: Kind) -> Arc<Self> {
+        Self::numbered(NUMBERS.fetch_add(1, Relaxed), mode, kind)
+    }
+
+    /// As [`Self::new`], with a number that is known.
+    pub fn numbered(number: u64, mode: u32, kind: Kind) -> Arc<Self> {
         Arc::new(Self {
-            number: NUMBERS.fetch_add(1, Relaxed),
+            number,
             mode: AtomicU32::new(mode),
-            links: AtomicU32::new(0),
+            links: AtomicU32::new(u32::from(matches!(kind, Kind::Proc(_)))),
             changed: AtomicU64::new(clock::nanos()),
             kind,
         })
@@ -136,8 +144,12 @@ impl Inode {
     }
 
     /// Whether it is a directory.
-    pub const fn is_directory(&self) -> bool {
-        matches!(self.kind, Kind::Directory(..))
+    pub fn is_directory(&self) -> bool {
+        match self.kind {
+            Kind::Directory(..) => true,
+            Kind::Proc(node) => node.is_directory(),
+            _ => false,
+        }
     }
 
     /// The file of this name in it.
@@ -145,14 +157,18 @@ impl Inode {
     /// # Errors
     /// ENOTDIR, ENOENT.
     pub fn find(&self, name: &str) -> Result<Arc<Self>, Errno> {
-        let Kind::Directory(entries, _) = &self.kind else { return Err(Errno::ENOTDIR) };
-        entries.lock().get(name).cloned().ok_or(Errno::ENOENT)
+        match &self.kind {
+            Kind::Directory(entries, _) => entries.lock().get(name).cloned().ok_or(Errno::ENOENT),
+            Kind::Proc(node) => node.find(name),
+            _ => Err(Errno::ENOTDIR),
+        }
     }
 
     /// The directory that it, a directory, is in; itself if that is none.
     pub fn parent(self: &Arc<Self>) -> Arc<Self> {
         match &self.kind {
             Kind::Directory(_, parent) => parent.lock().upgrade().unwrap_or_else(|| Arc::clone(self)),
+            Kind::Proc(node) => node.parent(),
             _ => Arc::clone(self),
         }
     }
@@ -160,9 +176,9 @@ impl Inode {
     /// Enters `file` as `name`.
     ///
     /// # Errors
-    /// ENOTDIR, EEXIST, ENAMETOOLONG.
+    /// ENOTDIR, EEXIST, ENAMETOOLONG; EPERM in `/proc`.
     pub fn insert(self: &Arc<Self>, name: &str, file: Arc<Self>) -> Result<Arc<Self>, Errno> {
-        let Kind::Directory(entries, _) = &self.kind else { return Err(Errno::ENOTDIR) };
+        let entries = self.names()?;
         if name.len() > super::path::NAME_MAX {
             return Err(Errno::ENAMETOOLONG);
         }
@@ -183,12 +199,21 @@ impl Inode {
         Ok(file)
     }
 
+    /// What it has by name, to be changed.
+    fn names(&self) -> Result<&SpinLock<BTreeMap<String, Arc<Self>>>, Errno> {
+        match &self.kind {
+            Kind::Directory(entries, _) => Ok(entries),
+            Kind::Proc(_) => Err(Errno::EPERM),
+            _ => Err(Errno::ENOTDIR),
+        }
+    }
+
     /// Takes the name `name` away; for a directory if `directory` is set, and only if that is empty.
     ///
     /// # Errors
     /// ENOTDIR, ENOENT, EISDIR, ENOTEMPTY.
     pub fn remove(&self, name: &str, directory: bool) -> Result<(), Errno> {
-        let Kind::Directory(entries, _) = &self.kind else { return Err(Errno::ENOTDIR) };
+        let entries = self.names()?;
         let mut entries = entries.lock();
         let file = entries.get(name).ok_or(Errno::ENOENT)?;
         match &file.kind {
@@ -214,7 +239,7 @@ impl Inode {
     /// # Errors
     /// ENOTDIR, ENOENT.
     pub fn detach(&self, name: &str) -> Result<(), Errno> {
-        let Kind::Directory(entries, _) = &self.kind else { return Err(Errno::ENOTDIR) };
+        let entries = self.names()?;
         let file = entries.lock().remove(name).ok_or(Errno::ENOENT)?;
         if file.is_directory() {
             self.links.fetch_sub(1, Relaxed);
@@ -225,16 +250,22 @@ impl Inode {
         Ok(())
     }
 
-    /// The name, number and type of the entry at `index`, in the order of names.
-    pub fn entry(&self, index: usize) -> Option<(String, u64, u32)> {
+    /// The name, number and type of the entry at `place`, in the order of names, and the place behind it.
+    pub fn entry(&self, place: u64) -> Option<(String, u64, u32, u64)> {
+        if let Kind::Proc(node) = self.kind {
+            return node.entry(place);
+        }
         let Kind::Directory(entries, _) = &self.kind else { return None };
         let entries = entries.lock();
-        let (name, file) = entries.iter().nth(index)?;
-        Some((name.clone(), file.number, file.mode.load(Relaxed)))
+        let (name, file) = entries.iter().nth(place as usize)?;
+        Some((name.clone(), file.number, file.mode.load(Relaxed), place + 1))
     }
 
     /// The name that `file` has in it.
     pub fn name_of(&self, file: &Self) -> Option<String> {
+        if let Kind::Proc(node) = self.kind {
+            return node.name_of(file.number);
+        }
         let Kind::Directory(entries, _) = &self.kind else { return None };
         entries.lock().iter().find(|(_, entry)| entry.number == file.number).map(|(name, _)| name.clone())
     }

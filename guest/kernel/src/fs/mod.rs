@@ -2,13 +2,14 @@
 //! files that programs have open.
 //!
 //! [`inode`] what a tree is made of; [`initramfs`] how it comes from an archive; [`path`] names; [`file`] open files;
-//! [`table`] their numbers; [`pipe`].
+//! [`table`] their numbers; [`pipe`]; [`proc`].
 
 pub mod file;
 pub mod initramfs;
 pub mod inode;
 pub mod path;
 pub mod pipe;
+pub mod proc;
 pub mod table;
 
 use alloc::sync::Arc;
@@ -43,6 +44,7 @@ pub fn root() -> &'static Arc<Inode> {
 pub fn init(archive: &'static [u8]) {
     let root = root();
     initramfs::unpack(root, archive);
+    proc::mount(root);
     let Ok(dev) = path::make_directories(root, "dev") else { return };
     for (name, device) in [
         ("null", Device::Null),

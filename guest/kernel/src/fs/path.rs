@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use pagevisor_shared::errno::Errno;
 
 use super::inode::{Inode, Kind};
+use super::proc::Target;
 use super::root;
 
 /// Longest path, its final zero included (`PATH_MAX`).
@@ -71,9 +72,19 @@ pub fn find(start: &Arc<Inode>, path: &str, follow: bool) -> Result<Place, Errno
             Err(Errno::ENOENT) if last => return Ok(Place { directory, name, file: None, wants_directory }),
             Err(error) => return Err(error),
         };
-        if let Kind::Link(to) = &file.kind
-            && (!last || follow || wants_directory)
-        {
+        let target = match &file.kind {
+            Kind::Link(to) if !last || follow || wants_directory => Some(Target::Path(to.clone())),
+            Kind::Proc(node) if !last || follow || wants_directory => node.target().transpose()?,
+            _ => None,
+        };
+        if let Some(Target::File(to, _)) = target {
+            if last {
+                return Ok(Place { directory, name, file: Some(to), wants_directory });
+            }
+            directory = to;
+            continue;
+        }
+        if let Some(Target::Path(to)) = target {
             links += 1;
             if links > MAX_LINKS {
                 return Err(Errno::ELOOP);
@@ -81,7 +92,7 @@ pub fn find(start: &Arc<Inode>, path: &str, follow: bool) -> Result<Place, Errno
             if to.starts_with('/') {
                 directory = Arc::clone(root());
             }
-            push(&mut names, to);
+            push(&mut names, &to);
             continue;
         }
         if last {
@@ -100,6 +111,19 @@ pub fn find(start: &Arc<Inode>, path: &str, follow: bool) -> Result<Place, Errno
 /// As [`find`], and ENOENT.
 pub fn lookup(start: &Arc<Inode>, path: &str, follow: bool) -> Result<Arc<Inode>, Errno> {
     find(start, path, follow)?.file.ok_or(Errno::ENOENT)
+}
+
+/// The path from the root, without links, of the file at `path`, counted from `start`.
+///
+/// # Errors
+/// As [`find`]; ENOENT if it is found by a link of `/proc`, which leads to a file whatever its path.
+pub fn full_path(start: &Arc<Inode>, path: &str) -> Result<String, Errno> {
+    let place = find(start, path, true)?;
+    if matches!(place.directory.kind, Kind::Proc(_)) {
+        return Err(Errno::ENOENT);
+    }
+    let directory = path_of(&place.directory)?;
+    Ok(alloc::format!("{}/{}", directory.trim_end_matches('/'), place.name))
 }
 
 /// The directory at `path` below `start`, made where it is missing.

@@ -14,6 +14,9 @@ use super::root;
 use crate::sync::SpinLock;
 use crate::task::{Kind, Resource, Task};
 
+/// Room that a table of files has from the start (`NR_OPEN_DEFAULT`).
+const NR_OPEN_DEFAULT: usize = 64;
+
 /// An open file's entry.
 #[derive(Clone, Debug)]
 struct Slot {
@@ -68,6 +71,17 @@ impl Files {
             slots.resize(number + 1, None);
         }
         slots[number].replace(Slot { file, close_on_exec }).map(|slot| slot.file)
+    }
+
+    /// The numbers that there are.
+    pub fn numbers(&self) -> Vec<u32> {
+        let slots = self.0.lock();
+        slots.iter().enumerate().filter(|(_, slot)| slot.is_some()).map(|(number, _)| number as u32).collect()
+    }
+
+    /// Numbers that there is room for (`max_fds`).
+    pub fn room(&self) -> usize {
+        self.0.lock().len().max(NR_OPEN_DEFAULT).next_power_of_two()
     }
 
     /// The file of this number.

@@ -137,7 +137,11 @@ fn sendfile(to: u64, from: u64, offset: u64, len: usize) -> Outcome {
     let (mut done, mut buffer) = (0, alloc::vec![0; 4096]);
     while done < len {
         let wanted = buffer.len().min(len - done);
-        let got = from.inode.read(at, &mut buffer[..wanted]);
+        let got = match from.read_to(&mut buffer[..wanted], at) {
+            Ok(got) => got,
+            Err(error) if done == 0 => return Err(error),
+            Err(_) => break,
+        };
         if got == 0 {
             break;
         }

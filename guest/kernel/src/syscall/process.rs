@@ -331,11 +331,6 @@ fn random(at: u64, len: u64) -> Outcome {
     uaccess::write(at, &bytes[..len as usize]).map(|()| len)
 }
 
-/// The path of the current task's program, as far as it is known.
-pub fn path_of_program() -> String {
-    alloc::format!("/bin/{}", task::current().name())
-}
-
 /// The program's list of strings at `list`.
 fn strings(list: u64) -> Result<Vec<Vec<u8>>, Errno> {
     let mut strings = Vec::new();

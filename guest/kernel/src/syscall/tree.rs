@@ -8,7 +8,7 @@ use pagevisor_shared::errno::Errno;
 
 use super::{Outcome, files};
 use crate::arch::uaccess;
-use crate::fs::file::{End, File, O_ACCMODE, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_TRUNC, O_WRONLY};
+use crate::fs::file::{File, O_ACCMODE, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_TRUNC, O_WRONLY};
 use crate::fs::inode::{Content, Device, Inode, Kind};
 use crate::fs::table::directories;
 use crate::fs::{mode, path, root};
@@ -108,13 +108,13 @@ fn open(directory: u64, name: u64, flags: u32, rights: u32) -> Outcome {
     };
     match inode.kind {
         Kind::Link(_) => return Err(Errno::ELOOP),
-        Kind::Directory(..) if flags & O_ACCMODE != O_RDONLY || creates => return Err(Errno::EISDIR),
-        Kind::Directory(..) => {}
+        _ if inode.is_directory() && (flags & O_ACCMODE != O_RDONLY || creates) => return Err(Errno::EISDIR),
+        _ if inode.is_directory() => {}
         _ if flags & O_DIRECTORY != 0 => return Err(Errno::ENOTDIR),
         Kind::Regular(_) if flags & O_TRUNC != 0 && flags & O_ACCMODE != O_RDONLY => inode.truncate(0)?,
         _ => {}
     }
-    files::enter(File::new(inode, flags & !(O_CREAT | O_EXCL | O_TRUNC), End::None), flags)
+    files::enter(File::open(inode, flags & !(O_CREAT | O_EXCL | O_TRUNC)), flags)
 }
 
 fn stat(directory: u64, name: u64, at: u64, flags: u64) -> Outcome {
@@ -236,14 +236,11 @@ fn read_link(directory: u64, name: u64, at: u64, size: u64) -> Outcome {
         return Err(Errno::EINVAL);
     }
     let name = string(name)?;
-    let to = match path::lookup(&start(directory)?, &name, false) {
-        Ok(inode) => match &inode.kind {
-            Kind::Link(to) => to.clone(),
-            _ => return Err(Errno::EINVAL),
-        },
-        // There is no such tree, but C libraries ask for this.
-        Err(_) if name == "/proc/self/exe" => super::process::path_of_program(),
-        Err(error) => return Err(error),
+    let inode = path::lookup(&start(directory)?, &name, false)?;
+    let to = match &inode.kind {
+        Kind::Link(to) => to.clone(),
+        Kind::Proc(node) => node.target().ok_or(Errno::EINVAL)??.into_text(),
+        _ => return Err(Errno::EINVAL),
     };
     let len = to.len().min(size as usize);
     uaccess::write(at, &to.as_bytes()[..len]).map(|()| len as u64)
@@ -261,23 +258,23 @@ fn entries(number: u64, at: u64, size: usize) -> Outcome {
     loop {
         let index = file.position.load(Relaxed);
         let entry = match index {
-            0 => Some((String::from("."), file.inode.number, mode::DIRECTORY)),
-            1 => Some((String::from(".."), file.inode.parent().number, mode::DIRECTORY)),
-            _ => file.inode.entry(index as usize - 2),
+            0 => Some((String::from("."), file.inode.number, mode::DIRECTORY, 1)),
+            1 => Some((String::from(".."), file.inode.parent().number, mode::DIRECTORY, 2)),
+            _ => file.inode.entry(index - 2).map(|(name, inode, mode, next)| (name, inode, mode, next + 2)),
         };
-        let Some((name, inode, mode)) = entry else { return Ok(done as u64) };
+        let Some((name, inode, mode, next)) = entry else { return Ok(done as u64) };
         let len = (BEFORE_NAME + name.len() + 1).next_multiple_of(8);
         if done + len > size {
             return if done == 0 { Err(Errno::EINVAL) } else { Ok(done as u64) };
         }
         let mut bytes = alloc::vec![0; len];
         bytes[..8].copy_from_slice(&inode.to_le_bytes());
-        bytes[8..16].copy_from_slice(&(index + 1).to_le_bytes());
+        bytes[8..16].copy_from_slice(&next.to_le_bytes());
         bytes[16..18].copy_from_slice(&(len as u16).to_le_bytes());
         bytes[18] = (mode >> 12) as u8;
         bytes[BEFORE_NAME..BEFORE_NAME + name.len()].copy_from_slice(name.as_bytes());
         uaccess::write(at + done as u64, &bytes)?;
-        file.position.store(index + 1, Relaxed);
+        file.position.store(next, Relaxed);
         done += len;
     }
 }

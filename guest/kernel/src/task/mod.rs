@@ -75,7 +75,7 @@ pub use resources::{Kind, Resource, Resources};
 pub use sched::{cond_resched, cpu_time, need_resched, preempt, reschedule_interrupt, schedule, wake_state, yield_now};
 pub use space::exec_space;
 pub use table::{count, find, for_each, max_threads};
-pub use time::{enter_kernel, leave_kernel};
+pub use time::{CpuTime, begin_idle, end_idle, enter_kernel, leave_kernel};
 pub use timer::{Timer, interrupt as timer_interrupt};
 pub use user::{UserState, let_go, renew, replace_fpu, set_bases, with_saved_fpu};
 pub use wait::{ALL_BITS, Key, Sleep, WaitQueue, requeue, sleep, sleep_until, wait, wait_on, wake, wake_all};

@@ -1,6 +1,7 @@
 //! Processes: what the threads of a program have in common beside the address space (`signal_struct`), and who belongs to
 //! whom.
 
+use alloc::string::String;
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64};
@@ -11,6 +12,7 @@ use super::list::{List, Nodes};
 use super::object::{Task, TaskRef, current, todo};
 use super::wait::WaitQueue;
 use super::{sched, table};
+use crate::fs::inode::Inode;
 use crate::sync::{Once, SpinLock};
 
 /// Resources that can be limited (`RLIM_NLIMITS`).
@@ -45,6 +47,8 @@ pub struct Process {
     pub gone: Usage,
     /// Of children that have ended and were asked for.
     pub children: Usage,
+    /// The program that it executes, and that program's path (`/proc/PID/exe`).
+    pub program: SpinLock<Option<(Arc<Inode>, String)>>,
     parent: SpinLock<Option<Arc<Process>>>,
     /// Taken with the table of tasks locked.
     pub(super) family: SpinLock<Family>,
@@ -164,6 +168,7 @@ impl Process {
             limits: core::array::from_fn(|resource| [0, 1].map(|which| AtomicU64::new(limit(resource, which)))),
             gone: Usage::default(),
             children: Usage::default(),
+            program: SpinLock::new(parent.and_then(|parent| parent.program.lock().clone())),
             parent: SpinLock::new(None),
             family: SpinLock::new(Family { children: List::new(Siblings), threads: List::new(Threads) }),
         })
