@@ -11,6 +11,7 @@ use pagevisor_shared::zone::ZoneIndex;
 
 use crate::Mm;
 use crate::contig::{CmaAreas, dma_contiguous_reserve};
+use crate::filemap::FileCaches;
 use crate::hooks::Hooks;
 use crate::instrument::Instrument;
 use crate::kmap::KmapDepths;
@@ -136,6 +137,7 @@ impl<P: Platform> Mm<P> {
             kmaps: KmapDepths::new(),
             memory: Memory::new(),
             mmap: Mmap::new(),
+            files: FileCaches::new(),
         };
         mm.publish(memblock);
         mm.build_all_zonelists(memory, cpus);

@@ -21,6 +21,7 @@
 //! | [`percpu`] | per-CPU memory |
 //! | [`kmap`] | pages mapped for a short time |
 //! | [`contig`] | page isolation, ranges of frames, contiguous memory areas |
+//! | [`filemap`] | files' pages |
 //! | [`workload`], [`command`] | what the host can have done: workloads, single operations |
 //!
 //! One [`Mm`] owns everything; the crate has no mutable global. All that differs between ring 0 and a hosted test
@@ -48,6 +49,7 @@ pub mod check;
 pub mod command;
 pub mod contig;
 mod cpu;
+pub mod filemap;
 mod hooks;
 #[cfg(feature = "hosted")]
 pub mod hosted;

@@ -11,6 +11,7 @@ use pagevisor_shared::units::{NodeId, NodeMask, Pfn, PhysAddr, VirtAddr};
 use pagevisor_shared::zone::{MAX_NR_ZONES, ZoneIndex};
 
 use crate::contig::CmaAreas;
+use crate::filemap::FileCaches;
 use crate::hooks::Hooks;
 use crate::instrument::Instrument;
 use crate::kmap::KmapDepths;
@@ -64,6 +65,7 @@ pub struct Mm<P: Platform> {
     pub(crate) kmaps: KmapDepths,
     pub(crate) memory: Memory,
     pub(crate) mmap: Mmap,
+    pub(crate) files: FileCaches,
 }
 
 impl<P: Platform> Mm<P> {

@@ -151,8 +151,12 @@ pub struct AddressSpace {
     pub seals: AtomicU32,
     /// Blocks allocated, in units of 512 bytes (`i_blocks`).
     pub i_blocks: AtomicU64,
+    /// Held by who writes to the file or cuts it (`i_rwsem`).
+    pub i_rwsem: AtomicU32,
     /// Padding.
-    pub reserved: [AtomicU64; 5],
+    pub pad: AtomicU32,
+    /// Padding.
+    pub reserved: [AtomicU64; 4],
 }
 
 const _: () = assert!(size_of::<AddressSpace>() == 128);
@@ -160,6 +164,42 @@ const _: () = assert!(size_of::<AddressSpace>() == 128);
 impl AddressSpace {
     /// Pages count as shared memory (`shmem_mapping`).
     pub const SHMEM: u32 = 1;
+    /// Bits of [`Self::i_pages`] that are the height: levels of nodes, 0 without any page.
+    pub const HEIGHT: u64 = 63;
+}
+
+/// A node of a tree of pages (`struct xa_node`): 64 words, 0 for nothing. In nodes of the lowest level they are frame
+/// numbers ([`Self::entry`]), above they are addresses of nodes.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct PageNode {
+    /// The words.
+    pub slots: [AtomicU64; Self::SLOTS],
+}
+
+impl PageNode {
+    /// Bits of a page's index that one level of nodes stands for (`XA_CHUNK_SHIFT`).
+    pub const SHIFT: u32 = 6;
+    /// Words of a node (`XA_CHUNK_SIZE`).
+    pub const SLOTS: usize = 1 << Self::SHIFT;
+
+    /// The slot, in nodes of `level` (0: the lowest), on the way to page `index`.
+    #[inline]
+    pub const fn slot(index: u64, level: u32) -> usize {
+        (index >> (level * Self::SHIFT)) as usize & (Self::SLOTS - 1)
+    }
+
+    /// The word for frame `pfn`: no address of a node is odd.
+    #[inline]
+    pub const fn entry(pfn: u32) -> u64 {
+        (pfn as u64) << 1 | 1
+    }
+
+    /// The frame that `word` names; `None` for nothing and for nodes.
+    #[inline]
+    pub const fn frame(word: u64) -> Option<u32> {
+        if word & 1 != 0 { Some((word >> 1) as u32) } else { None }
+    }
 }
 
 /// A file that is mapped (`struct file`, as far as mappings need it).

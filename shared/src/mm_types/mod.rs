@@ -12,6 +12,6 @@ mod mm_struct;
 pub mod uapi;
 mod vma;
 
-pub use mapping::{AddressSpace, AnonVma, AnonVmaChain, MAPPING_SHIFT, MappedFile, MappingId, MappingTable};
+pub use mapping::{AddressSpace, AnonVma, AnonVmaChain, MAPPING_SHIFT, MappedFile, MappingId, MappingTable, PageNode};
 pub use mm_struct::{MmCounter, MmStruct, NR_MM_COUNTERS};
 pub use vma::{VmArea, VmaFlags};

@@ -147,3 +147,14 @@ pub const LEGACY_MAP_MASK: u32 = MAP_SHARED
     | MAP_STACK
     | MAP_HUGETLB
     | MAP_32BIT;
+
+/// No more seals (`F_SEAL_SEAL`).
+pub const F_SEAL_SEAL: u32 = 1;
+/// The file must not become smaller (`F_SEAL_SHRINK`).
+pub const F_SEAL_SHRINK: u32 = 2;
+/// The file must not become larger (`F_SEAL_GROW`).
+pub const F_SEAL_GROW: u32 = 4;
+/// Nobody writes to the file (`F_SEAL_WRITE`).
+pub const F_SEAL_WRITE: u32 = 8;
+/// Nobody begins to write to the file (`F_SEAL_FUTURE_WRITE`).
+pub const F_SEAL_FUTURE_WRITE: u32 = 16;

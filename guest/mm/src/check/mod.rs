@@ -4,6 +4,8 @@
 //! are bounded by what the counters promise.
 
 mod areas;
+#[cfg(feature = "hosted")]
+mod files;
 mod free_lists;
 #[cfg(feature = "hosted")]
 mod lists;
@@ -16,6 +18,8 @@ mod spaces;
 mod user;
 
 pub use areas::{AreaSink, AreaViolation, verify_vmalloc};
+#[cfg(feature = "hosted")]
+pub use files::file_violations;
 #[cfg(feature = "hosted")]
 pub use lists::{
     area_violations, chunk_violations, free_list, pageset_list, space_violations, unmerged_areas, violations,

@@ -263,11 +263,4 @@ impl<P: Platform> Mm<P> {
         drop(lock);
         Ok(FaultResult::done(FaultKind::Spurious))
     }
-
-    /// A page of a file is missing (`do_fault`). There are no files that could be mapped: what an area says it maps has no
-    /// pages (`!vma->vm_ops->fault`).
-    #[cold]
-    fn do_fault(&self, _fault: &Fault, _table: PageTable) -> Outcome {
-        Ok(FaultResult::BUS_ADRERR)
-    }
 }

@@ -10,6 +10,7 @@
 //! | `pte` | entries that keep pages |
 //! | `fault` | faults: which area, which way |
 //! | `anon` | the first touch of private memory |
+//! | `file` | pages of files |
 //! | `cow` | writes to pages that others may see |
 //! | `copy` | fork |
 //! | `zap` | pages are unmapped |
@@ -39,6 +40,7 @@ mod anon_vma;
 mod copy;
 mod cow;
 mod fault;
+mod file;
 mod gather;
 mod gup;
 mod mapping_table;

@@ -133,6 +133,14 @@ impl<P: Platform> Mm<P> {
         page.flags.fetch_or(PageFlag::ANON_EXCLUSIVE.mask(), AcqRel);
     }
 
+    /// Counts one entry more that keeps a file's page (`page_add_file_rmap`).
+    #[inline]
+    pub(crate) fn page_add_file_rmap(&self, frame: u32) {
+        if self.user_page(frame)._mapcount.fetch_add(1, AcqRel) == 0 {
+            self.count_mapped(frame, NodeStat::NrMapped, 1);
+        }
+    }
+
     /// Counts one entry less that keeps the page (`page_remove_rmap`).
     #[inline]
     pub(crate) fn page_remove_rmap(&self, frame: u32) {

@@ -177,6 +177,8 @@ impl<P: Platform> Mm<P> {
     fn free_pgtables(&self, gather: &mut Gather<'_, P>, areas: impl Iterator<Item = Vma>, floor: u64, ceiling: u64) {
         let mut range: Option<(u64, u64)> = None;
         for vma in areas {
+            // Who cuts its file must not come to tables that go.
+            self.unlink_file_vma(vma);
             range = match range {
                 Some((start, end)) if vma.start() <= end + PMD_SIZE => Some((start, vma.end().max(end))),
                 Some((start, end)) => {

@@ -195,27 +195,30 @@ impl<P: Platform> MmapWrite<'_, P> {
         self.vma_start_write(vma);
         let others = bounds.gone.into_iter().chain([bounds.moved.map(|(next, _)| next), bounds.insert]);
         others.flatten().for_each(|other| self.vma_start_write(other));
-        self.change(|| {
-            bounds.gone.into_iter().flatten().for_each(|gone| tree.remove(gone));
-            let record = vma.record();
-            record.vm_start.set(bounds.start);
-            record.vm_end.set(bounds.end);
-            record.vm_pgoff.set(bounds.pgoff);
-            if let Some((next, by)) = bounds.moved {
-                let record = next.record();
-                record.vm_start.set(record.vm_start.get().wrapping_add_signed(by));
-                record.vm_pgoff.set(record.vm_pgoff.get().wrapping_add_signed(by >> PAGE_SHIFT));
-            }
-            tree.propagate(vma);
-            if let Some(next) = vma.next() {
-                tree.propagate(next);
-            }
-            if let Some(insert) = bounds.insert
-                && let Some(place) = tree.place(insert.start(), insert.end())
-            {
-                tree.insert(insert, place);
-            }
-        });
+        let change = || {
+            self.change(|| {
+                bounds.gone.into_iter().flatten().for_each(|gone| tree.remove(gone));
+                let record = vma.record();
+                record.vm_start.set(bounds.start);
+                record.vm_end.set(bounds.end);
+                record.vm_pgoff.set(bounds.pgoff);
+                if let Some((next, by)) = bounds.moved {
+                    let record = next.record();
+                    record.vm_start.set(record.vm_start.get().wrapping_add_signed(by));
+                    record.vm_pgoff.set(record.vm_pgoff.get().wrapping_add_signed(by >> PAGE_SHIFT));
+                }
+                tree.propagate(vma);
+                if let Some(next) = vma.next() {
+                    tree.propagate(next);
+                }
+                if let Some(insert) = bounds.insert
+                    && let Some(place) = tree.place(insert.start(), insert.end())
+                {
+                    tree.insert(insert, place);
+                }
+            })
+        };
+        self.mm().with_areas_locked(vma, change);
         let record = self.space().record();
         let gone = bounds.gone.iter().flatten().count() as u32;
         record.map_count.set(record.map_count.get() - gone + u32::from(bounds.insert.is_some()));

@@ -115,17 +115,28 @@ impl<P: Platform> Mm<P> {
             Some(file) => file_flags(vm_flags, request, file)?,
             None => anonymous_flags(vm_flags, flags)?,
         };
-        if request.file.is_none() && vm_flags.contains(VmaFlags::SHARED) {
-            // Shared memory is a file that nobody sees, which whoever asks for it makes.
-            return Err(Errno::ENODEV);
-        }
         if flags & MAP_NORESERVE != 0 && self.region.sysctl().overcommit_memory.get() != OVERCOMMIT_NEVER {
             vm_flags = vm_flags.with(VmaFlags::NORESERVE);
         }
-        let pgoff = if request.file.is_some() { request.pgoff } else { addr >> PAGE_SHIFT };
-        let meaning = Meaning { flags: vm_flags, anon_vma: None, file: request.file, pgoff };
-        self.mmap_region(held, addr, addr + len, meaning, limits)?;
-        Ok((addr, len, vm_flags))
+        let writable = self.map_writable(request.file, &mut vm_flags, request.prot)?;
+        // Shared memory is a file that nobody else sees.
+        let unnamed = match request.file {
+            None if vm_flags.contains(VmaFlags::SHARED) => Some(self.shmem_file(len)?),
+            _ => None,
+        };
+        let pgoff = match (request.file, unnamed) {
+            (Some(_), _) => request.pgoff,
+            (None, Some(_)) => 0,
+            (None, None) => addr >> PAGE_SHIFT,
+        };
+        let meaning = Meaning { flags: vm_flags, anon_vma: None, file: request.file.or(unnamed), pgoff };
+        let result = self.mmap_region(held, addr, addr + len, meaning, limits);
+        self.unmap_writable(writable);
+        if let Some(unnamed) = unnamed {
+            // The area has a reference of its own, if it came.
+            self.mapped_file_put(unnamed);
+        }
+        result.map(|()| (addr, len, vm_flags))
     }
 
     /// Pages of areas that are in a range (`count_vma_pages_range`).

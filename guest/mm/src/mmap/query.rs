@@ -24,7 +24,7 @@ impl<P: Platform> Mm<P> {
         let mut at = start.raw();
         for byte in out {
             let vma = vma_at(space, at).ok_or(Errno::ENOMEM)?;
-            *byte = u8::from(self.entry_at(space, vma, VirtAddr::new(at)).is_some());
+            *byte = u8::from(self.entry_at(space, vma, VirtAddr::new(at)).is_some() || self.is_cached(vma, at));
             at = at.checked_add(PAGE_SIZE).ok_or(Errno::ENOMEM)?;
         }
         Ok(())

@@ -13,7 +13,7 @@ use core::ptr::{from_ref, with_exposed_provenance};
 use core::sync::atomic::AtomicU32;
 
 use pagevisor_shared::gfp::Gfp;
-use pagevisor_shared::mm_types::{AddressSpace, AnonVma, AnonVmaChain, MappedFile, MmStruct, VmArea};
+use pagevisor_shared::mm_types::{AddressSpace, AnonVma, AnonVmaChain, MappedFile, MmStruct, PageNode, VmArea};
 use pagevisor_shared::slab::SlabFlags;
 use pagevisor_shared::units::VirtAddr;
 
@@ -47,6 +47,7 @@ records! {
     AnonVmaChain, "anon_vma_chain";
     AddressSpace, "inode_cache";
     MappedFile, "filp";
+    PageNode, "radix_tree_node";
 }
 
 /// A record, or what is left of it when it was freed.

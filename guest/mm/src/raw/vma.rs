@@ -95,6 +95,11 @@ impl Handle<MappedFile> {
         // SAFETY: 0, or written from a handle by who makes the file.
         unsafe { Handle::follow(self.record().mapping.get()) }
     }
+
+    /// Sets the file's pages.
+    pub(crate) fn set_mapping(self, mapping: Option<Handle<AddressSpace>>) {
+        self.record().mapping.set(Handle::word(mapping));
+    }
 }
 
 impl Handle<AddressSpace> {
@@ -114,6 +119,8 @@ impl Vma {
         record.vm_flags.set(flags.0);
         record.vm_pgoff.set(pgoff);
         record.anon_vma_chain.set(0);
+        // Who finds it by its file before it is in a space must not take it for one of its last owner's.
+        self.set_mm(None);
         self.set_anon_vma(None);
         self.set_file(None);
     }
