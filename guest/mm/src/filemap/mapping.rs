@@ -63,7 +63,7 @@ impl<P: Platform> Mm<P> {
         if mapping.record().refcount.fetch_sub(1, AcqRel) != 1 {
             return;
         }
-        self.truncate_pages(mapping, 0);
+        self.truncate_pages(mapping, 0, super::MAX_PAGES);
         if let Some(word) = self.number_word(mapping.record().id.get()) {
             set_mapping_at(word, None);
         }

@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering::{Acquire, Release};
 
 use pagevisor_shared::errno::Errno;
-use pagevisor_shared::mm_types::uapi::{F_SEAL_GROW, F_SEAL_SHRINK};
+use pagevisor_shared::mm_types::uapi::{F_SEAL_FUTURE_WRITE, F_SEAL_GROW, F_SEAL_SHRINK, F_SEAL_WRITE};
 use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE, Pfn};
 
 use super::cache::mark_dirty;
@@ -44,28 +44,56 @@ impl<P: Platform> Mm<P> {
         if size < old {
             let first = size.div_ceil(PAGE_SIZE);
             self.unmap_mapping_range(mapping, first, MAX_PAGES - first, true);
-            self.truncate_pages(mapping, first);
+            self.truncate_pages(mapping, first, MAX_PAGES);
             // Copies that were made until their pages were locked here.
             self.unmap_mapping_range(mapping, first, MAX_PAGES - first, true);
-            self.zero_tail(mapping, size);
+            // What lies behind the end in the last page, should the file grow again.
+            self.zero_bytes(mapping, size, size.next_multiple_of(PAGE_SIZE));
         }
         Ok(())
     }
 
-    /// What lies behind the end in the last page is zero, should the file grow again.
-    fn zero_tail(&self, mapping: FileMapping, size: u64) {
-        let in_page = size & (PAGE_SIZE - 1);
-        if in_page == 0 {
+    /// Makes `len` bytes of a file from `offset` on zero, and gives up the pages that are all among them
+    /// (`FALLOC_FL_PUNCH_HOLE`, `MADV_REMOVE`). Private copies stay.
+    ///
+    /// # Errors
+    /// EINVAL for a range that is none, EPERM for a sealed file.
+    pub fn punch_hole(&self, mapping: FileMapping, offset: u64, len: u64) -> Result<(), Errno> {
+        let end = offset.checked_add(len).filter(|_| len != 0).ok_or(Errno::EINVAL)?.min(MAX_PAGES * PAGE_SIZE);
+        let lock = &mapping.record().i_rwsem;
+        rwsem::down_write(lock, |value| self.platform.wait_on(lock, value));
+        let result = if mapping.record().seals.get() & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE) != 0 {
+            Err(Errno::EPERM)
+        } else {
+            let (first, behind) = (offset.div_ceil(PAGE_SIZE), end / PAGE_SIZE);
+            if first < behind {
+                self.unmap_mapping_range(mapping, first, behind - first, false);
+                self.truncate_pages(mapping, first, behind);
+            }
+            self.zero_bytes(mapping, offset, end.min(offset.next_multiple_of(PAGE_SIZE)));
+            if behind >= first {
+                self.zero_bytes(mapping, behind * PAGE_SIZE, end);
+            }
+            Ok(())
+        };
+        rwsem::up_write(lock, || self.platform.wake_all(lock));
+        result
+    }
+
+    /// Makes the bytes from `start` up to `end`, all of one page, zero, if the page is there.
+    fn zero_bytes(&self, mapping: FileMapping, start: u64, end: u64) {
+        if start >= end {
             return;
         }
-        let Some(frame) = self.find_get_page(mapping, size / PAGE_SIZE) else { return };
+        let Some(frame) = self.find_get_page(mapping, start / PAGE_SIZE) else { return };
         self.lock_page(frame);
         if self.is_page_of(frame, mapping) {
             let zeros = [0; 256];
             let memory = UserMemory::new(self.direct_map());
-            let mut at = in_page;
-            while at < PAGE_SIZE {
-                at += memory.write(Pfn::new(frame.into()), at, &zeros) as u64;
+            let mut at = start;
+            while at < end {
+                let now = &zeros[..zeros.len().min((end - at) as usize)];
+                at += memory.write(Pfn::new(frame.into()), at & (PAGE_SIZE - 1), now) as u64;
             }
             mark_dirty(self.user_page(frame));
         }
@@ -73,10 +101,14 @@ impl<P: Platform> Mm<P> {
         self.put_file_page(frame);
     }
 
-    /// Takes all pages from `first` on out of a file (`truncate_inode_pages_range`).
-    pub(super) fn truncate_pages(&self, mapping: FileMapping, first: u64) {
+    /// Takes all pages from `first` up to `end` out of a file (`truncate_inode_pages_range`).
+    pub(super) fn truncate_pages(&self, mapping: FileMapping, first: u64, end: u64) {
         let mut from = first;
         while let Some((index, frame)) = self.find_next_page(mapping, from) {
+            if index >= end {
+                self.put_file_page(frame);
+                break;
+            }
             self.lock_page(frame);
             if self.is_page_of(frame, mapping) {
                 // Areas that are moving, or are being forked, may be missed once; no new entry is made meanwhile but

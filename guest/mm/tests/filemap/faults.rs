@@ -106,6 +106,32 @@ fn behind_the_end_is_sigbus_and_cutting_takes_copies_too() {
 }
 
 #[test]
+fn holes_give_pages_back_and_leave_copies() {
+    let machine = machine(1);
+    let mm = machine.mm();
+    let open = file(mm);
+    let (mapping, of) = open;
+    mm.file_write(mapping, 0, &[5; 4 * PAGE_SIZE as usize]).expect("written");
+    let space = mm.mm_alloc().expect("a space");
+    let shared = map(mm, space, of, 0, 4, RW, MAP_SHARED);
+    let private = map(mm, space, of, 0, 4, RW, MAP_PRIVATE);
+    load(mm, space, shared);
+    store(mm, space, private + PAGE_SIZE, 6);
+    assert_eq!(mm.punch_hole(mapping, PAGE_SIZE - 1, 2 * PAGE_SIZE + 2), Ok(()));
+    assert_eq!(mapping.nrpages.load(Relaxed), 2, "those that were all in the hole have gone");
+    let found = [PAGE_SIZE - 2, PAGE_SIZE - 1, PAGE_SIZE, 3 * PAGE_SIZE, 3 * PAGE_SIZE + 1];
+    assert_eq!(found.map(|at| load(mm, space, shared + at).0), [5, 0, 0, 0, 5]);
+    assert_eq!((load(mm, space, private + PAGE_SIZE).0, mapping.i_size.load(Relaxed)), (6, 4 * PAGE_SIZE));
+    assert_eq!(mm.punch_hole(mapping, 10, 5), Ok(()));
+    assert_eq!([9, 10, 14, 15].map(|at| load(mm, space, shared + at).0), [5, 0, 0, 5]);
+    assert_eq!(mm.punch_hole(mapping, 10, 0), Err(Errno::EINVAL));
+    assert_sound(mm, &[mapping]);
+    mm.mmput(space);
+    close(mm, open);
+    assert_sound(mm, &[]);
+}
+
+#[test]
 fn shared_memory_without_a_file_is_shared_with_children() {
     let machine = machine(1);
     let mm = machine.mm();

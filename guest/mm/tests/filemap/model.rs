@@ -20,6 +20,7 @@ enum Step {
     Read { at: u64, len: u64 },
     Write { at: u64, len: u64, byte: u8 },
     Truncate { size: u64 },
+    Punch { at: u64, len: u64 },
     Load { who: usize, shared: bool, at: u64 },
     Store { who: usize, shared: bool, at: u64, byte: u8 },
     Forget { who: usize, shared: bool, page: u64 },
@@ -36,6 +37,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (at.clone(), 1..9000u64).prop_map(|(at, len)| Step::Read { at, len }),
         3 => (at.clone(), 1..9000u64, 1..=255u8).prop_map(|(at, len, byte)| Step::Write { at, len, byte }),
         2 => at.clone().prop_map(|size| Step::Truncate { size }),
+        1 => (at.clone(), 1..20000u64).prop_map(|(at, len)| Step::Punch { at, len }),
         6 => (who.clone(), shared, at.clone()).prop_map(|(who, shared, at)| Step::Load { who, shared, at }),
         8 => (who.clone(), shared, at, 1..=255u8)
             .prop_map(|(who, shared, at, byte)| Step::Store { who, shared, at, byte }),
@@ -153,6 +155,12 @@ fn check(steps: &[Step]) {
                 world.content.resize(size as usize, 0);
                 let pages = size.div_ceil(PAGE_SIZE);
                 world.programs.iter_mut().for_each(|program| program.own.retain(|page, _| *page < pages));
+            }
+            Step::Punch { at, len } => {
+                assert_eq!(mm.punch_hole(mapping, at, len), Ok(()));
+                let start = (at as usize).min(world.content.len());
+                let end = ((at + len) as usize).min(world.content.len());
+                world.content[start..end].fill(0);
             }
             Step::Load { who, shared, at } => {
                 let found = try_load(mm, world.programs[who % count].space, world.addr(shared, at));
