@@ -4,7 +4,7 @@ use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
-use pagevisor::guest::{Builder, Guest};
+use pagevisor::guest::{Builder, Fault, Gfp, Guest};
 use pagevisor::machine::Machine;
 use pagevisor::topology::Topology;
 use pagevisor_shared::region::event::EventKind;
@@ -30,6 +30,20 @@ pub const RECORDED: [EventKind; 9] = [
     EventKind::Failslab,
     EventKind::WorkloadMark,
 ];
+
+/// Every allocation fails, for ever: what tests of single attributes begin with.
+pub const ALWAYS: Fault = Fault {
+    probability: 100,
+    interval: 0,
+    times: -1,
+    space: 0,
+    min_order: 0,
+    ignore_gfp_wait: false,
+    ignore_gfp_highmem: false,
+    cache_filter: false,
+    gfp: Gfp::NONE,
+    seed: 1,
+};
 
 /// Boots a guest of this topology (TOML, as in the files of `vmm/topologies`), lets `test` have it, and verifies it
 /// afterwards.

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use pagevisor::guest::{CpuHandle, Error, Fault, Gfp, Guest, OpError, SlabCache, SlabFlags};
 use pagevisor::workload::Workload;
 use pagevisor_shared::command::Faulty;
-use pagevisor_tests::guest::{Outcome, guest, sound};
+use pagevisor_tests::guest::{ALWAYS, Outcome, guest, sound};
 
 const TWO_NODES: &str = "[[node]]\nmem = \"64M\"\ncpus = 2\n[[node]]\nmem = \"64M\"\ncpus = 2\n";
 /// Failures are told in the log, which takes long where ring 0 is emulated.
@@ -100,18 +100,6 @@ fn attempts(cpu: &CpuHandle<'_>, cache: &SlabCache<'_>, gfp: Gfp, count: usize) 
 
 #[test]
 fn attributes_choose_which_objects_fail() {
-    const ALL: Fault = Fault {
-        probability: 100,
-        interval: 0,
-        times: -1,
-        space: 0,
-        min_order: 0,
-        ignore_gfp_wait: false,
-        ignore_gfp_highmem: false,
-        cache_filter: false,
-        gfp: Gfp::NONE,
-        seed: 1,
-    };
     guest(TWO_NODES, |guest| {
         let cpu = guest.cpu(2)?;
         let [ours, others] = [
@@ -120,14 +108,14 @@ fn attributes_choose_which_objects_fail() {
         ];
         attempts(&cpu, &ours, QUIET, 1)?;
         let cases = [
-            (ALL, QUIET, "xxxx"),
-            (Fault { interval: 3, ..ALL }, QUIET, "..x."),
-            (Fault { times: 2, ..ALL }, QUIET, "xx.."),
-            (Fault { space: 250, ..ALL }, QUIET, "..xx"),
-            (Fault { gfp: Gfp::HARDWALL, ..ALL }, QUIET, "...."),
-            (Fault { ignore_gfp_wait: true, ..ALL }, QUIET, "...."),
-            (Fault { ignore_gfp_wait: true, ..ALL }, Gfp::NOWAIT | Gfp::NOWARN, "xxxx"),
-            (Fault { cache_filter: true, ..ALL }, QUIET, "...."),
+            (ALWAYS, QUIET, "xxxx"),
+            (Fault { interval: 3, ..ALWAYS }, QUIET, "..x."),
+            (Fault { times: 2, ..ALWAYS }, QUIET, "xx.."),
+            (Fault { space: 250, ..ALWAYS }, QUIET, "..xx"),
+            (Fault { gfp: Gfp::HARDWALL, ..ALWAYS }, QUIET, "...."),
+            (Fault { ignore_gfp_wait: true, ..ALWAYS }, QUIET, "...."),
+            (Fault { ignore_gfp_wait: true, ..ALWAYS }, Gfp::NOWAIT | Gfp::NOWARN, "xxxx"),
+            (Fault { cache_filter: true, ..ALWAYS }, QUIET, "...."),
         ];
         for (fault, gfp, expected) in cases {
             guest.failslab(fault)?;

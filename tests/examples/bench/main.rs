@@ -1,7 +1,8 @@
-//! Figures of Pagevisor: instructions per operation beside Linux's, what instrumentation costs, the cost of booting, the
-//! VMM's memory, the wall time until the guest is ready beside QEMU's, and what clients cost a guest. Run by
+//! Figures of Pagevisor: instructions per operation beside Linux's, what instrumentation costs, the cost of booting, how
+//! the slab allocator scales, the VMM's memory, the wall time until the guest is ready beside QEMU's, and what clients cost a guest. Run by
 //! scripts/bench.
 
+mod hosted;
 mod icount;
 mod kvm;
 mod table;
@@ -16,11 +17,13 @@ const USAGE: &str = "\
 Usage: scripts/bench [--json FILE] [--only PART]... [--linux FILE]
 
   --json FILE   write the figures there too
-  --only PART   measure only this part (may be given again): instructions, instrumentation, boot, memory, time,
-                or clients
+  --only PART   measure only this part (may be given again): instructions, instrumentation, boot, scaling, memory,
+                time, or clients
   --linux FILE  Linux's figures [scripts/linux-6.1-icount.tsv]
 
 Exit status: 0, 1 when a figure misses its bound, 2 for bad usage.";
+
+const PARTS: [&str; 7] = ["instructions", "instrumentation", "boot", "scaling", "memory", "time", "clients"];
 
 struct Args {
     json: Option<PathBuf>,
@@ -38,7 +41,7 @@ fn args() -> Result<Args, String> {
             "--linux" => args.linux = value()?.into(),
             "--only" => {
                 let part = value()?;
-                if !["instructions", "instrumentation", "boot", "memory", "time", "clients"].contains(&part.as_str()) {
+                if !PARTS.contains(&part.as_str()) {
                     return Err(format!("no part '{part}'"));
                 }
                 args.only.push(part);
@@ -85,6 +88,9 @@ fn measure(args: &Args) -> Result<bool, String> {
     }
     if wanted("boot") {
         show(&mut tables, icount::boots(&elf)?);
+    }
+    if wanted("scaling") {
+        show(&mut tables, hosted::scaling()?);
     }
     if ["memory", "time", "clients"].into_iter().any(wanted) {
         if kvm::usable() {
