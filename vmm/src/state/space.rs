@@ -162,8 +162,8 @@ impl UserPage {
 /// A program's page tables under walk.
 struct Walk<'w> {
     view: &'w StateView,
-    /// Tables that may still be read: no more than fit into memory.
-    budget: u64,
+    /// Tables that may still be read.
+    budget: &'w mut u64,
     visit: &'w mut dyn FnMut(UserPage),
 }
 
@@ -288,8 +288,14 @@ impl StateView {
         Err(Corrupt { what, at: address, found: address }.into())
     }
 
+    /// Tables that walks over `ranges` ranges of an address space can come by: as many as fit into memory, and the way
+    /// down to each range again.
+    pub fn table_budget(&self, ranges: usize) -> u64 {
+        (self.memory().size() >> PAGE_SHIFT) + 4 * (ranges as u64 + 1)
+    }
+
     /// Tells `visit` every entry for `range` under the top table at physical address `pgd` that keeps a page, in order of
-    /// addresses.
+    /// addresses. Takes the tables that it reads from `budget`, which [`Self::table_budget`] gives.
     ///
     /// # Errors
     /// [`Corrupt`] when a table lies outside memory, or there are more of them than fit into it.
@@ -297,10 +303,11 @@ impl StateView {
         &self,
         pgd: u64,
         range: Range<u64>,
+        budget: &mut u64,
         visit: &mut dyn FnMut(UserPage),
     ) -> Result<(), StateError> {
         let range = range.start..range.end.min(USER_END);
-        let mut walk = Walk { view: self, budget: self.memory().size() >> PAGE_SHIFT, visit };
+        let mut walk = Walk { view: self, budget, visit };
         if range.is_empty() { Ok(()) } else { walk.table(pgd & Entry::ADDRESS, TOP_LEVEL, 0, &range) }
     }
 }
@@ -309,7 +316,7 @@ impl Walk<'_> {
     /// Goes through the table of `level` at `table`, which is for the addresses from `base` on.
     fn table(&mut self, table: u64, level: u32, base: u64, range: &Range<u64>) -> Result<(), StateError> {
         let wrong = |what| StateError::from(Corrupt { what, at: base, found: table });
-        self.budget = self.budget.checked_sub(1).ok_or_else(|| wrong("page table without end"))?;
+        *self.budget = self.budget.checked_sub(1).ok_or_else(|| wrong("page table without end"))?;
         let mut bytes = [0; PAGE_SIZE as usize];
         self.view.memory().read(table, &mut bytes).map_err(|error| match error {
             StateError::Corrupt(_) => wrong("page table"),

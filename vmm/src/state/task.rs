@@ -99,9 +99,13 @@ impl StateView {
     /// # Errors
     /// When the host cannot read the guest's memory.
     pub fn tasks(&self, patience: Patience) -> Result<Tasks, StateError> {
-        self.patiently(patience, |tasks: &mut Tasks| self.walk_tasks(&mut tasks.list), |tasks, damage| {
-            tasks.damage = damage;
-        })
+        self.patiently(
+            patience,
+            |tasks: &mut Tasks| self.walk_tasks(&mut tasks.list),
+            |tasks, damage| {
+                tasks.damage = damage;
+            },
+        )
     }
 
     /// Calls `walk` until it finds no damage; again only as long as the guest runs and `patience` lasts. `set` puts what
