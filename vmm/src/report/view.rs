@@ -144,7 +144,7 @@ impl std::error::Error for BadView {}
 
 impl View {
     /// What views there are, as a user may write them.
-    pub const KNOWN: [&'static str; 33] = [
+    pub const KNOWN: [&'static str; 34] = [
         "buddyinfo",
         "pagetypeinfo",
         "zoneinfo",
@@ -176,7 +176,8 @@ impl View {
         "page_owner [sites]",
         "pid/PID/{maps,smaps,smaps_rollup,status,statm,numa_maps,pagemap}",
         "ps",
-        "vm [-p] PID",
+        "vm PID",
+        "vm -p PID",
         "vtop PID ADDRESS",
     ];
 

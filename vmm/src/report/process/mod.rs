@@ -115,7 +115,7 @@ impl fmt::Display for ProcessView {
             Self::Ps => f.write_str("ps"),
             Self::Vm(pid, false) => write!(f, "vm {pid}"),
             Self::Vm(pid, true) => write!(f, "vm -p {pid}"),
-            Self::Vtop(pid, address) => write!(f, "vtop {pid} {address:#x}"),
+            Self::Vtop(pid, address) => write!(f, "vtop {pid} {address:x}"),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! crash's `ps`.
 
-use pagevisor_shared::report::counters;
+use std::sync::atomic::Ordering::Relaxed;
+
+use pagevisor_shared::region::records::NodeState;
 use pagevisor_shared::sched::TaskState;
 use pagevisor_shared::units::PAGE_SIZE;
 use serde_json::{Value, json};
@@ -9,7 +11,7 @@ use super::Shown;
 use crate::report::error::ReportError;
 use crate::report::kmem::hex;
 use crate::report::kmem::just::{Just, just};
-use crate::state::{Patience, StateView, TaskInfo};
+use crate::state::{Patience, StateError, StateView, TaskInfo};
 
 /// crash's two letters for a state (`task_state_string`).
 const fn state_name(state: TaskState) -> &'static str {
@@ -25,10 +27,8 @@ const fn state_name(state: TaskState) -> &'static str {
 
 /// Pages of the machine's memory.
 fn total_pages(state: &StateView) -> u64 {
-    let region = state.region();
-    counters::all_zones(&region)
-        .map(|zone| zone.record.present_pages.load(std::sync::atomic::Ordering::Relaxed))
-        .fold(0, u64::saturating_add)
+    let pages = |node: &NodeState| node.node_present_pages.load(Relaxed);
+    state.region().nodes().iter().map(pages).fold(0, u64::saturating_add)
 }
 
 /// The row of a task (`show_ps_data`).
@@ -57,8 +57,8 @@ pub(super) fn ps(state: &StateView) -> Result<Shown, ReportError> {
             mm => match state.space(mm) {
                 Ok(space) => (space.total_vm, space.rss()),
                 // It may have ended since the list was read.
-                Err(crate::state::StateError::Corrupt(_)) if state.is_running() => (0, 0),
-                Err(crate::state::StateError::Corrupt(found)) => {
+                Err(StateError::Corrupt(_)) if state.is_running() => (0, 0),
+                Err(StateError::Corrupt(found)) => {
                     damage = damage.or(Some(found));
                     (0, 0)
                 }
