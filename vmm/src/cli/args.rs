@@ -1,6 +1,5 @@
 //! What can be typed.
 
-use super::process::{PsArgs, VmArgs, VtopArgs};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -9,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::failure::STATUS_HELP;
+use super::process::{PsArgs, VmArgs, VtopArgs};
 use crate::config::TopologyArgs;
 use crate::events::Kinds;
 use crate::report::{SlabSort, View};

@@ -93,10 +93,10 @@ pub(super) fn user_text(
     found: Option<Translation>,
     out: &mut String,
 ) -> fmt::Result {
-    writeln!(out, "{:<12}  {:<16}", "VIRTUAL", "PHYSICAL")?;
+    writeln!(out, "{:<10}  {:<16}", "VIRTUAL", "PHYSICAL")?;
     match found {
-        Some(page) => writeln!(out, "{address:<12x}  {:<16x}\n", page.gpa)?,
-        None => writeln!(out, "{address:<12x}  (not mapped)\n")?,
+        Some(page) => writeln!(out, "{address:<10x}  {:<16x}\n", page.gpa)?,
+        None => writeln!(out, "{address:<10x}  (not mapped)\n")?,
     }
     for (step, level) in steps.iter().zip(LEVELS) {
         writeln!(out, "   {level}: {:x} => {:x}", step.at, step.entry)?;

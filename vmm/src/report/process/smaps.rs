@@ -122,10 +122,8 @@ impl MemSize {
 
 /// `NAME:  BYTES kB`, the number at Linux's place.
 fn row(name: &str, bytes: u64, text: &mut String) {
-    // One name is too long for its column, and its number has a place less.
-    let width = if name == "Private_Hugetlb" { 7 } else { 8 };
     // Writing to a string cannot fail.
-    let _ = writeln!(text, "{:<16}{:>width$} kB", format!("{name}:"), bytes >> 10);
+    let _ = writeln!(text, "{:<16}{:>8} kB", format!("{name}:"), bytes >> 10);
 }
 
 fn sizes(process: &mut Process<'_>, area: &AreaInfo) -> Result<MemSize, ReportError> {

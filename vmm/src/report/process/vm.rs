@@ -16,9 +16,9 @@ use crate::report::view::{PageSpec, write_json};
 use crate::report::vtop;
 use crate::state::{AreaInfo, Patience, SpaceInfo, StateError, StateView, TaskInfo};
 
-/// Places of an address of the kernel's (`VADDR_PRLEN`), and of a program's (`UVADDR_PRLEN`).
+/// Places of an address of the kernel's (`VADDR_PRLEN`), and of a program's (`UVADDR_PRLEN`), though they may have more.
 const KERNEL: usize = 16;
-const USER: usize = 12;
+const USER: usize = 10;
 /// Pages in a row without memory that are listed one by one: what a page table is for. Of more, only the first is.
 const MOST_UNMAPPED: u64 = PTRS_PER_TABLE as u64;
 

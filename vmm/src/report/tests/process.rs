@@ -161,9 +161,9 @@ ffff888003802200 7ffffffde000 7ffffffff000 100173
     let pages = text(&state, "vm -p 1");
     let file = "\
 ffff888003802000     400000     402000     75 /bin/init
-VIRTUAL       PHYSICAL 
-400000          3a00000
-401000        FILE: /bin/init  OFFSET: 1000
+VIRTUAL     PHYSICAL 
+400000        3a00000
+401000      FILE: /bin/init  OFFSET: 1000
 
 ";
     assert!(pages.contains(file), "{pages}");
@@ -175,8 +175,8 @@ fn vtop_walks_a_program_s_tables() {
     let state = guest().view();
     let found = text(&state, "vtop 1 0x601123");
     let expected = "\
-VIRTUAL       PHYSICAL        
-601123        100900123       
+VIRTUAL     PHYSICAL        
+601123      100900123       
 
    PGD: 3900000 => 3901027
    PUD: 3901000 => 3902027
@@ -192,8 +192,8 @@ ffff888003802100     600000     603000 100073
 
 ";
     assert!(found.starts_with(expected), "{found}");
-    assert!(text(&state, "vtop 1 401000").contains("401000        (not mapped)\n\n"));
-    assert!(text(&state, "vtop 1 500000").ends_with("500000        (not accessible)\n\n"));
+    assert!(text(&state, "vtop 1 401000").contains("401000      (not mapped)\n\n"));
+    assert!(text(&state, "vtop 1 500000").ends_with("500000      (not accessible)\n\n"));
     let error = view("vtop 1 ffff888000000000").render(&state, false, &mut Vec::new()).unwrap_err();
     assert!(error.is_usage(), "{error}");
     assert_eq!(json_of(&state, "vtop 1 601123")["physical"], json!(0x1_0090_0123_u64));

@@ -31,8 +31,8 @@ fn look(view: &StateView) {
     }
     let files = ["maps", "smaps", "smaps_rollup", "status", "statm", "numa_maps", "pagemap"];
     views.push("ps".parse().unwrap());
-    views.extend(files.map(|file| format!("pid/1/{file}").parse().unwrap()));
-    views.extend(["vm 1", "vm -p 1", "vtop 1 400000"].map(|name| name.parse().unwrap()));
+    views.extend(files.map(|file| format!("pid/1/{file}").parse::<View>().unwrap()));
+    views.extend(["vm 1", "vm -p 1", "vtop 1 400000"].map(|name| name.parse::<View>().unwrap()));
     for view_of in views {
         for json in [false, true] {
             let _ = view_of.render(view, json, &mut std::io::sink());
