@@ -91,7 +91,7 @@ proptest! {
         tables in prop::collection::vec((0..0x2000u64, value()), 0..8),
         state in 0..7u32,
     ) {
-        let guest = FakeGuest::used();
+        let guest = FakeGuest::used().with_programs();
         let view = guest.view();
         guest.region().header().state.store(state, Relaxed);
         damage_region(&guest, &region);
@@ -112,7 +112,7 @@ proptest! {
     fn any_memory_map_can_be_walked(
         words in prop::collection::vec((0x3000..0x3500u32, 0..8u64, any::<u32>()), 1..200),
     ) {
-        let guest = FakeGuest::used();
+        let guest = FakeGuest::used().with_programs();
         for (pfn, word, value) in words {
             guest.set_meta(pfn, word, value);
         }
