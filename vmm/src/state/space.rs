@@ -165,6 +165,8 @@ struct Walk<'w> {
     /// Tables that may still be read.
     budget: &'w mut u64,
     visit: &'w mut dyn FnMut(UserPage),
+    /// Told every table.
+    tell: &'w mut dyn FnMut(u64),
 }
 
 impl StateView {
@@ -306,8 +308,23 @@ impl StateView {
         budget: &mut u64,
         visit: &mut dyn FnMut(UserPage),
     ) -> Result<(), StateError> {
+        self.user_tables(pgd, range, budget, visit, &mut |_| {})
+    }
+
+    /// As [`Self::user_pages`], and tells `table` the physical address of each table on the way.
+    ///
+    /// # Errors
+    /// As [`Self::user_pages`].
+    pub fn user_tables(
+        &self,
+        pgd: u64,
+        range: Range<u64>,
+        budget: &mut u64,
+        visit: &mut dyn FnMut(UserPage),
+        table: &mut dyn FnMut(u64),
+    ) -> Result<(), StateError> {
         let range = range.start..range.end.min(USER_END);
-        let mut walk = Walk { view: self, budget, visit };
+        let mut walk = Walk { view: self, budget, visit, tell: table };
         if range.is_empty() { Ok(()) } else { walk.table(pgd & Entry::ADDRESS, TOP_LEVEL, 0, &range) }
     }
 }
@@ -322,6 +339,7 @@ impl Walk<'_> {
             StateError::Corrupt(_) => wrong("page table"),
             other => other,
         })?;
+        (self.tell)(table);
         // The first and the last entry that the range goes through.
         let span = level_size(level) * PTRS_PER_TABLE as u64;
         let first = table_index(range.start.max(base), level);
