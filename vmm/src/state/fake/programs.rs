@@ -142,7 +142,7 @@ impl FakeGuest {
             (7, stack, data),
         ];
         for ((at, address, bits), pfn) in pages.into_iter().zip(FRAMES) {
-            self.memory.write_u64(table(at) + index(address, 12), u64::from(pfn) << 12 | bits);
+            self.memory.write_u64(table(at) + index(address, 12), (u64::from(pfn) << 12) | bits);
         }
         let anon = MappingId::anon(5).word();
         let swap = PageFlag::Swapbacked.mask();

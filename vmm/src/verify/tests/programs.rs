@@ -63,10 +63,10 @@ fn each_damage_is_told() {
         (Rule::SpaceRss, space(offset_of!(MmStruct, rss_stat)) + 8, 2),
         (Rule::SpaceRss, entry, 0),
         (Rule::SpaceTables, space(offset_of!(MmStruct, pgtables_bytes)), 0x8000),
-        (Rule::ProgramTables, USER_TABLES + 0x2010, USER_TABLES + 0x4000 | Entry::USER_TABLE),
-        (Rule::ProgramMapping, USER_TABLES + 0x3010, u64::from(FRAMES[1]) << 12 | 0x25),
-        (Rule::ProgramMapping, USER_TABLES + 0x3000, u64::from(FRAMES[0]) << 12 | 0x27),
-        (Rule::ProgramMapping, zero, 0x3b00 << 12 | 0x25),
+        (Rule::ProgramTables, USER_TABLES + 0x2010, (USER_TABLES + 0x4000) | Entry::USER_TABLE),
+        (Rule::ProgramMapping, USER_TABLES + 0x3010, (u64::from(FRAMES[1]) << 12) | 0x25),
+        (Rule::ProgramMapping, USER_TABLES + 0x3000, (u64::from(FRAMES[0]) << 12) | 0x27),
+        (Rule::ProgramMapping, zero, (0x3b00 << 12) | 0x25),
         (Rule::CommittedAs, area(1, offset_of!(VmArea, vm_flags)), 0x73),
     ];
     for (number, (rule, at, value)) in cases.into_iter().enumerate() {
@@ -86,7 +86,7 @@ fn counts_of_pages_are_those_of_programs() {
     let guest = self::guest();
     // A page that the program maps twice, with one reference.
     guest.set_meta(FRAMES[0], 2, 1);
-    guest.memory.write_u64(USER_TABLES + 0x4010, u64::from(FRAMES[1]) << 12 | 0x25);
+    guest.memory.write_u64(USER_TABLES + 0x4010, (u64::from(FRAMES[1]) << 12) | 0x25);
     assert!(broken(&guest).contains(&Rule::ProgramReferences));
 }
 
