@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::failure::STATUS_HELP;
+use super::process::{PsArgs, VmArgs, VtopArgs};
 use crate::config::TopologyArgs;
 use crate::events::Kinds;
 use crate::report::{SlabSort, View};
@@ -37,6 +38,12 @@ pub enum Command {
     List(ListArgs),
     /// Show a view of a running guest, or of a dump
     Show(ShowArgs),
+    /// List the tasks of a running guest or of a dump, as crash's ps does
+    Ps(PsArgs),
+    /// Show the areas of a program's memory, as crash's vm does
+    Vm(VmArgs),
+    /// Walk through a program's page tables, as crash's vtop does
+    Vtop(VtopArgs),
     /// Write to a file of a running guest's /proc, as `echo TEXT > FILE` does
     Write(WriteArgs),
     /// End a running guest

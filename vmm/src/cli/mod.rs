@@ -11,6 +11,7 @@ mod grace;
 mod init;
 mod kernel;
 mod look;
+mod process;
 mod progress;
 mod remote;
 mod run;
@@ -72,6 +73,9 @@ fn execute(command: Command, out: &mut impl Write) -> Result<u8, Failure> {
         Command::Experiment(args) => return experiment::experiment(&args, out),
         Command::List(args) => remote::list(&args, out)?,
         Command::Show(args) => remote::show(&args, out)?,
+        Command::Ps(args) => process::ps(&args, out)?,
+        Command::Vm(args) => process::vm(&args, out)?,
+        Command::Vtop(args) => process::vtop(&args, out)?,
         Command::Write(args) => write::write(&args)?,
         Command::Stop(args) => remote::stop(&args)?,
         Command::Log(args) => remote::log(&args, out)?,

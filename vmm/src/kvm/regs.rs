@@ -134,6 +134,11 @@ impl CpuRegisters {
         self.control[2]
     }
 
+    /// Whether the CPU executes a program (CPL 3).
+    pub const fn in_user_mode(&self) -> bool {
+        self.user[17] & 3 == 3
+    }
+
     /// Whether the CPU translates addresses: one that waits to be started does not.
     pub const fn has_paging(&self) -> bool {
         self.control[0] >> 31 & 1 != 0

@@ -130,7 +130,7 @@ impl Pauser {
         Self { lifecycle, memory }
     }
 
-    /// Takes all vCPUs out of the guest, at a safe point: each waits for work, and nobody holds a lock of the allocator.
+    /// Takes all vCPUs out of the guest, at a safe point: each waits for work or runs a program, and nobody holds a lock of the allocator.
     /// A guest that has not come up, or is down, is safe anywhere.
     ///
     /// # Errors
@@ -181,6 +181,8 @@ impl Pauser {
         let says = activity.iter().any(|activity| *activity != Activity::Running as u32);
         let safe = |cpu: usize, registers: &CpuRegisters| match activity.get(cpu).copied().and_then(Activity::new) {
             Some(Activity::Idle | Activity::Parked) => true,
+            // A program changes none of the kernel's tables.
+            _ if registers.in_user_mode() => true,
             _ => !says && registers.waits,
         };
         let busy = registers.iter().enumerate().find(|(cpu, registers)| !safe(*cpu, registers));

@@ -66,6 +66,20 @@ pub enum ReportError {
         /// The address that was asked for.
         address: u64,
     },
+    /// There is no such task.
+    #[error("there is no task {pid}")]
+    NoTask {
+        /// The number that was asked for.
+        pid: u32,
+    },
+    /// An address is none of a program's.
+    #[error("not a user virtual address of task {pid}: {address:x}")]
+    NotUser {
+        /// The task.
+        pid: u32,
+        /// The address that was asked for.
+        address: u64,
+    },
     /// The machine has no such page.
     #[error("there is no page with frame number {pfn:#x}")]
     NoPage {

@@ -3,6 +3,7 @@
 //! - the files of Linux's `/proc` and sysfs, to the byte ([`pagevisor_shared::report`]);
 //! - crash's `kmem`, which looks into guest memory by itself ([`kmem`]);
 //! - `numa`, as `numactl --hardware`;
+//! - programs: the files of `/proc/PID`, crash's `ps` and `vm`, from guest memory ([`process`]);
 //! - crash's `vtop`, which walks the guest's page tables;
 //! - the summary of a run, and a tree of files for tools that take another root.
 
@@ -11,6 +12,7 @@ mod json;
 pub mod kmem;
 mod page_owner;
 mod proc_tree;
+mod process;
 mod slabinfo;
 mod slabtop;
 mod summary;
@@ -22,6 +24,7 @@ mod vtop;
 
 pub use error::ReportError;
 pub use proc_tree::{WRITTEN_DIRS, proc_tree};
+pub use process::{PidFile, ProcessView};
 pub use slabinfo::slab_info;
 pub use slabtop::{SlabSort, slabtop};
 pub use summary::{summary, summary_json};

@@ -1,4 +1,5 @@
 mod areas;
+mod process;
 mod slabs;
 
 use std::collections::BTreeMap;
@@ -42,6 +43,7 @@ fn views_have_names() {
     for name in View::KNOWN {
         let plain = name.split(" [").next().unwrap().replace("node/N/{meminfo", "node/3/meminfo");
         let plain = plain.split(',').next().unwrap().replace("ADDRESS", "ffff888000001000");
+        let plain = plain.replace("{maps", "maps").replace("PID", "7");
         assert_eq!(view(&plain).to_string(), plain);
     }
     assert_eq!(view("kmem-f"), View::KmemFree);
@@ -71,6 +73,13 @@ fn an_unknown_view_is_answered_with_those_there_are() {
         "node/+1/meminfo",
         "node/1",
         "kmem -p x",
+        "pid/1/mem",
+        "pid/+1/maps",
+        "pid/x/maps",
+        "vm",
+        "vm x",
+        "vtop 1 x",
+        "ps 1",
     ] {
         let error = name.parse::<View>().unwrap_err().to_string();
         assert!(error.contains("buddyinfo, pagetypeinfo") && error.contains("kmem -g [FLAGS]"), "{error}");

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::error::ReportError;
 use super::kmem::SlabSpec;
+use super::process::ProcessView;
 use super::{json, kmem, page_owner, slabinfo, vmallocinfo, vtop};
 use crate::state::StateView;
 
@@ -122,6 +123,8 @@ pub enum View {
     PageOwner,
     /// The same by the places that allocate
     PageOwnerSites,
+    /// Tasks and programs
+    Process(ProcessView),
 }
 
 /// A view that does not exist.
@@ -141,7 +144,7 @@ impl std::error::Error for BadView {}
 
 impl View {
     /// What views there are, as a user may write them.
-    pub const KNOWN: [&'static str; 29] = [
+    pub const KNOWN: [&'static str; 34] = [
         "buddyinfo",
         "pagetypeinfo",
         "zoneinfo",
@@ -171,6 +174,11 @@ impl View {
         "failslab",
         "cma",
         "page_owner [sites]",
+        "pid/PID/{maps,smaps,smaps_rollup,status,statm,numa_maps,pagemap}",
+        "ps",
+        "vm PID",
+        "vm -p PID",
+        "vtop PID ADDRESS",
     ];
 
     /// Writes the view.
@@ -232,6 +240,7 @@ impl View {
             Self::Vtop(address) => vtop::vtop(state, *address, json, out),
             Self::PageOwner => page_owner::blocks(state, json, out),
             Self::PageOwnerSites => page_owner::sites(state, json, out),
+            Self::Process(view) => view.render(state, json, out),
         }
     }
 }
@@ -353,8 +362,8 @@ impl FromStr for View {
             ["cma"] => Ok(Self::Cma),
             ["page_owner"] => Ok(Self::PageOwner),
             ["page_owner", "sites"] => Ok(Self::PageOwnerSites),
-            [path] => node_view(path).ok_or_else(|| bad("unknown view")),
-            _ => Err(bad("unknown view")),
+            [path] if path.starts_with("node/") => node_view(path).ok_or_else(|| bad("unknown view")),
+            _ => joined.parse().map(Self::Process).map_err(|()| bad("unknown view")),
         }
     }
 }
@@ -402,6 +411,7 @@ impl fmt::Display for View {
             Self::Cma => f.write_str("cma"),
             Self::PageOwner => f.write_str("page_owner"),
             Self::PageOwnerSites => f.write_str("page_owner sites"),
+            Self::Process(view) => write!(f, "{view}"),
             Self::KmemFlags(None) => f.write_str("kmem -g"),
             Self::KmemFlags(Some(flags)) => write!(f, "kmem -g {flags:x}"),
         }

@@ -31,7 +31,7 @@ pub(super) fn vtop(state: &StateView, address: u64, as_json: bool, out: &mut dyn
     }
     let (steps, found) = state.trace(address)?;
     if as_json {
-        return write_json(&to_json(state, address, &steps, found), out);
+        return write_json(&to_json(address, state.roots().pgd, &steps, found), out);
     }
     let mut text = String::new();
     // Writing to a string cannot fail.
@@ -64,6 +64,12 @@ fn walk_text(
             _ => writeln!(out, "   {level}: {:x} => {:x}", step.at, step.entry)?,
         }
     }
+    entry_text(found, out)?;
+    writeln!(out)
+}
+
+/// What the page is, and its entry.
+fn entry_text(found: Option<Translation>, out: &mut String) -> fmt::Result {
     if let Some(page) = found {
         let size = match page.size {
             PageSize::Small => "",
@@ -77,16 +83,36 @@ fn walk_text(
         let (entry, physical) = (just(&entry, first, Just::CenterRight), just(&physical, second, Just::CenterRight));
         writeln!(out, "{entry}  {physical}  ({})", flags(page.entry).join("|"))?;
     }
+    Ok(())
+}
+
+/// The walk for a program's address (`x86_64_uvtop_level4`): tables in physical memory throughout.
+pub(super) fn user_text(
+    address: u64,
+    steps: &[TableStep],
+    found: Option<Translation>,
+    out: &mut String,
+) -> fmt::Result {
+    writeln!(out, "{:<10}  {:<16}", "VIRTUAL", "PHYSICAL")?;
+    match found {
+        Some(page) => writeln!(out, "{address:<10x}  {:<16x}\n", page.gpa)?,
+        None => writeln!(out, "{address:<10x}  (not mapped)\n")?,
+    }
+    for (step, level) in steps.iter().zip(LEVELS) {
+        writeln!(out, "   {level}: {:x} => {:x}", step.at, step.entry)?;
+    }
+    entry_text(found, out)?;
     writeln!(out)
 }
 
-fn to_json(state: &StateView, address: u64, steps: &[TableStep], found: Option<Translation>) -> Value {
+/// The walk for programs.
+pub(super) fn to_json(address: u64, pgd: u64, steps: &[TableStep], found: Option<Translation>) -> Value {
     let entries = steps.iter().zip(LEVELS);
     let entries = entries.map(|(step, level)| json!({ "level": level, "at": hex(step.at), "entry": hex(step.entry) }));
     json!({
         "virtual": hex(address),
         "physical": found.map(|page| page.gpa),
-        "pgd_directory": hex(state.roots().pgd),
+        "pgd_directory": hex(pgd),
         "entries": entries.collect::<Vec<_>>(),
         "page": found.map(|page| page.gpa & !(page.size.bytes() - 1)),
         "page_bytes": found.map(|page| page.size.bytes()),

@@ -13,6 +13,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 pub(crate) mod areas;
+pub(crate) mod programs;
 pub(crate) mod slabs;
 
 use std::collections::BTreeMap;

@@ -10,6 +10,7 @@
 //!   free lists and per-CPU lists, link by link                             (lists.rs, free.rs)
 //!   slab caches, their slabs and objects                                   (slab/)
 //!   areas of the kernel's address space                                    (vmalloc.rs)
+//!   tasks, programs' address spaces, their areas and page tables           (task.rs, space.rs)
 //! ```
 //!
 //! Whatever is read may be anything: the guest is hostile, or runs on while we look, or died in the middle of a
@@ -31,6 +32,8 @@ mod percpu;
 mod region;
 mod sections;
 pub mod slab;
+mod space;
+mod task;
 #[cfg(test)]
 mod tests;
 mod vmalloc;
@@ -50,6 +53,8 @@ pub use owners::Owned;
 pub use percpu::{PercpuAddress, PercpuUse};
 pub use region::RegionMapping;
 pub use sections::{PageOwner, Sections};
+pub use space::{AreaInfo, Areas, FileInfo, SpaceInfo, USER_END, UserPage};
+pub use task::{TaskInfo, Tasks};
 pub use vmalloc::{VmInfo, VmallocArea, VmallocAreas};
 pub use walk::{PageSize, TableStep, Translation};
 

@@ -120,6 +120,16 @@ impl super::StateView {
         Ok((steps, found))
     }
 
+    /// As [`Self::trace`], by the tables of a program under the top table at physical address `pgd`.
+    ///
+    /// # Errors
+    /// [`Corrupt`] when a table lies outside memory.
+    pub fn trace_user(&self, pgd: u64, address: u64) -> Result<(Vec<TableStep>, Option<Translation>), StateError> {
+        let mut steps = Vec::new();
+        let found = trace(self.memory(), pgd, address, &mut |step| steps.push(step))?;
+        Ok((steps, found))
+    }
+
     /// Copies the bytes at a guest-virtual address; `false` when some of them are not mapped.
     ///
     /// # Errors

@@ -13,6 +13,7 @@
 //! settings   watermarks, reserves, pageset sizes    order      fallback order, zonelists
 //! slabs      slab caches, slabs, objects, arrays    areas      vmalloc areas and what they map
 //! percpu     chunks of per-CPU memory               page_tables   tables that were allocated
+//! programs   address spaces, areas, what they map
 //! ```
 //!
 //! The guest must not run meanwhile: its machine is paused ([`crate::machine::Machine::pause`],
@@ -33,6 +34,7 @@ mod page_tables;
 mod pages;
 mod pagesets;
 mod percpu;
+mod programs;
 mod report;
 mod rule;
 mod settings;
@@ -59,6 +61,7 @@ use memory::Memory;
 use metadata::Metadata;
 use pages::Usage;
 use pagesets::Cached;
+use programs::Programs;
 use report::Findings;
 use spans::Spans;
 use tables::Tables;
@@ -89,6 +92,8 @@ struct Verifier<'v> {
     slab_frames: Spans,
     /// Pages of addresses in the vmalloc space where per-CPU memory is.
     percpu_pages: Spans,
+    /// What programs map.
+    programs: Programs,
     /// By zone.
     usage: Vec<Usage>,
 }
@@ -114,6 +119,7 @@ pub fn verify(view: &StateView, registers: &[CpuRegisters]) -> Result<Report, St
         in_use: Spans::default(),
         slab_frames: Spans::default(),
         percpu_pages: Spans::default(),
+        programs: Programs::default(),
         usage: Vec::new(),
     };
     verifier.run(registers)?;
@@ -129,7 +135,9 @@ impl Verifier<'_> {
         self.read_metadata()?;
         self.check_free_lists();
         self.check_pagesets();
+        self.check_programs()?;
         self.check_pages()?;
+        self.check_program_references();
         self.check_maps();
         self.check_page_tables();
         // Ahead of those that go by it: a thousand arrays of the wrong node must not hide why they are.

@@ -44,7 +44,7 @@ impl Verifier<'_> {
             if page.mapcount != PG_TABLE {
                 continue;
             }
-            if !known.contains(&pfn) {
+            if !known.contains(&pfn) && !self.programs.tables.contains(&pfn) {
                 let evidence = format_args!("typed as a page table, but in no tree of them");
                 self.findings.add(Rule::PageTableType, Place::Pfn(pfn), evidence);
             }

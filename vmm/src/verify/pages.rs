@@ -166,17 +166,16 @@ impl Verifier<'_> {
         }
     }
 
-    /// Pages in use are mapped as often as they say, by address spaces of their own. There are none yet: the kernel's
-    /// mappings do not count, as in Linux. Slabs keep something else in that word.
+    /// Pages in use are mapped as often as they say, by programs: the kernel's mappings do not count, as in Linux. Slabs keep something else in that word.
     fn check_references(&mut self) {
-        let mapped = |_: u64, _: &PageMeta| 0;
+        let mapped = |pfn: u64| self.programs.mapped.get(&pfn).copied().unwrap_or_default();
         let found = &mut self.findings;
         for (pfn, page) in self.metadata.touched(&self.memory.present) {
             let slab = page.flags & PageFlag::Slab.mask() != 0;
             if page.refcount == 0 || page.mapcount & PAGE_TYPE_BASE != 0 || slab {
                 continue;
             }
-            let expected = mapped(pfn, page);
+            let expected = mapped(pfn);
             if page.mapcount != expected {
                 let evidence = format_args!("_mapcount is {}, the page is mapped {expected} times", page.mapcount);
                 found.add(Rule::PageMapcount, Place::Pfn(pfn), evidence);

@@ -261,6 +261,24 @@ rules! {
     VmapBacking = "vmap-backing",
     /// `nr_vmalloc_pages` is the pages that areas have of their own.
     VmallocPages = "vmalloc-pages",
+    /// Address spaces are linked both ways.
+    SpaceList = "space-list",
+    /// Areas of an address space ascend, do not overlap, are linked both ways, and are as many as it counts.
+    AreaOrder = "area-order",
+    /// `total_vm` and its like are the pages of an address space's areas.
+    SpaceSizes = "space-sizes",
+    /// `rss_stat` of an address space is what its page tables map.
+    SpaceRss = "space-rss",
+    /// `pgtables_bytes` of an address space is its page tables, but for the top one.
+    SpaceTables = "space-tables",
+    /// Page tables of programs lie in memory, and each is used once.
+    ProgramTables = "program-tables",
+    /// A program maps pages in use, in its areas, and can write only where they say so.
+    ProgramMapping = "program-mapping",
+    /// Every mapping of a page by a program holds a reference.
+    ProgramReferences = "program-references",
+    /// `Committed_AS` is the pages of areas that count as promised.
+    CommittedAs = "committed-as",
 }
 
 impl fmt::Display for Rule {

@@ -29,6 +29,10 @@ fn look(view: &StateView) {
         views.push(format!("kmem {address}").parse().unwrap());
         views.push(format!("vtop {address}").parse().unwrap());
     }
+    let files = ["maps", "smaps", "smaps_rollup", "status", "statm", "numa_maps", "pagemap"];
+    views.push("ps".parse().unwrap());
+    views.extend(files.map(|file| format!("pid/1/{file}").parse::<View>().unwrap()));
+    views.extend(["vm 1", "vm -p 1", "vtop 1 400000"].map(|name| name.parse::<View>().unwrap()));
     for view_of in views {
         for json in [false, true] {
             let _ = view_of.render(view, json, &mut std::io::sink());
@@ -87,7 +91,7 @@ proptest! {
         tables in prop::collection::vec((0..0x2000u64, value()), 0..8),
         state in 0..7u32,
     ) {
-        let guest = FakeGuest::used();
+        let guest = FakeGuest::used().with_programs();
         let view = guest.view();
         guest.region().header().state.store(state, Relaxed);
         damage_region(&guest, &region);
@@ -108,7 +112,7 @@ proptest! {
     fn any_memory_map_can_be_walked(
         words in prop::collection::vec((0x3000..0x3500u32, 0..8u64, any::<u32>()), 1..200),
     ) {
-        let guest = FakeGuest::used();
+        let guest = FakeGuest::used().with_programs();
         for (pfn, word, value) in words {
             guest.set_meta(pfn, word, value);
         }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 mod image;
+mod programs;
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};

@@ -1,0 +1,160 @@
+//! Tasks, along the list of them.
+
+use std::mem::offset_of;
+use std::sync::atomic::Ordering::Relaxed;
+
+use pagevisor_shared::sched::{TASK_COMM_LEN, TaskState, TaskStruct};
+
+use super::error::{Corrupt, StateError};
+use super::slab::Record;
+use super::{Patience, StateView};
+
+/// A task as it was read. Fields as in [`TaskStruct`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(missing_docs, reason = "named and documented in the contract")]
+pub struct TaskInfo {
+    /// Guest-virtual address of the record.
+    pub address: u64,
+    pub pid: u32,
+    pub tgid: u32,
+    pub ppid: u32,
+    pub state: TaskState,
+    pub flags: u32,
+    pub cpu: u32,
+    pub on_cpu: bool,
+    pub comm: String,
+    pub mm: u64,
+    pub cpus_mask: u64,
+    pub utime: u64,
+    pub stime: u64,
+    pub start_time: u64,
+    pub min_flt: u64,
+    pub maj_flt: u64,
+    pub nvcsw: u64,
+    pub nivcsw: u64,
+}
+
+impl TaskInfo {
+    /// Whether it is a thread of the kernel.
+    pub const fn is_kernel(&self) -> bool {
+        self.flags & TaskStruct::KTHREAD != 0
+    }
+
+    /// The record in `bytes`, which were at `address`.
+    fn new(address: u64, bytes: &[u8]) -> Result<Self, Corrupt> {
+        let record = Record(bytes);
+        let raw = record.u32(offset_of!(TaskStruct, state));
+        let state = TaskState::new(raw).ok_or(Corrupt { what: "state of a task", at: address, found: raw.into() })?;
+        let comm = bytes.get(offset_of!(TaskStruct, comm)..).and_then(|rest| rest.get(..TASK_COMM_LEN));
+        let comm: Vec<u8> = comm.unwrap_or_default().iter().copied().take_while(|byte| *byte != 0).collect();
+        Ok(Self {
+            address,
+            pid: record.u32(offset_of!(TaskStruct, pid)),
+            tgid: record.u32(offset_of!(TaskStruct, tgid)),
+            ppid: record.u32(offset_of!(TaskStruct, ppid)),
+            state,
+            flags: record.u32(offset_of!(TaskStruct, flags)),
+            cpu: record.u32(offset_of!(TaskStruct, cpu)),
+            on_cpu: record.u32(offset_of!(TaskStruct, on_cpu)) != 0,
+            comm: printable(&comm),
+            mm: record.u64(offset_of!(TaskStruct, mm)),
+            cpus_mask: record.u64(offset_of!(TaskStruct, cpus_mask)),
+            utime: record.u64(offset_of!(TaskStruct, utime)),
+            stime: record.u64(offset_of!(TaskStruct, stime)),
+            start_time: record.u64(offset_of!(TaskStruct, start_time)),
+            min_flt: record.u64(offset_of!(TaskStruct, min_flt)),
+            maj_flt: record.u64(offset_of!(TaskStruct, maj_flt)),
+            nvcsw: record.u64(offset_of!(TaskStruct, nvcsw)),
+            nivcsw: record.u64(offset_of!(TaskStruct, nivcsw)),
+        })
+    }
+}
+
+/// A name that the guest made up, for a terminal: what is no printable ASCII, and the backslash, as Linux's
+/// `string_escape_mem` writes it in octal.
+pub(super) fn printable(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for byte in bytes {
+        match byte {
+            b'\\' => text.push_str("\\134"),
+            b' '..=b'~' => text.push(char::from(*byte)),
+            _ => text.push_str(&format!("\\{byte:03o}")),
+        }
+    }
+    text
+}
+
+/// The tasks there are.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Tasks {
+    /// In order of creation.
+    pub list: Vec<TaskInfo>,
+    /// What ended the walk early.
+    pub damage: Option<Corrupt>,
+}
+
+impl StateView {
+    /// Walks along the list of tasks, and again when a running guest changed it meanwhile.
+    ///
+    /// # Errors
+    /// When the host cannot read the guest's memory.
+    pub fn tasks(&self, patience: Patience) -> Result<Tasks, StateError> {
+        self.patiently(
+            patience,
+            |tasks: &mut Tasks| self.walk_tasks(&mut tasks.list),
+            |tasks, damage| {
+                tasks.damage = damage;
+            },
+        )
+    }
+
+    /// Calls `walk` until it finds no damage; again only as long as the guest runs and `patience` lasts. `set` puts what
+    /// it found wrong at last with what it gathered.
+    pub(super) fn patiently<T: Default>(
+        &self,
+        patience: Patience,
+        walk: impl Fn(&mut T) -> Result<(), StateError>,
+        set: impl Fn(&mut T, Option<Corrupt>),
+    ) -> Result<T, StateError> {
+        let mut tries = 1;
+        loop {
+            let mut found = T::default();
+            match walk(&mut found) {
+                Ok(()) => return Ok(found),
+                Err(StateError::Corrupt(damage)) if tries >= patience.tries || !self.is_running() => {
+                    set(&mut found, Some(damage));
+                    return Ok(found);
+                }
+                Err(StateError::Corrupt(_)) => {}
+                Err(error) => return Err(error),
+            }
+            tries += 1;
+            std::thread::sleep(patience.pause);
+        }
+    }
+
+    /// Walks along the list. There can be no more tasks than memory for their records.
+    fn walk_tasks(&self, found: &mut Vec<TaskInfo>) -> Result<(), StateError> {
+        let most = self.memory().size() / size_of::<TaskStruct>() as u64;
+        let region = self.region();
+        let roots = &region.header().roots;
+        let (mut next, mut before) = (roots.tasks.load(Relaxed), 0);
+        while next != 0 {
+            let mut bytes = [0; size_of::<TaskStruct>()];
+            if !self.read_virtual(next, &mut bytes)? {
+                return Err(Corrupt { what: "address of a task", at: before, found: next }.into());
+            }
+            let prev = Record(&bytes).u64(offset_of!(TaskStruct, prev));
+            if prev != before || found.len() as u64 >= most {
+                return Err(Corrupt { what: "backward link of a task", at: next, found: prev }.into());
+            }
+            found.push(TaskInfo::new(next, &bytes)?);
+            (before, next) = (next, Record(&bytes).u64(offset_of!(TaskStruct, next)));
+        }
+        let counted = roots.nr_tasks.load(Relaxed);
+        if counted != found.len() as u64 {
+            return Err(Corrupt { what: "number of tasks", at: found.len() as u64, found: counted }.into());
+        }
+        Ok(())
+    }
+}
