@@ -13,7 +13,7 @@ use pagevisor_shared::mm_types::uapi::{
 use pagevisor_shared::units::{PAGE_SIZE, VirtAddr};
 use proptest::prelude::*;
 
-use crate::{LIMITS, MIB, Stack, assert_sound, bad_load, bad_store, in_use, load, machine, store};
+use crate::{LIMITS, MIB, Stack, assert_sound, bad_load, bad_store, boot, in_use, load, machine, store};
 
 /// The model's pages lie on both sides of where a page table ends.
 const BASE: u64 = 0x7000_001e_0000;
@@ -212,7 +212,7 @@ fn storm(mm: &Stack, space: Space, cpu: u64, rounds: u64) {
 #[test]
 fn threads_map_touch_protect_and_unmap_at_once() {
     const CPUS: usize = 8;
-    let machine = Topology::new().node(&[(16 * MIB, 144 * MIB)], CPUS).boot();
+    let machine = boot(Topology::new().node(&[(16 * MIB, 144 * MIB)], CPUS));
     let mm = machine.mm();
     let before = in_use(mm);
     let space = mm.mm_alloc().expect("a space");
