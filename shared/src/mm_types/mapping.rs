@@ -145,7 +145,7 @@ pub struct AddressSpace {
     pub i_mmap_writable: AtomicU32,
     /// Held by who changes the list of areas.
     pub i_mmap_lock: AtomicU32,
-    /// [`Self::SHMEM`].
+    /// [`Self::SHMEM`], [`Self::NORESERVE`].
     pub flags: AtomicU32,
     /// Seals of a memfd (`F_SEAL_*`).
     pub seals: AtomicU32,
@@ -164,6 +164,8 @@ const _: () = assert!(size_of::<AddressSpace>() == 128);
 impl AddressSpace {
     /// Pages count as shared memory (`shmem_mapping`).
     pub const SHMEM: u32 = 1;
+    /// Shared memory whose pages are promised as they come (`VM_NORESERVE`); otherwise all of it is from the start.
+    pub const NORESERVE: u32 = 2;
     /// Bits of [`Self::i_pages`] that are the height: levels of nodes, 0 without any page.
     pub const HEIGHT: u64 = 63;
 }

@@ -106,6 +106,10 @@ pub struct FileInfo {
     pub ino: u64,
     /// Whether its pages are shared memory.
     pub shmem: bool,
+    /// Address of the record of its pages; 0 if it has none.
+    pub mapping: u64,
+    /// Pages that are promised because of its size, and not because they are there; those that are there.
+    pub promised: [u64; 2],
 }
 
 /// An area as it was read. Fields as in [`VmArea`].
@@ -274,11 +278,17 @@ impl StateView {
         let mut bytes = [0; size_of::<AddressSpace>()];
         self.read_record(mapping, "address of a file's pages", &mut bytes)?;
         let record = Record(&bytes);
+        let flags = record.u32(offset_of!(AddressSpace, flags));
+        let reserved = flags & (AddressSpace::SHMEM | AddressSpace::NORESERVE) == AddressSpace::SHMEM;
+        let pages = record.u64(offset_of!(AddressSpace, i_size)).div_ceil(PAGE_SIZE);
+        let promised = if reserved { [pages, record.u64(offset_of!(AddressSpace, nrpages))] } else { [0; 2] };
         Ok(FileInfo {
             path,
             dev: record.u32(offset_of!(AddressSpace, dev)),
             ino: record.u64(offset_of!(AddressSpace, ino)),
-            shmem: record.u32(offset_of!(AddressSpace, flags)) & AddressSpace::SHMEM != 0,
+            shmem: flags & AddressSpace::SHMEM != 0,
+            mapping,
+            promised,
         })
     }
 

@@ -5,7 +5,9 @@ use std::collections::{HashMap, HashSet};
 use pagevisor_shared::mm_types::{MappingId, MmCounter, NR_MM_COUNTERS, VmaFlags};
 use pagevisor_shared::page_flags::PageFlag;
 use pagevisor_shared::pgtable::Entry;
+use pagevisor_shared::report::counters;
 use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE};
+use pagevisor_shared::vmstat::NodeStat;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::Verifier;
@@ -59,6 +61,8 @@ impl Verifier<'_> {
             Err(error) => return Err(error),
         };
         let (mut promised, mut stable) = (0, true);
+        // Files of shared memory that are promised as a whole, by their records.
+        let mut files = HashMap::new();
         for space in &spaces {
             // Somebody is changing it, or it is coming or going.
             if space.mmap_lock != 0 || space.tree_lock != 0 || space.mm_users == 0 {
@@ -68,11 +72,16 @@ impl Verifier<'_> {
             }
             let areas = self.check_program_areas(space)?;
             promised += sums(&areas).last().copied().unwrap_or_default();
+            let mapped = areas.iter().filter_map(|area| area.file.as_ref());
+            files.extend(mapped.map(|file| (file.mapping, file.promised)));
             self.check_program_pages(space, &areas)?;
         }
         if stable {
             let counted = self.region.header().roots.committed_as.load(Relaxed);
-            let promised = i64::try_from(promised).unwrap_or(i64::MAX);
+            // Of all other files of shared memory the pages that are there.
+            let present = counters::global_node_page_state(&self.region, NodeStat::NrShmem);
+            let whole = files.values().fold(0u64, |sum, [size, pages]| sum.wrapping_add(size.wrapping_sub(*pages)));
+            let promised = i64::try_from(promised.wrapping_add(present).wrapping_add(whole)).unwrap_or(i64::MAX);
             self.findings.equal(Rule::CommittedAs, Place::Machine, "Committed_AS in pages", counted, promised);
         }
         Ok(())

@@ -1,7 +1,8 @@
 //! Address spaces: trees against lists, gaps, counters, and areas that should be one.
 
-use pagevisor_shared::mm_types::VmaFlags;
+use pagevisor_shared::mm_types::{AddressSpace, VmaFlags};
 use pagevisor_shared::units::PAGE_SIZE;
+use pagevisor_shared::vmstat::NodeStat;
 
 use super::{AreaSink, AreaViolation};
 use crate::Mm;
@@ -33,8 +34,29 @@ pub fn verify_spaces<P: Platform>(mm: &Mm<P>, sink: AreaSink<'_>) {
         promised += checker.space(now);
         (before, space) = (space, now.next_mm());
     }
+    promised = promised.wrapping_add(promised_to_files(mm));
     let mut checker = Checker { sink, last: None, areas: 0, pages: [0; 6] };
     checker.equal("pages promised", 0, roots.committed_as.get() as u64, promised);
+}
+
+/// Pages that are promised because files of shared memory have them, or will: a file whose pages are promised from the start
+/// is mapped by somebody, for it has no name.
+fn promised_to_files<P: Platform>(mm: &Mm<P>) -> u64 {
+    let mut promised = 0u64;
+    let spaces = core::iter::successors(Space::list(&mm.region.header().roots).get(), |space| space.next_mm());
+    for vma in spaces.flat_map(|space| core::iter::successors(space.first_vma(), |vma| vma.next())) {
+        let Some(mapping) = vma.file().and_then(|file| file.mapping()) else { continue };
+        let reserved = mapping.flags.get() & (AddressSpace::SHMEM | AddressSpace::NORESERVE) == AddressSpace::SHMEM;
+        // Once for each file, whoever else maps it.
+        if reserved && mapping.first_area() == Some(vma) {
+            let size = mapping.i_size.get().div_ceil(PAGE_SIZE);
+            promised = promised.wrapping_add(size).wrapping_sub(mapping.nrpages.get());
+        }
+    }
+    let shmem = NodeStat::NrShmem.index();
+    let in_cpus = mm.node_cpus.iter().map(|cpu| i64::from(cpu.vm_node_stat_diff[shmem].get())).sum::<i64>();
+    let present = mm.nodes.iter().map(|node| node.vm_stat[shmem].get()).sum::<i64>() + in_cpus;
+    promised.wrapping_add(present as u64)
 }
 
 fn addr<T>(record: Option<Handle<T>>) -> u64 {

@@ -162,7 +162,7 @@ impl<P: Platform> Mm<P> {
     /// Adds a page of zeros, locked and with a reference beside the tree's; `None` if somebody else did
     /// (`shmem_add_to_page_cache`).
     fn add_page(&self, mapping: FileMapping, index: u64) -> Result<Option<u32>, Wanted> {
-        let frame = self.alloc_zeroed_user_page().ok_or(Wanted::NoMemory)?;
+        let frame = self.alloc_promised_page(mapping).ok_or(Wanted::NoMemory)?;
         let page = self.user_page(frame);
         let swapbacked = if is_shmem(mapping) { PageFlag::Swapbacked.mask() } else { 0 };
         page.flags.set(NEW | swapbacked);
@@ -201,7 +201,27 @@ impl<P: Platform> Mm<P> {
         page.flags.fetch_and(!PageFlag::Locked.mask(), Release);
         page._refcount.fetch_sub(1, Relaxed);
         self.put_file_page(frame);
+        self.unpromise_page(mapping);
         if inserted == Inserted::NeedsNode { Err(Wanted::NoMemory) } else { Ok(None) }
+    }
+
+    /// A page of zeros for a file, promised if those of the file are one by one (`shmem_acct_block`).
+    fn alloc_promised_page(&self, mapping: FileMapping) -> Option<u32> {
+        if mapping.record().flags.get() & AddressSpace::NORESERVE != 0 {
+            self.vm_enough_memory(None, 1).ok()?;
+        }
+        let frame = self.alloc_zeroed_user_page();
+        if frame.is_none() {
+            self.unpromise_page(mapping);
+        }
+        frame
+    }
+
+    /// A page of a file has gone, or has not come.
+    fn unpromise_page(&self, mapping: FileMapping) {
+        if mapping.record().flags.get() & AddressSpace::NORESERVE != 0 {
+            self.vm_unacct_memory(1);
+        }
     }
 
     /// Takes a page out of its file; the caller has locked it, has a reference, and nobody maps it any more
@@ -216,6 +236,7 @@ impl<P: Platform> Mm<P> {
         drop(lock);
         self.free_nodes(removed);
         self.count_file_page(mapping, frame, -1);
+        self.unpromise_page(mapping);
         // The tree's reference; the caller has another.
         page._refcount.fetch_sub(1, AcqRel);
     }

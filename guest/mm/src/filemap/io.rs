@@ -61,6 +61,23 @@ impl<P: Platform> Mm<P> {
         result
     }
 
+    /// As [`Self::file_write`], to the end of the file; gives where it ended, too.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn file_append(&self, mapping: FileMapping, from: &[u8]) -> Result<(u64, usize), Errno> {
+        let lock = &mapping.record().i_rwsem;
+        rwsem::down_write(lock, |value| self.platform.wait_on(lock, value));
+        let end = mapping.record().i_size.get();
+        let result = match MAX_BYTES.saturating_sub(end).min(usize::MAX as u64) as usize {
+            _ if from.is_empty() => Ok(0),
+            0 => Err(Errno::EFBIG),
+            room => self.write_locked(mapping, end, &from[..from.len().min(room)]),
+        };
+        rwsem::up_write(lock, || self.platform.wake_all(lock));
+        result.map(|written| (end + written as u64, written))
+    }
+
     fn write_locked(&self, mapping: FileMapping, offset: u64, from: &[u8]) -> Result<usize, Errno> {
         let record = mapping.record();
         let seals = record.seals.get();

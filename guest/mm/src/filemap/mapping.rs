@@ -15,10 +15,23 @@ use crate::sync::Plain;
 /// What a file is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MappingKind {
-    /// Of tmpfs, or without a name: its pages count as shared memory.
+    /// Of tmpfs, or without a name: its pages count as shared memory, and as promised.
     Shmem,
+    /// Memory that programs share, all of which is promised to them (`shmem_acct_size`): who makes it has seen to that.
+    Reserved,
     /// Of ramfs: its pages count as files'.
     Ram,
+}
+
+impl MappingKind {
+    /// As flags of a record.
+    const fn flags(self) -> u32 {
+        match self {
+            Self::Shmem => AddressSpace::SHMEM | AddressSpace::NORESERVE,
+            Self::Reserved => AddressSpace::SHMEM,
+            Self::Ram => 0,
+        }
+    }
 }
 
 impl<P: Platform> Mm<P> {
@@ -36,7 +49,7 @@ impl<P: Platform> Mm<P> {
         }
         record.dev.set(dev);
         record.ino.set(ino);
-        record.flags.set(if kind == MappingKind::Shmem { AddressSpace::SHMEM } else { 0 });
+        record.flags.set(kind.flags());
         for word in [&record.i_size, &record.nrpages, &record.i_blocks] {
             word.set(0);
         }
@@ -64,6 +77,9 @@ impl<P: Platform> Mm<P> {
             return;
         }
         self.truncate_pages(mapping, 0, super::MAX_PAGES);
+        if mapping.flags.get() & (AddressSpace::SHMEM | AddressSpace::NORESERVE) == AddressSpace::SHMEM {
+            self.vm_unacct_memory(super::pages_of(mapping));
+        }
         if let Some(word) = self.number_word(mapping.record().id.get()) {
             set_mapping_at(word, None);
         }

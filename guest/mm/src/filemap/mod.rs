@@ -9,6 +9,7 @@
 //! | `cache` | pages come and go, and their locks |
 //! | `mapping` | files' records come and go, and those of who has them open |
 //! | `io` | reading and writing |
+//! | `allocate` | pages before anybody writes |
 //! | `truncate` | files are cut, and who maps them loses the pages |
 //! | `seal` | what a file must not suffer any more |
 //!
@@ -28,6 +29,7 @@
 //! [`AddressSpace::i_mmap_lock`]: pagevisor_shared::mm_types::AddressSpace::i_mmap_lock
 //! [`AddressSpace::lock`]: pagevisor_shared::mm_types::AddressSpace::lock
 
+mod allocate;
 mod cache;
 mod io;
 mod mapping;

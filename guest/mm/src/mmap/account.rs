@@ -97,12 +97,12 @@ impl<P: Platform> Mm<P> {
         sysctl.admin_reserve_kbytes.set(share.min(1 << 13));
     }
 
-    /// Promises `pages` to a program of `space` (`security_vm_enough_memory_mm`). Programs are the administrator's here, for
+    /// Promises `pages` to a program of `space`, or to a file (`security_vm_enough_memory_mm`). Programs are the administrator's here, for
     /// whom nothing is held back.
     ///
     /// # Errors
     /// ENOMEM if that is too much; then nothing is promised.
-    pub(super) fn vm_enough_memory(&self, space: Space, pages: u64) -> Result<(), Errno> {
+    pub(crate) fn vm_enough_memory(&self, space: Option<Space>, pages: u64) -> Result<(), Errno> {
         let (sysctl, promised) = (self.region.sysctl(), &self.region.header().roots.committed_as);
         let before = promised.fetch_add(pages as i64, Relaxed);
         let enough = match sysctl.overcommit_memory.get() {
@@ -110,7 +110,7 @@ impl<P: Platform> Mm<P> {
             OVERCOMMIT_GUESS => pages <= self.totalram_pages(),
             OVERCOMMIT_NEVER.. => {
                 let reserve = sysctl.user_reserve_kbytes.get() >> (PAGE_SHIFT - 10);
-                let reserve = reserve.min(space.record().total_vm.get() / 32);
+                let reserve = space.map_or(0, |space| reserve.min(space.record().total_vm.get() / 32));
                 let allowed = sysctl.commit_limit(self.totalram_pages()).saturating_sub(reserve);
                 before.saturating_add(pages as i64).max(0).cast_unsigned() < allowed
             }
@@ -128,7 +128,7 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Takes back a promise (`vm_unacct_memory`).
-    pub(super) fn vm_unacct_memory(&self, pages: u64) {
+    pub(crate) fn vm_unacct_memory(&self, pages: u64) {
         self.region.header().roots.committed_as.fetch_sub(pages as i64, Relaxed);
     }
 

@@ -1,9 +1,9 @@
 //! `madvise`.
 
 use pagevisor_shared::errno::Errno;
-use pagevisor_shared::mm_types::VmaFlags;
 use pagevisor_shared::mm_types::uapi as u;
-use pagevisor_shared::units::VirtAddr;
+use pagevisor_shared::mm_types::{AddressSpace, VmaFlags};
+use pagevisor_shared::units::{PAGE_SHIFT, VirtAddr};
 
 use super::areas::vma_at_or_above;
 use super::lock::MmapWrite;
@@ -11,6 +11,7 @@ use super::unmap::page_align;
 use super::{PAGE_MASK, Space, Vma};
 use crate::Mm;
 use crate::platform::Platform;
+use crate::sync::Plain;
 
 /// What is to be done for a range.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +30,8 @@ enum Advice {
     },
     /// Pages may go.
     Free,
+    /// What the file has there goes.
+    Remove,
     /// Pages come.
     Populate {
         /// For writing.
@@ -58,6 +61,7 @@ impl Advice {
             u::MADV_DONTNEED => Some(Self::DontNeed { locked: false }),
             u::MADV_DONTNEED_LOCKED => Some(Self::DontNeed { locked: true }),
             u::MADV_FREE => Some(Self::Free),
+            u::MADV_REMOVE => Some(Self::Remove),
             u::MADV_POPULATE_READ => Some(Self::Populate { write: false }),
             u::MADV_POPULATE_WRITE => Some(Self::Populate { write: true }),
             u::MADV_WILLNEED | u::MADV_COLD | u::MADV_PAGEOUT => Some(Self::Nothing),
@@ -106,6 +110,7 @@ impl<P: Platform> Mm<P> {
                     Ok(vma.flags().without(clear).with(set))
                 })
             }
+            Advice::Remove => self.advise_remove(space, start, end),
             Advice::DontNeed { .. } | Advice::Free | Advice::Nothing => self.advise_pages(space, start, end, what),
         }
     }
@@ -138,6 +143,40 @@ impl<P: Platform> Mm<P> {
                     other => other,
                 })?;
             }
+            at = stop;
+        }
+        unmapped
+    }
+
+    /// Punches holes into the files that are mapped (`madvise_remove`). The space is not locked meanwhile: who punches holes
+    /// waits for pages.
+    fn advise_remove(&self, space: Space, start: u64, end: u64) -> Result<(), Errno> {
+        let (mut at, mut unmapped) = (start, Ok(()));
+        while at < end {
+            let held = self.mmap_read_lock(space);
+            let Some(vma) = vma_at_or_above(space, at).filter(|vma| vma.start() < end) else {
+                return Err(Errno::ENOMEM);
+            };
+            if vma.start() > at {
+                unmapped = Err(Errno::ENOMEM);
+                at = vma.start();
+            }
+            let stop = vma.end().min(end);
+            let file = vma.file().filter(|_| !vma.flags().contains(VmaFlags::LOCKED)).ok_or(Errno::EINVAL)?;
+            if !vma.flags().contains(VmaFlags::SHARED.with(VmaFlags::WRITE)) {
+                return Err(Errno::EACCES);
+            }
+            let offset = vma.index_of(at) << PAGE_SHIFT;
+            self.mapped_file_get(file);
+            drop(held);
+            let removed = match file.mapping() {
+                // A ramfs cannot (`vfs_fallocate`).
+                Some(mapping) if mapping.flags.get() & AddressSpace::SHMEM == 0 => Err(Errno::EOPNOTSUPP),
+                Some(mapping) => self.punch_hole(mapping, offset, stop - at),
+                None => Err(Errno::EINVAL),
+            };
+            self.mapped_file_put(file);
+            removed?;
             at = stop;
         }
         unmapped

@@ -76,7 +76,7 @@ impl<P: Platform> Mm<P> {
         if record.map_count.get() > self.region.sysctl().max_map_count.get() {
             return Err(Errno::ENOMEM);
         }
-        self.vm_enough_memory(space, pages)?;
+        self.vm_enough_memory(Some(space), pages)?;
         let meaning = Meaning { flags, anon_vma: None, file: None, pgoff: addr >> PAGE_SHIFT };
         let heap = vma_before(space, next).filter(|heap| heap.end() == addr && meaning.can_merge_after::<P>(*heap));
         let vma = match heap {

@@ -1,11 +1,13 @@
 //! Areas of files: references, and the list of areas that map a file (`__vma_link_file`, `__remove_shared_vm_struct`).
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use pagevisor_shared::errno::Errno;
 use pagevisor_shared::mm_types::uapi::{F_SEAL_FUTURE_WRITE, F_SEAL_WRITE, PROT_WRITE};
 use pagevisor_shared::mm_types::{MappedFile, VmaFlags};
-use pagevisor_shared::units::PAGE_SIZE;
+use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE};
 
-use super::Vma;
+use super::{AreaInfo, Space, Vma};
 use crate::Mm;
 use crate::filemap::{FileMapping, MAX_PAGES, MappingKind};
 use crate::platform::Platform;
@@ -15,21 +17,70 @@ use crate::sync::Plain;
 /// A file that can be mapped. Whoever has one holds a reference, and so does each area.
 pub type MappedFileRef = Handle<MappedFile>;
 
+/// What is shown of an area's file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AreaFile {
+    /// Number of its device: major number shifted by 20, minor number.
+    pub dev: u32,
+    /// Its number there.
+    pub ino: u64,
+    /// Bytes of its path.
+    pub path_len: usize,
+}
+
 /// Counts as one that may write to its file (`mapping_map_writable`).
 const fn may_write(flags: VmaFlags) -> bool {
     flags.contains(VmaFlags::SHARED)
 }
 
 impl<P: Platform> Mm<P> {
+    /// The file that `area` maps, if it does; its path is written to `path`, as far as there is room. For who is called by
+    /// [`Self::for_each_vma`].
+    pub fn area_file(&self, area: &AreaInfo, path: &mut [u8]) -> Option<AreaFile> {
+        let file = area.vma.file()?;
+        let mapping = file.mapping()?;
+        let path_len = self.mapped_file_path(file, path);
+        Some(AreaFile { dev: mapping.dev.get(), ino: mapping.ino.get(), path_len })
+    }
+
+    /// A number for a file without a name, which none had before (`get_next_ino`).
+    pub fn next_unnamed_ino(&self) -> u64 {
+        self.mmap.unnamed.fetch_add(1, Relaxed) + 1
+    }
+
+    /// Notes that the program of `space` is in `file`, to which it has a reference from now on (`set_mm_exe_file`).
+    pub fn set_exe_file(&self, space: Space, file: MappedFileRef) {
+        self.mapped_file_get(file);
+        let old = space.exe_file();
+        space.set_exe_file(Some(file));
+        if let Some(old) = old {
+            self.mapped_file_put(old);
+        }
+    }
+
+    /// The program of `space` is nobody's any more.
+    pub(super) fn forget_exe_file(&self, space: Space) {
+        if let Some(file) = space.exe_file() {
+            space.set_exe_file(None);
+            self.mapped_file_put(file);
+        }
+    }
+
     /// The file behind shared memory without one (`shmem_zero_setup`), with a reference for the caller.
     ///
     /// # Errors
     /// EINVAL if it is too large for any file, ENOMEM.
-    pub(super) fn shmem_file(&self, len: u64) -> Result<MappedFileRef, Errno> {
+    pub(super) fn shmem_file(&self, space: Space, len: u64, flags: VmaFlags) -> Result<MappedFileRef, Errno> {
         if len > MAX_PAGES * PAGE_SIZE {
             return Err(Errno::EINVAL);
         }
-        let mapping = self.mapping_create(MappingKind::Shmem, 1, 0).ok_or(Errno::ENOMEM)?;
+        let reserved = if flags.contains(VmaFlags::NORESERVE) { 0 } else { len >> PAGE_SHIFT };
+        self.vm_enough_memory(Some(space), reserved)?;
+        let kind = if reserved == 0 { MappingKind::Shmem } else { MappingKind::Reserved };
+        let Some(mapping) = self.mapping_create(kind, 1, self.next_unnamed_ino()) else {
+            self.vm_unacct_memory(reserved);
+            return Err(Errno::ENOMEM);
+        };
         mapping.i_size.set(len);
         let file = self.mapped_file_new(mapping, b"/dev/zero (deleted)", MappedFile::READ | MappedFile::WRITE);
         // The file has a reference of its own, if there is one.

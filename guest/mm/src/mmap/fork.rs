@@ -23,6 +23,9 @@ impl<P: Platform> Mm<P> {
         let from = self.mmap_write_lock(parent);
         let to = self.mmap_write_lock(child);
         copy_fields(parent.record(), child.record());
+        if let Some(file) = parent.exe_file() {
+            self.set_exe_file(child, file);
+        }
         let areas = core::iter::successors(parent.first_vma(), |vma| vma.next());
         let result = areas.into_iter().try_for_each(|vma| {
             // No fault changes pages that are being copied.
@@ -47,7 +50,7 @@ impl<P: Platform> Mm<P> {
         let (child, pages) = (held.space(), from.pages());
         let accounted = from.flags().contains(VmaFlags::ACCOUNT);
         if accounted {
-            self.vm_enough_memory(child, pages)?;
+            self.vm_enough_memory(Some(child), pages)?;
         }
         let made = self.vm_area_alloc().filter(|vma| {
             vma.init(from.start(), from.end(), from.flags().without(NOT_INHERITED), from.pgoff());

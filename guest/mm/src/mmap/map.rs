@@ -121,7 +121,7 @@ impl<P: Platform> Mm<P> {
         let writable = self.map_writable(request.file, &mut vm_flags, request.prot)?;
         // Shared memory is a file that nobody else sees.
         let unnamed = match request.file {
-            None if vm_flags.contains(VmaFlags::SHARED) => Some(self.shmem_file(len)?),
+            None if vm_flags.contains(VmaFlags::SHARED) => Some(self.shmem_file(space, len, vm_flags)?),
             _ => None,
         };
         let pgoff = match (request.file, unnamed) {
@@ -168,7 +168,7 @@ impl<P: Platform> Mm<P> {
         self.munmap_range(held, addr, end).map_err(|_| Errno::ENOMEM)?;
         let charged = if is_accountable(meaning.flags) { pages } else { 0 };
         if charged != 0 {
-            self.vm_enough_memory(space, charged)?;
+            self.vm_enough_memory(Some(space), charged)?;
             meaning.flags = meaning.flags.with(VmaFlags::ACCOUNT);
         }
         let vma = match self.expand_neighbour(held, addr, end, &meaning) {

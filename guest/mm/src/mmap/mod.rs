@@ -67,7 +67,7 @@ pub use account::Limits;
 pub(crate) use adjust::could_be_one;
 pub use areas::AreaInfo;
 pub(crate) use areas::{vma_at, vma_at_or_above};
-pub use file::MappedFileRef;
+pub use file::{AreaFile, MappedFileRef};
 pub use lock::{MmapRead, MmapWrite, VmaRead};
 
 pub use map::MmapRequest;
@@ -91,6 +91,8 @@ pub(crate) struct Mmap {
     list_lock: AtomicU32,
     /// Spaces made so far.
     made: AtomicU64,
+    /// Files without a name that there were.
+    unnamed: AtomicU64,
 }
 
 impl Mmap {
@@ -100,6 +102,7 @@ impl Mmap {
             areas: RecordCache::new(),
             list_lock: AtomicU32::new(0),
             made: AtomicU64::new(0),
+            unnamed: AtomicU64::new(0),
         }
     }
 }

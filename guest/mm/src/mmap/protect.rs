@@ -123,7 +123,7 @@ impl<P: Platform> Mm<P> {
             }
             if !old.intersects(PROMISED) {
                 charged = pages;
-                self.vm_enough_memory(space, charged)?;
+                self.vm_enough_memory(Some(space), charged)?;
                 flags = flags.with(VmaFlags::ACCOUNT);
             }
         }

@@ -125,7 +125,7 @@ impl<P: Platform> Mm<P> {
             let pages = delta >> PAGE_SHIFT;
             let charged = if vma.flags().contains(VmaFlags::ACCOUNT) { pages } else { 0 };
             if charged != 0 {
-                self.vm_enough_memory(space, charged)?;
+                self.vm_enough_memory(Some(space), charged)?;
             }
             let end = vma.end();
             let merged = held.vma_merge(Some(vma), end, end + delta, &Meaning::of(vma, end, vma.flags()));
@@ -185,7 +185,7 @@ impl<P: Platform> Mm<P> {
         let more = if stays { what.new_len } else { what.new_len.wrapping_sub(what.old_len) } >> PAGE_SHIFT;
         let charged = if accounted { more } else { 0 };
         if charged != 0 {
-            self.vm_enough_memory(space, charged)?;
+            self.vm_enough_memory(Some(space), charged)?;
         }
         let (mut addr, mut len) = (what.addr, what.old_len);
         let Some((mut vma, new)) = self.copy_vma(held, vma, addr, to, what.new_len) else {

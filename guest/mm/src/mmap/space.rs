@@ -124,5 +124,6 @@ impl<P: Platform> Mm<P> {
             self.remove_vma(vma);
         }
         self.vm_unacct_memory(promised);
+        self.forget_exe_file(space);
     }
 }

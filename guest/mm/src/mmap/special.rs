@@ -36,7 +36,7 @@ impl<P: Platform> Mm<P> {
         if len > limits.stack || !may_expand_vm(space, STACK_FLAGS, pages, limits) {
             return Err(Errno::ENOMEM);
         }
-        self.vm_enough_memory(space, pages)?;
+        self.vm_enough_memory(Some(space), pages)?;
         let flags = STACK_FLAGS.with(VmaFlags(space.record().def_flags.get()));
         let vma = self.vm_area_alloc().filter(|vma| {
             vma.init(end - len, end, flags, (end - len) >> PAGE_SHIFT);

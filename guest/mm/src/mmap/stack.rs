@@ -50,7 +50,7 @@ impl<P: Platform> Mm<P> {
             return Err(Errno::ENOMEM);
         }
         self.anon_vma_prepare(vma)?;
-        self.vm_enough_memory(space, grow)?;
+        self.vm_enough_memory(Some(space), grow)?;
         held.vma_start_write(vma);
         held.change(|| {
             vma.record().vm_start.set(start);
