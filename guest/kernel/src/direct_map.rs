@@ -225,7 +225,7 @@ fn fill_ragged(pt: &Table, block: u64) {
     }
 }
 
-/// The RAM at `range`, which boot has reserved for ever and nobody writes; nothing if it is no RAM.
+/// The RAM at `range`, which boot has reserved and nobody writes as long as somebody has the result; nothing if it is no RAM.
 pub fn bytes(range: &Range<u64>) -> &'static [u8] {
     if range.is_empty() || !ram().any(|ram| ram.start <= range.start && range.end <= ram.end) {
         return &[];

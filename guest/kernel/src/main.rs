@@ -67,7 +67,7 @@ use pagevisor_shared::device::shutdown;
 use pagevisor_shared::layout::VMEMMAP_START;
 use pagevisor_shared::page::PAGE_STRUCT_SIZE;
 use pagevisor_shared::region::{GuestState, RegionRef};
-use pagevisor_shared::units::{CpuId, VirtAddr};
+use pagevisor_shared::units::{CpuId, PAGE_SHIFT, PAGE_SIZE, Pfn, VirtAddr};
 
 use acpi::Machine;
 use arch::{apic, cpu, entry, fpu, paging, percpu, traps};
@@ -232,6 +232,10 @@ fn ready(_: usize) -> i32 {
     if let Some(path) = options.rdinit {
         task::set_notice(signal::child_ended);
         fs::init(direct_map::bytes(initrd));
+        if let Some(mm) = platform::mm() {
+            // All that was in it has pages of its own now (`free_initrd_mem`).
+            mm.free_reserved_area(Pfn::new(initrd.start.div_ceil(PAGE_SIZE)), Pfn::new(initrd.end >> PAGE_SHIFT));
+        }
         exec::start_init(path);
     }
     0

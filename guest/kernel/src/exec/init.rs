@@ -13,7 +13,7 @@ use pagevisor_shared::units::CpuMask;
 use super::{exec, frame_of};
 use crate::arch::gdt;
 use crate::arch::traps::TrapFrame;
-use crate::fs::file::{End, File, O_RDWR, read_all};
+use crate::fs::file::{End, File, Name, O_RDWR, read_all};
 use crate::fs::table::{Directories, Files};
 use crate::fs::{path, root};
 use crate::log::pr_err;
@@ -38,7 +38,8 @@ fn become_init(path: &str) -> Result<(), Errno> {
     task.resources.set(Kind::Directories, Some(Arc::new(Directories::default())));
     task.resources.set(Kind::Signals, Some(Arc::new(signal::Actions::default())));
     let files = Arc::new(Files::default());
-    let console = File::new(path::lookup(root(), "/dev/console", true)?, O_RDWR, End::None);
+    let dev = path::lookup(root(), "/dev", true)?;
+    let console = File::new(dev.find("console")?, O_RDWR, End::None, Name::In(dev, "console".into()));
     for _ in 0..3 {
         files.insert(Arc::clone(&console), 0, u64::MAX, false)?;
     }

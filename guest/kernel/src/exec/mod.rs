@@ -1,10 +1,10 @@
 //! Programs: how a task becomes one (`fs/exec.c`).
 //!
-//! [`elf`] reads the file's headers; here its segments are mapped, as private memory that the file's contents are copied to;
-//! [`stack`] is what the program finds on its stack.
+//! [`elf`] reads the file's headers; [`map`] maps its segments; [`stack`] is what the program finds on its stack.
 
 mod elf;
 mod init;
+mod map;
 mod stack;
 
 use alloc::string::String;
@@ -13,10 +13,10 @@ use alloc::vec::Vec;
 use core::ptr::with_exposed_provenance_mut;
 use core::sync::atomic::Ordering::Relaxed;
 
-use pagevisor_mm::mmap::{Limits, MmapRequest, Space};
+use pagevisor_mm::mmap::{Limits, Space};
 use pagevisor_shared::errno::Errno;
 use pagevisor_shared::layout::TASK_SIZE_MAX;
-use pagevisor_shared::mm_types::uapi::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_EXEC, PROT_WRITE};
+use pagevisor_shared::mm_types::uapi::PROT_EXEC;
 use pagevisor_shared::sched::TaskStruct;
 use pagevisor_shared::units::{PAGE_SIZE, VirtAddr};
 
@@ -87,7 +87,8 @@ pub fn exec(
     if fpu::is_emulated() && !environment.iter().any(|word| word.starts_with(b"GLIBC_TUNABLES=")) {
         environment.push(TUNABLES.as_bytes().to_vec());
     }
-    let loaded = load(file, path.as_bytes(), arguments, &environment, &limits)?;
+    let full = path_without_links(&task, file, path);
+    let loaded = load(file, [path, &full], arguments, &environment, &limits)?;
     if let Some(process) = task.process() {
         process.be_alone();
     }
@@ -96,7 +97,11 @@ pub fn exec(
         // What the program was is gone.
         crate::signal::die(crate::signal::SIGKILL);
     }
-    note_program(&task, file, path);
+    if let Some(process) = task.process() {
+        // What `/proc/PID/exe` is.
+        let old = process.program.lock().replace((Arc::clone(file), full));
+        drop(old);
+    }
     become_program(&task, path);
     *frame = TrapFrame {
         r15_to_r8: [0; 8],
@@ -118,19 +123,18 @@ pub fn exec(
     Ok(())
 }
 
-/// Notes what `/proc/PID/exe` is: the file, and its path without links.
-fn note_program(task: &Task, file: &Arc<Inode>, path: &str) {
-    let Some(process) = task.get_process() else { return };
+/// The path of `file` without links, which the user calls `path`.
+fn path_without_links(task: &Task, file: &Arc<Inode>, path: &str) -> String {
     let start = crate::fs::table::directories(task).map_or_else(|_| Arc::clone(root()), |own| own.work());
-    let full = match full_path(&start, path) {
-        Ok(full) => full,
+    full_path(&start, path).unwrap_or_else(|_| {
         // By a link of `/proc`: to a program that somebody executes, himself mostly.
-        Err(_) => match process.program.lock().as_ref() {
+        let process = task.get_process();
+        let program = process.as_ref().map(|process| process.program.lock());
+        match program.as_ref().and_then(|program| program.as_ref()) {
             Some((old, path)) if Arc::ptr_eq(old, file) => path.clone(),
             _ => String::from(path),
-        },
-    };
-    *process.program.lock() = Some((Arc::clone(file), full));
+        }
+    })
 }
 
 /// What changes with the program beside its memory (`begin_new_exec`).
@@ -144,9 +148,10 @@ fn become_program(task: &Task, path: &str) {
     }
 }
 
+/// Loads the program in `file`, which is called what the user says, and what it is called without links.
 fn load(
     file: &Inode,
-    path: &[u8],
+    [path, full_path]: [&str; 2],
     arguments: &[Vec<u8>],
     environment: &[Vec<u8>],
     limits: &Limits,
@@ -165,10 +170,8 @@ fn load(
     let words = 8 * (arguments.len() + environment.len()) as u64;
     let len = (strings as u64 + words + 2 * PAGE_SIZE).next_multiple_of(PAGE_SIZE).max(STACK_FIRST + PAGE_SIZE);
     mm.insert_stack(space, VirtAddr::new(STACK_TOP), len.min(limits.stack & !(PAGE_SIZE - 1)), limits)?;
-    for segment in &program.segments {
-        map(space, file, segment, limits)?;
-    }
-    let contents = stack::contents(STACK_TOP, &program, path, arguments, environment);
+    map::segments(space, file, full_path, &program.segments, limits)?;
+    let contents = stack::contents(STACK_TOP, &program, path.as_bytes(), arguments, environment);
     if mm.write_remote_vm(space, VirtAddr::new(contents.sp), &contents.bytes) != contents.bytes.len() {
         return Err(Errno::E2BIG);
     }
@@ -209,36 +212,6 @@ fn note_segments(space: Space, program: &elf::Program) {
     ] {
         word.store(value, Relaxed);
     }
-}
-
-/// Maps a segment: memory with the file's contents (`elf_map`).
-fn map(space: Space, file: &Inode, segment: &elf::Segment, limits: &Limits) -> Result<(), Errno> {
-    let mm = platform::mm().ok_or(Errno::ENOMEM)?;
-    let (start, end) = (segment.first_page(), segment.end_page());
-    let addr = VirtAddr::new(start);
-    // To be filled it is written.
-    let prot = segment.prot | PROT_WRITE;
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
-    mm.do_mmap(space, &MmapRequest { addr, len: end - start, prot, flags, file: None, pgoff: 0 }, limits)?;
-    // As a mapping of the file would it begins with what is before the segment in the page.
-    let before = segment.addr - start;
-    let (mut at, mut offset) = (start, segment.offset.saturating_sub(before));
-    let mut left = if segment.file_size == 0 { 0 } else { segment.file_size + before };
-    let mut page = alloc::vec![0; PAGE_SIZE as usize];
-    while left > 0 {
-        let wanted = left.min(PAGE_SIZE) as usize;
-        if file.read(offset, &mut page[..wanted]) < wanted {
-            return Err(Errno::ENOEXEC);
-        }
-        if mm.write_remote_vm(space, VirtAddr::new(at), &page[..wanted]) < wanted {
-            return Err(Errno::ENOMEM);
-        }
-        (at, offset, left) = (at + wanted as u64, offset + wanted as u64, left - wanted as u64);
-    }
-    if prot != segment.prot {
-        mm.do_mprotect(space, addr, end - start, segment.prot, limits)?;
-    }
-    Ok(())
 }
 
 /// The registers of user mode of `task`, which is not in user mode.

@@ -6,14 +6,18 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
+use pagevisor_mm::mmap::MappedFileRef;
 use pagevisor_shared::errno::Errno;
+use pagevisor_shared::mm_types::MappedFile;
 
 use super::inode::{Device, Inode, Kind};
+use super::mode;
+use super::path::path_of;
 use super::pipe::Pipe;
 use super::proc::Node;
 use crate::arch::uaccess;
 use crate::sync::SpinLock;
-use crate::{console, task};
+use crate::{console, platform, task};
 
 /// Open for reading.
 pub const O_RDONLY: u32 = 0;
@@ -45,6 +49,17 @@ const PIECE: usize = 4096;
 /// Nanoseconds after which somebody whom the console had no room for tries again.
 const CONSOLE_PAUSE: u64 = 1_000_000;
 
+/// What an open file is called.
+#[derive(Debug)]
+pub enum Name {
+    /// It has no name.
+    None,
+    /// It was found in a directory, by a name there.
+    In(Arc<Inode>, String),
+    /// It is called that, and nobody finds it.
+    Fixed(String),
+}
+
 /// What is behind an open file beside the file itself.
 #[derive(Debug)]
 pub enum End {
@@ -66,10 +81,16 @@ pub struct File {
     /// Where reading and writing goes on.
     pub position: AtomicU64,
     end: End,
+    name: Name,
+    /// What areas that map it refer to; made when it is first mapped.
+    mapped: SpinLock<Option<MappedFileRef>>,
 }
 
 impl Drop for File {
     fn drop(&mut self) {
+        if let (Some(mapped), Some(mm)) = (self.mapped.lock().take(), platform::mm()) {
+            mm.mapped_file_put(mapped);
+        }
         if let End::Pipe(pipe) = &self.end {
             pipe.close(self.reads());
         }
@@ -78,14 +99,15 @@ impl Drop for File {
 
 impl File {
     /// `inode`, open with `flags`.
-    pub fn new(inode: Arc<Inode>, flags: u32, end: End) -> Arc<Self> {
-        Arc::new(Self { inode, flags: AtomicU32::new(flags & !O_CLOEXEC), position: AtomicU64::new(0), end })
+    pub fn new(inode: Arc<Inode>, flags: u32, end: End, name: Name) -> Arc<Self> {
+        let (flags, position) = (AtomicU32::new(flags & !O_CLOEXEC), AtomicU64::new(0));
+        Arc::new(Self { inode, flags, position, end, name, mapped: SpinLock::new(None) })
     }
 
     /// `inode`, which was found by a name.
-    pub fn open(inode: Arc<Inode>, flags: u32) -> Arc<Self> {
+    pub fn open(inode: Arc<Inode>, flags: u32, name: Name) -> Arc<Self> {
         let end = if matches!(inode.kind, Kind::Proc(_)) { End::Text(SpinLock::new(Vec::new())) } else { End::None };
-        Self::new(inode, flags, end)
+        Self::new(inode, flags, end, name)
     }
 
     fn has(&self, flag: u32) -> bool {
@@ -162,9 +184,37 @@ impl File {
         self.read_piece(to, offset)
     }
 
-    /// A path for it that need not be right any more.
-    pub fn name(&self) -> String {
-        alloc::format!("/ (inode {})", self.inode.number)
+    /// Its path (`d_path`).
+    pub fn path(&self) -> String {
+        match &self.name {
+            Name::In(directory, name) => named(directory, name, &self.inode),
+            Name::Fixed(name) => name.clone(),
+            Name::None if self.inode.mode.load(Relaxed) & mode::TYPE == mode::PIPE => {
+                alloc::format!("pipe:[{}]", self.inode.number)
+            }
+            Name::None => alloc::format!("anon_inode:[{}]", self.inode.number),
+        }
+    }
+
+    /// What areas that map it refer to; who has it open has it, too (`vm_file`).
+    ///
+    /// # Errors
+    /// ENODEV if it cannot be mapped, ENOMEM.
+    pub fn mapped(&self) -> Result<MappedFileRef, Errno> {
+        if let Some(mapped) = *self.mapped.lock() {
+            return Ok(mapped);
+        }
+        let mapping = self.inode.mapping().ok_or(Errno::ENODEV)?;
+        let mm = platform::mm().ok_or(Errno::ENODEV)?;
+        let right = |has: bool, right: u32| if has { right } else { 0 };
+        let mode = right(self.reads(), MappedFile::READ) | right(self.writes(), MappedFile::WRITE) | MappedFile::EXEC;
+        let made = mm.mapped_file_new(mapping, self.path().as_bytes(), mode).ok_or(Errno::ENOMEM)?;
+        let mapped = *self.mapped.lock().get_or_insert(made);
+        if mapped != made {
+            // Another thread was faster.
+            mm.mapped_file_put(made);
+        }
+        Ok(mapped)
     }
 
     fn read_piece(&self, to: &mut [u8], offset: u64) -> Result<usize, Errno> {
@@ -216,11 +266,11 @@ impl File {
         match (&self.inode.kind, &self.end) {
             (Kind::Regular(_), _) => {
                 let here = at.or_else(|| (!self.has(O_APPEND)).then(|| self.position.load(Relaxed)));
-                let end = self.inode.write(here, from)?;
+                let (end, written) = self.inode.write(here, from)?;
                 if at.is_none() {
                     self.position.store(end, Relaxed);
                 }
-                Ok(from.len())
+                Ok(written)
             }
             (Kind::Device(Device::Null | Device::Zero), _) => Ok(from.len()),
             (Kind::Device(Device::Full), _) => Err(Errno::ENOSPC),
@@ -230,6 +280,17 @@ impl File {
             (Kind::Proc(node), _) => node.write(from).map(|()| from.len()),
             (Kind::Link(_) | Kind::Pipe, _) => Err(Errno::EINVAL),
         }
+    }
+}
+
+/// The path of `file`, which was found in `directory` as `name`; deleted if it is not there any more.
+fn named(directory: &Arc<Inode>, name: &str, file: &Arc<Inode>) -> String {
+    let is_there = directory.find(name).is_ok_and(|found| found.number == file.number);
+    let deleted = if is_there || file.is_directory() { "" } else { " (deleted)" };
+    match path_of(directory) {
+        Ok(above) if name.is_empty() => above,
+        Ok(above) => alloc::format!("{}/{name}{deleted}", above.trim_end_matches('/')),
+        Err(_) => alloc::format!("/{name} (deleted)"),
     }
 }
 

@@ -4,7 +4,9 @@
 use alloc::string::String;
 use alloc::sync::Arc;
 
-use super::inode::{Content, Device, Inode, Kind};
+use pagevisor_shared::errno::Errno;
+
+use super::inode::{Device, Inode, Kind};
 use super::{mode, path};
 use crate::log::pr_warn;
 
@@ -16,15 +18,15 @@ const TRAILER: &str = "TRAILER!!!";
 
 /// An entry of an archive.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
-    name: &'static str,
+struct Entry<'a> {
+    name: &'a str,
     mode: u32,
     device: (u32, u32),
-    content: &'static [u8],
+    content: &'a [u8],
 }
 
 /// The entry at the start of `archive`, and what is behind it.
-fn next(archive: &'static [u8]) -> Option<(Entry, &'static [u8])> {
+fn next(archive: &[u8]) -> Option<(Entry<'_>, &[u8])> {
     let header = archive.get(..HEADER).filter(|header| MAGIC.contains(&&header[..6]))?;
     let field = |index: usize| {
         let digits = core::str::from_utf8(&header[6 + 8 * index..14 + 8 * index]).ok()?;
@@ -40,9 +42,9 @@ fn next(archive: &'static [u8]) -> Option<(Entry, &'static [u8])> {
     Some((entry, archive.get(end.next_multiple_of(4)..).unwrap_or(&[])))
 }
 
-/// Puts what is in `archive` into the tree at `root`; the contents of files stay where they are. What comes later takes the
-/// place of what came before.
-pub fn unpack(root: &Arc<Inode>, archive: &'static [u8]) {
+/// Puts what is in `archive` into the tree at `root`, the contents of files into pages of theirs. What comes later takes
+/// the place of what came before.
+pub fn unpack(root: &Arc<Inode>, archive: &[u8]) {
     let mut rest = archive;
     loop {
         // Archives begin at multiples of four bytes, with zeros before them.
@@ -62,7 +64,16 @@ pub fn unpack(root: &Arc<Inode>, archive: &'static [u8]) {
     }
 }
 
-fn enter(root: &Arc<Inode>, entry: &Entry) {
+/// A file for `directory` with `content` in it.
+fn filled(directory: &Inode, rights: u32, content: &[u8]) -> Result<Arc<Inode>, Errno> {
+    let file = Inode::regular(directory.system, rights)?;
+    if !content.is_empty() && file.write(Some(0), content)?.1 < content.len() {
+        return Err(Errno::ENOSPC);
+    }
+    Ok(file)
+}
+
+fn enter(root: &Arc<Inode>, entry: &Entry<'_>) {
     let name = entry.name.trim_matches('/');
     let name = name.strip_prefix("./").unwrap_or(name);
     if name.is_empty() || name == "." {
@@ -73,14 +84,20 @@ fn enter(root: &Arc<Inode>, entry: &Entry) {
     let (kind, rights) = (entry.mode & mode::TYPE, entry.mode & 0o7777);
     let file = match kind {
         mode::DIRECTORY if directory.find(last).is_ok_and(|found| found.is_directory()) => return,
-        mode::DIRECTORY => Inode::directory(rights),
-        mode::REGULAR => Inode::regular(rights, Content::Given(entry.content)),
+        mode::DIRECTORY => Inode::directory(directory.system, rights),
+        mode::REGULAR => match filled(&directory, rights, entry.content) {
+            Ok(file) => file,
+            Err(error) => {
+                pr_warn!("initramfs: {}: {}", entry.name, error.name());
+                return;
+            }
+        },
         mode::LINK => {
             let to = String::from_utf8_lossy(entry.content).into_owned();
-            Inode::new(mode::LINK | 0o777, Kind::Link(to))
+            Inode::new(directory.system, mode::LINK | 0o777, Kind::Link(to))
         }
         mode::CHARACTER => match Device::of_number(entry.device.0, entry.device.1) {
-            Some(device) => Inode::new(mode::CHARACTER | rights, Kind::Device(device)),
+            Some(device) => Inode::new(directory.system, mode::CHARACTER | rights, Kind::Device(device)),
             None => return,
         },
         _ => return,

@@ -3,19 +3,20 @@
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
-use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
+use pagevisor_mm::filemap::FileMapping;
 use pagevisor_shared::errno::Errno;
 
+use super::content::{Content, FileSystem};
 use super::mode;
 use super::proc::Node;
-use crate::clock;
 use crate::sync::SpinLock;
+use crate::{clock, platform};
 
-/// Most bytes of a file; what is in it is in one piece of the kernel's memory.
-pub const MAX_SIZE: u64 = 1 << 30;
+/// Bytes in a unit of `st_blocks`.
+const BLOCK: u64 = 512;
 
 /// Devices, with the numbers of Linux.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,37 +49,16 @@ impl Device {
     }
 }
 
-/// What is in a regular file.
-#[derive(Debug)]
-pub enum Content {
-    /// What the loader gave, where it put it.
-    Given(&'static [u8]),
-    /// What was written.
-    Own(Vec<u8>),
-}
-
-impl Content {
-    /// The bytes.
-    pub fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Given(bytes) => bytes,
-            Self::Own(bytes) => bytes,
-        }
-    }
-
-    /// The bytes, to be changed: a copy of what was given.
-    fn own(&mut self) -> Result<&mut Vec<u8>, Errno> {
-        if let Self::Given(bytes) = *self {
-            let mut copy = Vec::new();
-            copy.try_reserve_exact(bytes.len()).map_err(|_| Errno::ENOSPC)?;
-            copy.extend_from_slice(bytes);
-            *self = Self::Own(copy);
-        }
-        match self {
-            Self::Own(bytes) => Ok(bytes),
-            Self::Given(_) => Err(Errno::EIO),
-        }
-    }
+/// What [`Inode::allocate`] does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Allocate {
+    /// Takes pages away.
+    Hole,
+    /// Gives pages.
+    Pages {
+        /// The file does not grow.
+        keep_size: bool,
+    },
 }
 
 /// What a file is.
@@ -87,7 +67,7 @@ pub enum Kind {
     /// A directory: what it has, by name; and what it is in, which for the root and for what was removed is nothing.
     Directory(SpinLock<BTreeMap<String, Arc<Inode>>>, SpinLock<Weak<Inode>>),
     /// A regular file.
-    Regular(SpinLock<Content>),
+    Regular(Content),
     /// A symbolic link, and where it leads.
     Link(String),
     /// A device.
@@ -103,44 +83,85 @@ pub enum Kind {
 pub struct Inode {
     /// Its number.
     pub number: u64,
+    /// The file system that it is in.
+    pub system: FileSystem,
     /// Type and rights.
     pub mode: AtomicU32,
     /// Names that it has.
     pub links: AtomicU32,
-    /// When it was changed, in nanoseconds since boot.
-    pub changed: AtomicU64,
+    /// When it was read last, when what is in it was changed, and when anything about it was, in nanoseconds since boot.
+    pub times: [AtomicU64; 3],
     /// What it is.
     pub kind: Kind,
 }
+
+/// [`Inode::times`]: of reading.
+pub const READ: usize = 0;
+/// Of writing.
+pub const WRITTEN: usize = 1;
+/// Of any change.
+pub const CHANGED: usize = 2;
 
 static NUMBERS: AtomicU64 = AtomicU64::new(1);
 
 impl Inode {
     /// A file without a name yet.
-    pub fn new(mode: u32, kind: Kind) -> Arc<Self> {
-        Self::numbered(NUMBERS.fetch_add(1, Relaxed), mode, kind)
+    pub fn new(system: FileSystem, mode: u32, kind: Kind) -> Arc<Self> {
+        Self::numbered(system, NUMBERS.fetch_add(1, Relaxed), mode, kind)
     }
 
     /// As [`Self::new`], with a number that is known.
-    pub fn numbered(number: u64, mode: u32, kind: Kind) -> Arc<Self> {
+    pub fn numbered(system: FileSystem, number: u64, mode: u32, kind: Kind) -> Arc<Self> {
+        let now = clock::nanos();
         Arc::new(Self {
             number,
+            system,
             mode: AtomicU32::new(mode),
             links: AtomicU32::new(u32::from(matches!(kind, Kind::Proc(_)))),
-            changed: AtomicU64::new(clock::nanos()),
+            times: [now; 3].map(AtomicU64::new),
             kind,
         })
     }
 
     /// An empty directory.
-    pub fn directory(rights: u32) -> Arc<Self> {
+    pub fn directory(system: FileSystem, rights: u32) -> Arc<Self> {
         let kind = Kind::Directory(SpinLock::new(BTreeMap::new()), SpinLock::new(Weak::new()));
-        Self::new(mode::DIRECTORY | rights & 0o7777, kind)
+        Self::new(system, mode::DIRECTORY | rights & 0o7777, kind)
     }
 
-    /// A regular file.
-    pub fn regular(rights: u32, content: Content) -> Arc<Self> {
-        Self::new(mode::REGULAR | rights & 0o7777, Kind::Regular(SpinLock::new(content)))
+    /// An empty regular file.
+    ///
+    /// # Errors
+    /// ENOSPC.
+    pub fn regular(system: FileSystem, rights: u32) -> Result<Arc<Self>, Errno> {
+        let number = NUMBERS.fetch_add(1, Relaxed);
+        let content = Content::new(system, number, false)?;
+        Ok(Self::numbered(system, number, mode::REGULAR | rights & 0o7777, Kind::Regular(content)))
+    }
+
+    /// An empty file of shared memory that never has a name (`shmem_file_setup`), and may be sealed or not.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn unnamed(may_be_sealed: bool) -> Result<Arc<Self>, Errno> {
+        let number = platform::mm().ok_or(Errno::ENOMEM)?.next_unnamed_ino();
+        let content = Content::new(FileSystem::Unnamed, number, may_be_sealed).map_err(|_| Errno::ENOMEM)?;
+        Ok(Self::numbered(FileSystem::Unnamed, number, mode::REGULAR | 0o777, Kind::Regular(content)))
+    }
+
+    /// Notes that it, and what is in it, was changed now.
+    fn touch(&self) {
+        let now = clock::nanos();
+        self.times[WRITTEN].store(now, Relaxed);
+        self.times[CHANGED].store(now, Relaxed);
+    }
+
+    /// The pages of a regular file.
+    pub fn mapping(&self) -> Option<FileMapping> {
+        match &self.kind {
+            Kind::Regular(content) => Some(content.mapping()),
+            _ => None,
+        }
     }
 
     /// Whether it is a directory.
@@ -176,8 +197,16 @@ impl Inode {
     /// Enters `file` as `name`.
     ///
     /// # Errors
-    /// ENOTDIR, EEXIST, ENAMETOOLONG; EPERM in `/proc`.
+    /// ENOTDIR, EEXIST, ENAMETOOLONG; EPERM in `/proc`; EXDEV for another file system's.
     pub fn insert(self: &Arc<Self>, name: &str, file: Arc<Self>) -> Result<Arc<Self>, Errno> {
+        if file.system == self.system { self.enter(name, file) } else { Err(Errno::EXDEV) }
+    }
+
+    /// As [`Self::insert`], also for the root of a file system that is mounted there.
+    ///
+    /// # Errors
+    /// As there, but EXDEV.
+    pub fn enter(self: &Arc<Self>, name: &str, file: Arc<Self>) -> Result<Arc<Self>, Errno> {
         let entries = self.names()?;
         if name.len() > super::path::NAME_MAX {
             return Err(Errno::ENAMETOOLONG);
@@ -195,7 +224,7 @@ impl Inode {
             file.links.fetch_add(1, Relaxed);
         }
         entries.insert(name, Arc::clone(&file));
-        self.changed.store(clock::nanos(), Relaxed);
+        self.touch();
         Ok(file)
     }
 
@@ -211,12 +240,14 @@ impl Inode {
     /// Takes the name `name` away; for a directory if `directory` is set, and only if that is empty.
     ///
     /// # Errors
-    /// ENOTDIR, ENOENT, EISDIR, ENOTEMPTY.
+    /// ENOTDIR, ENOENT, EISDIR, ENOTEMPTY, EBUSY.
     pub fn remove(&self, name: &str, directory: bool) -> Result<(), Errno> {
         let entries = self.names()?;
         let mut entries = entries.lock();
         let file = entries.get(name).ok_or(Errno::ENOENT)?;
         match &file.kind {
+            // Another file system is mounted there.
+            _ if file.system != self.system => return Err(Errno::EBUSY),
             Kind::Directory(..) if !directory => return Err(Errno::EISDIR),
             Kind::Directory(inside, _) if !inside.lock().is_empty() => return Err(Errno::ENOTEMPTY),
             Kind::Directory(..) => {
@@ -230,7 +261,7 @@ impl Inode {
         let removed = entries.remove(name);
         drop(entries);
         drop(removed);
-        self.changed.store(clock::nanos(), Relaxed);
+        self.touch();
         Ok(())
     }
 
@@ -246,7 +277,7 @@ impl Inode {
         } else {
             file.links.fetch_sub(1, Relaxed);
         }
-        self.changed.store(clock::nanos(), Relaxed);
+        self.touch();
         Ok(())
     }
 
@@ -273,59 +304,71 @@ impl Inode {
     /// Bytes in it.
     pub fn size(&self) -> u64 {
         match &self.kind {
-            Kind::Regular(content) => content.lock().bytes().len() as u64,
+            Kind::Regular(content) => content.mapping().i_size.load(Relaxed),
             Kind::Link(to) => to.len() as u64,
+            _ => 0,
+        }
+    }
+
+    /// Units of 512 bytes that it takes.
+    pub fn blocks(&self) -> u64 {
+        match &self.kind {
+            Kind::Regular(content) => content.mapping().i_blocks.load(Relaxed),
+            Kind::Link(to) => (to.len() as u64).div_ceil(BLOCK),
             _ => 0,
         }
     }
 
     /// Reads a regular file at `offset`; gives how much there was.
     pub fn read(&self, offset: u64, to: &mut [u8]) -> usize {
-        let Kind::Regular(content) = &self.kind else { return 0 };
-        let content = content.lock();
-        let bytes = usize::try_from(offset).ok().and_then(|offset| content.bytes().get(offset..)).unwrap_or(&[]);
-        let len = bytes.len().min(to.len());
-        to[..len].copy_from_slice(&bytes[..len]);
-        len
+        match (self.mapping(), platform::mm()) {
+            (Some(mapping), Some(mm)) => mm.file_read(mapping, offset, to),
+            _ => 0,
+        }
     }
 
-    /// Writes a regular file at `offset`, or at its end; gives where it ended.
+    /// Writes a regular file at `offset`, or at its end; gives where it ended, and how much was written.
     ///
     /// # Errors
-    /// EFBIG, ENOSPC.
-    pub fn write(&self, offset: Option<u64>, from: &[u8]) -> Result<u64, Errno> {
-        let Kind::Regular(content) = &self.kind else { return Err(Errno::EINVAL) };
-        let mut content = content.lock();
-        let own = content.own()?;
-        let start = offset.unwrap_or(own.len() as u64);
-        let end = start.checked_add(from.len() as u64).filter(|end| *end <= MAX_SIZE).ok_or(Errno::EFBIG)?;
-        resize(own, own.len().max(end as usize))?;
-        own[start as usize..end as usize].copy_from_slice(from);
-        self.changed.store(clock::nanos(), Relaxed);
-        Ok(end)
+    /// EFBIG, ENOSPC; EPERM if it is sealed.
+    pub fn write(&self, offset: Option<u64>, from: &[u8]) -> Result<(u64, usize), Errno> {
+        let (Some(mapping), Some(mm)) = (self.mapping(), platform::mm()) else { return Err(Errno::EINVAL) };
+        let written = match offset {
+            Some(offset) => {
+                let written = mm.file_write(mapping, offset, from)?;
+                (offset + written as u64, written)
+            }
+            None => mm.file_append(mapping, from)?,
+        };
+        self.touch();
+        Ok(written)
+    }
+
+    /// Makes `len` bytes of a file of shared memory from `offset` on zero, or gives them pages (`shmem_fallocate`).
+    ///
+    /// # Errors
+    /// ENODEV and EOPNOTSUPP for other files; EINVAL, EFBIG, ENOSPC, EPERM if it is sealed.
+    pub fn allocate(&self, what: Allocate, offset: u64, len: u64) -> Result<(), Errno> {
+        let (Some(mapping), Some(mm)) = (self.mapping(), platform::mm()) else { return Err(Errno::ENODEV) };
+        if !self.system.is_shmem() {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        match what {
+            Allocate::Hole => mm.punch_hole(mapping, offset, len)?,
+            Allocate::Pages { keep_size } => mm.fallocate(mapping, offset, len, keep_size)?,
+        }
+        self.touch();
+        Ok(())
     }
 
     /// Cuts a regular file off at `size`, or fills it up with zeros.
     ///
     /// # Errors
-    /// EINVAL for other files, EFBIG, ENOSPC.
+    /// EINVAL for other files, EFBIG; EPERM if it is sealed.
     pub fn truncate(&self, size: u64) -> Result<(), Errno> {
-        let Kind::Regular(content) = &self.kind else { return Err(Errno::EINVAL) };
-        if size > MAX_SIZE {
-            return Err(Errno::EFBIG);
-        }
-        let mut content = content.lock();
-        self.changed.store(clock::nanos(), Relaxed);
-        if size == 0 {
-            *content = Content::Own(Vec::new());
-            return Ok(());
-        }
-        resize(content.own()?, size as usize)
+        let (Some(mapping), Some(mm)) = (self.mapping(), platform::mm()) else { return Err(Errno::EINVAL) };
+        mm.truncate(mapping, size)?;
+        self.touch();
+        Ok(())
     }
-}
-
-fn resize(bytes: &mut Vec<u8>, len: usize) -> Result<(), Errno> {
-    bytes.try_reserve(len.saturating_sub(bytes.len())).map_err(|_| Errno::ENOSPC)?;
-    bytes.resize(len, 0);
-    Ok(())
 }

@@ -135,7 +135,7 @@ pub fn make_directories(start: &Arc<Inode>, path: &str) -> Result<Arc<Inode>, Er
     for name in path.split('/').filter(|name| !name.is_empty() && *name != ".") {
         directory = match directory.find(name) {
             Ok(found) => found,
-            Err(Errno::ENOENT) => directory.insert(name, Inode::directory(0o755))?,
+            Err(Errno::ENOENT) => directory.insert(name, Inode::directory(directory.system, 0o755))?,
             Err(error) => return Err(error),
         };
     }

@@ -7,7 +7,8 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use pagevisor_shared::errno::Errno;
 
-use super::file::{End, File, O_RDONLY, O_WRONLY};
+use super::content::FileSystem;
+use super::file::{End, File, Name, O_RDONLY, O_WRONLY};
 use super::inode::{Inode, Kind};
 use super::mode;
 use crate::sync::SpinLock;
@@ -36,9 +37,9 @@ impl Pipe {
             writers: AtomicU32::new(1),
             changed: WaitQueue::new(),
         });
-        let inode = Inode::new(mode::PIPE | 0o600, Kind::Pipe);
+        let inode = Inode::new(FileSystem::Pipes, mode::PIPE | 0o600, Kind::Pipe);
         [O_RDONLY, O_WRONLY]
-            .map(|direction| File::new(Arc::clone(&inode), flags | direction, End::Pipe(Arc::clone(&pipe))))
+            .map(|direction| File::new(Arc::clone(&inode), flags | direction, End::Pipe(Arc::clone(&pipe)), Name::None))
     }
 
     /// Reads what is there, at least one byte; waits for it unless `now`. Nothing when nobody can write.

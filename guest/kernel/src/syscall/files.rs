@@ -5,10 +5,9 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::errno::Errno;
 
-use super::Outcome;
+use super::{Outcome, shmem, stat};
 use crate::arch::uaccess;
 use crate::fs::file::{File, O_ACCMODE, O_APPEND, O_CLOEXEC, O_NONBLOCK};
-use crate::fs::inode::{Inode, Kind};
 use crate::fs::pipe::Pipe;
 use crate::fs::table::{Files, files};
 use crate::signal::{self, Info, SIGPIPE};
@@ -27,6 +26,8 @@ const F_SETFD: u32 = 2;
 const F_GETFL: u32 = 3;
 const F_SETFL: u32 = 4;
 const F_DUPFD_CLOEXEC: u32 = 1030;
+const F_ADD_SEALS: u32 = 1033;
+const F_GET_SEALS: u32 = 1034;
 /// `ioctl`: the terminal's settings and window.
 const TCGETS: u32 = 0x5401;
 const TIOCGWINSZ: u32 = 0x5413;
@@ -44,7 +45,7 @@ pub fn call(number: u32, args: &[u64; 6]) -> Option<Outcome> {
         0 => with(a, |file| file.read(b, clamp(c), None)),
         1 => written(with(a, |file| file.write(b, clamp(c), None))),
         3 => own().and_then(|files| files.remove(a)).map(|_| 0),
-        5 => own().and_then(|files| files.get(a)).and_then(|file| write_stat(b, &file.inode)),
+        5 => own().and_then(|files| files.get(a)).and_then(|file| stat::write(b, &file.inode)),
         7 => poll(a, b, c as i32),
         8 => seek(a, b, c as u32),
         16 => ioctl(a, b as u32, c),
@@ -227,6 +228,8 @@ fn control(number: u64, what: u32, arg: u64) -> Outcome {
             file.flags.store(kept | arg as u32 & (O_APPEND | O_NONBLOCK) & !O_ACCMODE, Relaxed);
             Ok(0)
         }
+        F_GET_SEALS => shmem::seals(&file, None),
+        F_ADD_SEALS => shmem::seals(&file, Some(arg as u32)),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -290,29 +293,4 @@ fn poll(list: u64, count: u64, timeout: i32) -> Outcome {
         let rest = until.map_or(PAUSE, |until| PAUSE.min(until.saturating_sub(crate::clock::nanos())));
         task::sleep(rest, true)?;
     }
-}
-
-/// Writes what `stat` gives for `inode` to `at` (`struct stat`).
-pub fn write_stat(at: u64, inode: &Inode) -> Outcome {
-    let mode = inode.mode.load(Relaxed);
-    let device = match inode.kind {
-        Kind::Device(device) => device.number(),
-        _ => 0,
-    };
-    let (size, changed) = (inode.size(), inode.changed.load(Relaxed));
-    let (seconds, nanos) = (changed / 1_000_000_000, changed % 1_000_000_000);
-    // dev, ino, nlink, mode and uid, gid, rdev, size, blksize, blocks, three times, three words of padding.
-    let mut words = [0; 18];
-    words[0] = 1;
-    words[1] = inode.number;
-    words[2] = u64::from(inode.links.load(Relaxed));
-    words[3] = u64::from(mode);
-    words[5] = device;
-    words[6] = size;
-    words[7] = 4096;
-    words[8] = size.div_ceil(4096) * 8;
-    for pair in words[9..15].chunks_exact_mut(2) {
-        pair.copy_from_slice(&[seconds, nanos]);
-    }
-    uaccess::write_words(at, &words).map(|()| 0)
 }

@@ -2,11 +2,13 @@
 
 use pagevisor_mm::mmap::{Limits, MmapRequest, MremapRequest, Space};
 use pagevisor_shared::errno::Errno;
-use pagevisor_shared::mm_types::uapi::{MAP_ANONYMOUS, MLOCK_ONFAULT};
+use pagevisor_shared::mm_types::uapi::{MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MAP_TYPE, MLOCK_ONFAULT, PROT_WRITE};
 use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE, VirtAddr};
 
 use super::{Outcome, files};
 use crate::arch::uaccess;
+use crate::fs::file::File;
+use crate::fs::inode::{Device, Kind};
 use crate::platform::{self, Kernel};
 use crate::task;
 
@@ -54,21 +56,33 @@ fn known(mm: &Mm, space: Space, limits: &Limits, number: u32, args: &[u64; 6]) -
     }
 }
 
-/// `mmap`.
+/// `mmap` (`ksys_mmap_pgoff`).
 fn map(mm: &Mm, space: Space, limits: &Limits, args: &[u64; 6]) -> Outcome {
     let [addr, len, prot, flags, file, offset] = *args;
-    let flags = flags as u32;
     if !offset.is_multiple_of(PAGE_SIZE) {
         return Err(Errno::EINVAL);
     }
-    if flags & MAP_ANONYMOUS == 0 {
-        files::own()?.get(file)?;
-        // No file has pages of its own.
-        return Err(Errno::ENODEV);
+    let (addr, prot, flags, pgoff) = (VirtAddr::new(addr), prot as u32, flags as u32, offset >> PAGE_SHIFT);
+    let request = MmapRequest { addr, len, prot, flags, file: None, pgoff };
+    if flags & MAP_ANONYMOUS != 0 {
+        return mm.do_mmap(space, &request, limits).map(VirtAddr::raw);
     }
-    let addr = VirtAddr::new(addr);
-    let request = MmapRequest { addr, len, prot: prot as u32, flags, file: None, pgoff: offset >> PAGE_SHIFT };
+    let file = files::own()?.get(file)?;
+    let request = match file.inode.kind {
+        Kind::Device(Device::Zero) => zeros(&file, request)?,
+        _ => MmapRequest { file: Some(file.mapped()?), ..request },
+    };
     mm.do_mmap(space, &request, limits).map(VirtAddr::raw)
+}
+
+/// `/dev/zero` is mapped as memory without a file is, if it may be (`mmap_zero`).
+fn zeros(file: &File, request: MmapRequest) -> Result<MmapRequest, Errno> {
+    let shared = request.flags & MAP_TYPE != MAP_PRIVATE;
+    if !file.reads() || shared && request.prot & PROT_WRITE != 0 && !file.writes() {
+        return Err(Errno::EACCES);
+    }
+    let kind = if shared { MAP_SHARED } else { MAP_PRIVATE };
+    Ok(MmapRequest { flags: request.flags & !MAP_TYPE | kind | MAP_ANONYMOUS, ..request })
 }
 
 /// `mincore`.

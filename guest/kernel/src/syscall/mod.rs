@@ -5,7 +5,9 @@ mod futex;
 mod memory;
 mod names;
 mod process;
+mod shmem;
 mod signals;
+mod stat;
 mod time;
 mod tree;
 
@@ -64,6 +66,8 @@ fn dispatch(number: u32, frame: &mut TrapFrame) -> Option<Outcome> {
             let result = files::call(number, &args)
                 .or_else(|| memory::call(number, &args))
                 .or_else(|| tree::call(number, &args))
+                .or_else(|| stat::call(number, &args))
+                .or_else(|| shmem::call(number, &args))
                 .or_else(|| process::call(number, &args, frame))
                 .or_else(|| signals::call(number, &args, frame))
                 .or_else(|| time::call(number, &args));

@@ -8,31 +8,27 @@ use pagevisor_shared::errno::Errno;
 
 use super::{Outcome, files};
 use crate::arch::uaccess;
-use crate::fs::file::{File, O_ACCMODE, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_TRUNC, O_WRONLY};
-use crate::fs::inode::{Content, Device, Inode, Kind};
+use crate::fs::file::{File, Name, O_ACCMODE, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_TRUNC, O_WRONLY};
+use crate::fs::inode::{Device, Inode, Kind};
 use crate::fs::table::directories;
 use crate::fs::{mode, path, root};
 use crate::task;
 
 /// From the working directory (`AT_FDCWD`).
-const AT_FDCWD: u64 = -100i32 as u32 as u64;
-/// A symbolic link is not followed.
-const AT_SYMLINK_NOFOLLOW: u64 = 0x100;
+pub const AT_FDCWD: u64 = -100i32 as u32 as u64;
 /// A directory is removed.
 const AT_REMOVEDIR: u64 = 0x200;
-/// An empty path is the file itself.
-const AT_EMPTY_PATH: u64 = 0x1000;
 
 /// Makes call `number`, if it is one of these.
 pub fn call(number: u32, args: &[u64; 6]) -> Option<Outcome> {
     let [a, b, c, d, e, _] = *args;
     Some(match number {
         2 => open(AT_FDCWD, a, b as u32, c as u32),
-        4 => stat(AT_FDCWD, a, b, 0),
-        6 => stat(AT_FDCWD, a, b, AT_SYMLINK_NOFOLLOW),
         21 => lookup(AT_FDCWD, a, true).map(|_| 0),
         76 => string(a).and_then(|name| path::lookup(&start(AT_FDCWD)?, &name, true)?.truncate(b)).map(|()| 0),
         77 => files::own().and_then(|files| truncate(&*files.get(a)?, b)),
+        86 => hard_link(AT_FDCWD, a, AT_FDCWD, b),
+        265 => hard_link(a, b, c, d),
         78 | 217 => entries(a, b, c as usize),
         79 => working_directory(a, b),
         80 => lookup(AT_FDCWD, a, true).and_then(change_directory),
@@ -50,7 +46,6 @@ pub fn call(number: u32, args: &[u64; 6]) -> Option<Outcome> {
         257 => open(a, b, c as u32, d as u32),
         258 => make(a, b, mode::DIRECTORY | c as u32 & 0o7777, 0),
         259 => make(a, b, c as u32, d),
-        262 => stat(a, b, c, d),
         263 => unlink(a, b, c & AT_REMOVEDIR != 0),
         264 => rename(a, b, c, d),
         266 => link(a, b, c),
@@ -76,8 +71,8 @@ pub fn string(at: u64) -> Result<String, Errno> {
     String::from_utf8(bytes).map_err(|_| Errno::ENOENT)
 }
 
-/// The directory that a path begins at which does not begin at the root.
-fn start(directory: u64) -> Result<Arc<Inode>, Errno> {
+/// The directory that a path begins at which does not begin at the root; or any file that is open.
+pub fn start(directory: u64) -> Result<Arc<Inode>, Errno> {
     if directory as u32 == AT_FDCWD as u32 {
         return directories(&task::current()).map(|own| own.work());
     }
@@ -103,7 +98,8 @@ fn open(directory: u64, name: u64, flags: u32, rights: u32) -> Outcome {
         None if place.wants_directory => return Err(Errno::EISDIR),
         None => {
             let mask = directories(&task::current())?.mask.load(Relaxed);
-            place.directory.insert(&place.name, Inode::regular(rights & !mask, Content::Given(&[])))?
+            let file = Inode::regular(place.directory.system, rights & !mask)?;
+            place.directory.insert(&place.name, file)?
         }
     };
     match inode.kind {
@@ -114,17 +110,8 @@ fn open(directory: u64, name: u64, flags: u32, rights: u32) -> Outcome {
         Kind::Regular(_) if flags & O_TRUNC != 0 && flags & O_ACCMODE != O_RDONLY => inode.truncate(0)?,
         _ => {}
     }
-    files::enter(File::open(inode, flags & !(O_CREAT | O_EXCL | O_TRUNC)), flags)
-}
-
-fn stat(directory: u64, name: u64, at: u64, flags: u64) -> Outcome {
-    let text = string(name)?;
-    let inode = if text.is_empty() && flags & AT_EMPTY_PATH != 0 {
-        start(directory)?
-    } else {
-        path::lookup(&start(directory)?, &text, flags & AT_SYMLINK_NOFOLLOW == 0)?
-    };
-    files::write_stat(at, &inode)
+    let name = Name::In(place.directory, place.name);
+    files::enter(File::open(inode, flags & !(O_CREAT | O_EXCL | O_TRUNC), name), flags)
 }
 
 fn truncate(file: &File, size: u64) -> Outcome {
@@ -166,12 +153,12 @@ fn make(directory: u64, name: u64, kind: u32, device: u64) -> Outcome {
     }
     let rights = kind & 0o7777 & !directories(&task::current())?.mask.load(Relaxed);
     let file = match kind & mode::TYPE {
-        mode::DIRECTORY => Inode::directory(rights),
-        0 | mode::REGULAR => Inode::regular(rights, Content::Given(&[])),
+        mode::DIRECTORY => Inode::directory(place.directory.system, rights),
+        0 | mode::REGULAR => Inode::regular(place.directory.system, rights)?,
         mode::CHARACTER => {
             let (major, minor) = (device >> 8 & 0xfff, device & 0xff);
             let device = Device::of_number(major as u32, minor as u32).ok_or(Errno::ENODEV)?;
-            Inode::new(mode::CHARACTER | rights, Kind::Device(device))
+            Inode::new(place.directory.system, mode::CHARACTER | rights, Kind::Device(device))
         }
         _ => return Err(Errno::EPERM),
     };
@@ -189,6 +176,19 @@ fn unlink(directory: u64, name: u64, is_directory: bool) -> Outcome {
     place.directory.remove(&place.name, is_directory).map(|()| 0)
 }
 
+/// `link`.
+fn hard_link(from_directory: u64, from: u64, directory: u64, name: u64) -> Outcome {
+    let file = path::lookup(&start(from_directory)?, &string(from)?, false)?;
+    if file.is_directory() {
+        return Err(Errno::EPERM);
+    }
+    let place = path::find(&start(directory)?, &string(name)?, false)?;
+    if place.file.is_some() {
+        return Err(Errno::EEXIST);
+    }
+    place.directory.insert(&place.name, file).map(|_| 0)
+}
+
 /// `symlink`.
 fn link(to: u64, directory: u64, name: u64) -> Outcome {
     let to = string(to)?;
@@ -199,7 +199,8 @@ fn link(to: u64, directory: u64, name: u64) -> Outcome {
     if place.file.is_some() {
         return Err(Errno::EEXIST);
     }
-    place.directory.insert(&place.name, Inode::new(mode::LINK | 0o777, Kind::Link(to))).map(|_| 0)
+    let link = Inode::new(place.directory.system, mode::LINK | 0o777, Kind::Link(to));
+    place.directory.insert(&place.name, link).map(|_| 0)
 }
 
 fn rename(from_directory: u64, from: u64, to_directory: u64, to: u64) -> Outcome {
@@ -208,6 +209,12 @@ fn rename(from_directory: u64, from: u64, to_directory: u64, to: u64) -> Outcome
     let file = from.file.ok_or(Errno::ENOENT)?;
     if from.name.is_empty() || to.name.is_empty() {
         return Err(Errno::EBUSY);
+    }
+    if file.system != from.directory.system {
+        return Err(Errno::EBUSY);
+    }
+    if from.directory.system != to.directory.system {
+        return Err(Errno::EXDEV);
     }
     // A directory does not go into itself.
     let mut above = Arc::clone(&to.directory);

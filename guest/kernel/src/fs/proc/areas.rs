@@ -4,7 +4,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use pagevisor_mm::mmap::{AreaInfo, Space};
+use pagevisor_mm::Mm;
+use pagevisor_mm::mmap::{AreaFile, AreaInfo, Space};
 use pagevisor_shared::errno::Errno;
 use pagevisor_shared::layout::TASK_SIZE_MAX;
 use pagevisor_shared::mm_types::VmaFlags;
@@ -13,20 +14,23 @@ use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE, VirtAddr};
 
 use super::Item;
 use super::process::{Use, find};
-use crate::platform;
+use crate::fs::path::PATH_MAX;
+use crate::platform::{self, Kernel};
 
 /// Bytes of a word of `pagemap`.
 const WORD: usize = 8;
+/// Bits of a device's number that are its minor one (`MINORBITS`).
+const MINOR_BITS: u32 = 20;
 
 /// Writes the file `item` about `space`.
 pub fn text(item: Item, space: Space, memory: &Memory, out: &mut String) -> fmt::Result {
     let Some(mm) = platform::mm() else { return Ok(()) };
     // Not while the space is locked: walking takes the lock, too.
-    let mut areas: Vec<AreaInfo> = Vec::new();
-    mm.for_each_vma(space, |area| areas.push(*area));
+    let mut areas: Vec<(AreaInfo, Option<(AreaFile, String)>)> = Vec::new();
+    mm.for_each_vma(space, |area| areas.push((*area, file_of(mm, area))));
     let mut all = Sizes::default();
-    for info in &areas {
-        let area = shown(info, memory);
+    for (info, file) in &areas {
+        let area = shown(info, file.as_ref(), memory);
         match item {
             Item::Maps => area.line(out)?,
             Item::NumaMaps => {
@@ -52,23 +56,33 @@ pub fn text(item: Item, space: Space, memory: &Memory, out: &mut String) -> fmt:
     if item == Item::SmapsRollup
         && let (Some(first), Some(last)) = (areas.first(), areas.last())
     {
-        let (start, end) = (first.start.raw(), last.end.raw());
+        let (start, end) = (first.0.start.raw(), last.0.end.raw());
         Area { start, end, name: "[rollup]", ..Area::default() }.line(out)?;
         all.lines(out)?;
     }
     Ok(())
 }
 
-fn shown(info: &AreaInfo, memory: &Memory) -> Area<'static> {
+/// The file of an area and its path.
+fn file_of(mm: &Mm<Kernel>, area: &AreaInfo) -> Option<(AreaFile, String)> {
+    let mut path = alloc::vec![0; PATH_MAX];
+    let file = mm.area_file(area, &mut path)?;
+    path.truncate(file.path_len);
+    Some((file, String::from_utf8_lossy(&path).into_owned()))
+}
+
+fn shown<'a>(info: &AreaInfo, file: Option<&'a (AreaFile, String)>, memory: &Memory) -> Area<'a> {
     let (start, end) = (info.start.raw(), info.end.raw());
-    let anonymous = info.vma.is_anonymous();
-    Area {
-        start,
-        end,
-        flags: info.flags,
-        pgoff: if anonymous { 0 } else { info.pgoff },
-        name: if anonymous { memory.name_of(start, end) } else { "" },
-        ..Area::default()
+    let area = Area { start, end, flags: info.flags, ..Area::default() };
+    match file {
+        Some((file, path)) => Area {
+            pgoff: info.pgoff,
+            device: [file.dev >> MINOR_BITS, file.dev & ((1 << MINOR_BITS) - 1)],
+            inode: file.ino,
+            name: path,
+            ..area
+        },
+        None => Area { name: memory.name_of(start, end), ..area },
     }
 }
 

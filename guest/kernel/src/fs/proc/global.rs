@@ -69,7 +69,7 @@ impl Global {
         let out = &mut text;
         let done = match self {
             Self::Cpuinfo => cpuinfo(region, out),
-            Self::Filesystems => out.write_str("nodev\trootfs\nnodev\tproc\n"),
+            Self::Filesystems => out.write_str("nodev\trootfs\nnodev\tramfs\nnodev\ttmpfs\nnodev\tproc\n"),
             Self::Loadavg => loadavg(out),
             Self::Slabinfo => slabs(region, out),
             Self::Stat => stat(out),

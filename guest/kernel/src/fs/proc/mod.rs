@@ -15,8 +15,9 @@ use alloc::vec::Vec;
 
 use pagevisor_shared::errno::Errno;
 
+use super::content::FileSystem;
 use super::inode::{Inode, Kind};
-use super::{mode, root};
+use super::mode;
 use crate::task;
 use global::Global;
 pub use process::Item;
@@ -82,7 +83,7 @@ const FIRST_OPEN: u64 = 64;
 impl Node {
     /// The inode.
     pub fn inode(self) -> Arc<Inode> {
-        Inode::numbered(self.number(), self.mode(), Kind::Proc(self))
+        Inode::numbered(FileSystem::Proc, self.number(), self.mode(), Kind::Proc(self))
     }
 
     fn number(self) -> u64 {
@@ -160,7 +161,7 @@ impl Node {
     /// The directory that it is in.
     pub fn parent(self) -> Arc<Inode> {
         match self {
-            Self::Root => Arc::clone(root()),
+            Self::Root => Arc::clone(super::root()),
             Self::SysVm => Self::Sys.inode(),
             Self::Setting(_) => Self::SysVm.inode(),
             Self::Item(pid, _) => Self::Process(pid).inode(),
@@ -247,10 +248,7 @@ fn top() -> Vec<Entry> {
     entries
 }
 
-/// Puts it into the tree at `root`, in place of an empty directory that may be there.
-pub fn mount(root: &Arc<Inode>) {
-    let _ = root.remove("proc", true);
-    if root.insert("proc", Node::Root.inode()).is_err() {
-        crate::log::pr_warn!("proc: /proc is in the archive, and not empty");
-    }
+/// The directory itself.
+pub fn root() -> Arc<Inode> {
+    Node::Root.inode()
 }

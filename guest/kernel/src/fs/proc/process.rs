@@ -1,6 +1,5 @@
 //! `/proc/PID` (`fs/proc/base.c`, `fs/proc/array.c`, `fs/proc/fd.c`).
 
-use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -15,7 +14,6 @@ use pagevisor_shared::sched::{TaskState, TaskStruct};
 use pagevisor_shared::units::VirtAddr;
 
 use super::{Target, areas};
-use crate::fs::inode::Kind as InodeKind;
 use crate::fs::table::{directories, files};
 use crate::fs::{mode, path, root};
 use crate::signal::{Actions, SIGNALS, bit};
@@ -93,6 +91,11 @@ const LIMIT_RSS: usize = 5;
 const LIMIT_SIGNALS: usize = 11;
 /// Most bytes of arguments or environment that are shown.
 const MAX_STRINGS: u64 = 1 << 20;
+/// What is mounted.
+const MOUNTS: &str = "rootfs / rootfs rw 0 0\n\
+    proc /proc proc rw,relatime 0 0\n\
+    tmpfs /tmp tmpfs rw,relatime 0 0\n\
+    tmpfs /dev/shm tmpfs rw,relatime 0 0\n";
 /// Names of limits, and their units.
 const LIMITS: [(&str, &str); task::NR_LIMITS] = [
     ("Max cpu time", "seconds"),
@@ -153,12 +156,7 @@ pub fn threads(pid: u32) -> Vec<u32> {
 /// Where `/proc/PID/fd/NUMBER` leads.
 pub fn open_file(pid: u32, number: u32) -> Result<Target, Errno> {
     let file = files(&*find(pid)?)?.get(number.into()).map_err(|_| Errno::ENOENT)?;
-    let inode = Arc::clone(&file.inode);
-    let name = match &inode.kind {
-        InodeKind::Pipe => format!("pipe:[{}]", inode.number),
-        InodeKind::Device(_) => String::from("/dev/console"),
-        _ => path::path_of(&inode).unwrap_or_else(|_| file.name()),
-    };
+    let (inode, name) = (Arc::clone(&file.inode), file.path());
     Ok(Target::File(inode, name))
 }
 
@@ -205,7 +203,7 @@ pub fn text(pid: u32, item: Item) -> Result<Vec<u8>, Errno> {
             shown(&task, |shown| shown.status(memory.as_ref(), cpus, &mut out))
         }
         Item::Limits => limits(&task, &mut out),
-        Item::Mounts => out.write_str("rootfs / rootfs rw 0 0\nproc /proc proc rw,relatime 0 0\n"),
+        Item::Mounts => out.write_str(MOUNTS),
         Item::Maps | Item::Smaps | Item::SmapsRollup | Item::NumaMaps => match (&space, memory) {
             (Some(space), Some(memory)) => areas::text(item, space.0, &memory, &mut out),
             _ => Ok(()),
