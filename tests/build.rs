@@ -1,14 +1,22 @@
-//! Builds the program that guests run in the tests: it needs nothing but the processor and system calls, so the C compiler
+//! Builds the programs that guests run in the tests: they need nothing but the processor and system calls, so the C compiler
 //! that links everything else will do.
 
 use std::path::Path;
 use std::process::Command;
 
 fn main() {
-    let source = "programs/user.c";
-    println!("cargo:rerun-if-changed={source}");
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=programs/freestanding.h");
     let out = std::env::var_os("OUT_DIR").expect("cargo names a directory");
+    for name in ["user", "files"] {
+        freestanding(name, Path::new(&out));
+    }
+}
+
+/// Builds `programs/NAME.c`, without a C library.
+fn freestanding(name: &str, out: &Path) {
+    let source = format!("programs/{name}.c");
+    println!("cargo:rerun-if-changed={source}");
     let status = Command::new("cc")
         .args([
             "-O2",
@@ -22,8 +30,8 @@ fn main() {
         ])
         .args(["-fno-pie", "-no-pie", "-nostdlib", "-static", "-mno-avx", "-fcf-protection=none", "-Wno-array-bounds"])
         .arg("-o")
-        .arg(Path::new(&out).join("user"))
-        .arg(source)
+        .arg(out.join(name))
+        .arg(&source)
         .status()
         .expect("cc can be run");
     assert!(status.success(), "cc could not build {source}");

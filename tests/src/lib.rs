@@ -7,4 +7,5 @@ pub mod company;
 pub mod guest;
 pub mod linux;
 pub mod process;
+pub mod program;
 pub mod views;

@@ -2,33 +2,16 @@
 //! programs are one, `tests/programs/user.c`; each of its parts ends with 42 if everything was as it should be, and with
 //! the number of the line that was not otherwise.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::sync::OnceLock;
-
-use pagevisor_tests::command::{Output, pagevisor, run};
+use pagevisor_tests::command::Output;
+use pagevisor_tests::program::Program;
 
 /// What a part ends with that has found nothing wrong.
 const FINE: i32 = 42;
 
-/// The program, as a file.
-fn program() -> &'static str {
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
-    let path = PATH.get_or_init(|| {
-        let path = std::env::temp_dir().join(format!("pagevisor-user-{}", std::process::id()));
-        fs::write(&path, include_bytes!(concat!(env!("OUT_DIR"), "/user"))).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        path
-    });
-    path.to_str().unwrap()
-}
-
 /// Runs the parts `parts`, one after the other in one guest, until one fails.
 fn parts(parts: &[&str]) -> Output {
-    let mut args = vec!["run", "--timeout", "100", "--console", "--init", program(), "--"];
-    args.extend(parts.iter().copied());
-    run(&mut pagevisor(args))
+    static PROGRAM: Program = Program::new("user", include_bytes!(concat!(env!("OUT_DIR"), "/user")));
+    PROGRAM.run(parts)
 }
 
 #[track_caller]

@@ -1,0 +1,146 @@
+// What programs without a C library need: calls, signals, checks, and the way in. Not all of them use all of it.
+#pragma GCC diagnostic ignored "-Wunused-function"
+
+typedef unsigned long u64;
+typedef unsigned int u32;
+typedef int i32;
+typedef unsigned char u8;
+
+#define FINE 42
+#define PAGE 4096ul
+
+static long call(long number, long a, long b, long c, long d, long e, long f)
+{
+    long result;
+    register long r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = e;
+    register long r9 __asm__("r9") = f;
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+#define CALL6(n, a, b, c, d, e, f, ...) call(n, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+#define CALL(...) CALL6(__VA_ARGS__, 0, 0, 0, 0, 0, 0)
+
+enum {
+    READ = 0, WRITE = 1, OPEN = 2, CLOSE = 3, FSTAT = 5, LSEEK = 8, MMAP = 9, MPROTECT = 10, MUNMAP = 11, BRK = 12,
+    SIGACTION = 13, SIGPROCMASK = 14, SIGRETURN = 15, IOCTL = 16, WRITEV = 20, PIPE = 22, YIELD = 24, MREMAP = 25,
+    MSYNC = 26, MINCORE = 27, MADVISE = 28, DUP2 = 33, NANOSLEEP = 35, GETPID = 39, CLONE = 56, FORK = 57, VFORK = 58, EXECVE = 59,
+    EXIT = 60, WAIT4 = 61, KILL = 62, UNAME = 63, FCNTL = 72, FTRUNCATE = 77, GETCWD = 79, CHDIR = 80, RENAME = 82, MKDIR = 83,
+    LINK = 86, UNLINK = 87, GETPPID = 110,
+    SIGALTSTACK = 131, ARCH_PRCTL = 158, REBOOT = 169, ACCT = 163, GETTID = 186, TKILL = 200, FUTEX = 202,
+    GETAFFINITY = 204, CLOCK = 228, EXIT_GROUP = 231, OPENAT = 257, FALLOCATE = 285, PIPE2 = 293, GETRANDOM = 318, MEMFD_CREATE = 319,
+};
+enum { EPERM = 1, ENOENT = 2, EINTR = 4, EBADF = 9, ECHILD = 10, EAGAIN = 11, ENOMEM = 12, EACCES = 13,
+       EFAULT = 14, EBUSY = 16, EEXIST = 17, EXDEV = 18, ENODEV = 19,
+       EINVAL = 22, EPIPE = 32, ENOSYS = 38, EOPNOTSUPP = 95 };
+enum { SIGILL = 4, SIGTRAP = 5, SIGBUS = 7, SIGFPE = 8, SIGKILL = 9, SIGUSR1 = 10, SIGSEGV = 11, SIGUSR2 = 12,
+       SIGPIPE = 13, SIGCHLD = 17 };
+#define PROT_NONE 0
+#define PROT_READ 1
+#define PROT_WRITE 2
+#define PROT_EXEC 4
+#define MAP_SHARED 1
+#define MAP_PRIVATE 2
+#define MAP_ANONYMOUS 0x20
+
+static void finish(long status)
+{
+    for (;;)
+        CALL(EXIT_GROUP, status);
+}
+// Lines are told modulo 200, above what else a status may be.
+#define CHECK(what) do { if (!(what)) finish(50 + __LINE__ % 200); } while (0)
+
+void *memset(void *at, int value, u64 count)
+{
+    for (u8 *byte = at; count--;)
+        *byte++ = (u8)value;
+    return at;
+}
+void *memcpy(void *to, const void *from, u64 count)
+{
+    u8 *byte = to;
+    for (const u8 *next = from; count--;)
+        *byte++ = *next++;
+    return to;
+}
+static int same(const char *a, const char *b)
+{
+    while (*a && *a == *b)
+        a++, b++;
+    return *a == *b;
+}
+static void *map(u64 size, int prot) { return (void *)CALL(MMAP, 0, size, prot, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); }
+static int failed(const void *at) { return (u64)at > -4096ul; }
+
+// Signals.
+
+struct action { void *handler; u64 flags; void *restorer; u64 mask; };
+struct context { u64 flags, link, stack[3], regs[16], rip, rflags, segments, error, trap, oldmask, address, fpu; };
+struct info { i32 number, errno_, code, pad; u64 address; };
+#define SA_SIGINFO 4ul
+#define SA_RESTORER 0x04000000ul
+#define SA_ONSTACK 0x08000000ul
+#define SA_RESTART 0x10000000ul
+#define SA_NODEFER 0x40000000ul
+
+__asm__(".text\nrestorer: mov $15, %eax\n syscall\n");
+extern char restorer[];
+
+static void handle(int number, void *handler, u64 flags)
+{
+    struct action action = { handler, flags | SA_SIGINFO | SA_RESTORER, restorer, 0 };
+    CHECK(CALL(SIGACTION, number, &action, 0, 8) == 0);
+}
+
+// An access that may fault: `go on` is where the handler lets it end.
+static volatile u64 go_on;
+static volatile struct { u64 count, address, error, trap; i32 number, code; } seen;
+
+static void note(int number, struct info *info, struct context *context)
+{
+    seen.count++;
+    seen.number = number;
+    seen.code = info->code;
+    seen.address = info->address;
+    seen.error = context->error;
+    seen.trap = context->trap;
+    context->rip = go_on;
+}
+
+#define TRY(instructions, ...)                                                                                         \
+    do {                                                                                                               \
+        seen.count = 0;                                                                                                \
+        __asm__ volatile("lea 9f(%%rip), %%rax; mov %%rax, %0;" instructions "; 9:"                                    \
+                         : "=m"(go_on)                                                                                 \
+                         : __VA_ARGS__                                                                                 \
+                         : "rax", "rcx", "rdx", "memory");                                                             \
+    } while (0)
+#define LOAD(at) TRY("movb (%1), %%cl", "r"(at))
+#define STORE(at) TRY("movb $1, (%1)", "r"(at))
+#define EXECUTE(at) TRY("jmp *%1", "r"(at))
+
+static void expect(u64 number, int code, u64 error, const void *at)
+{
+    CHECK(seen.count == 1 && seen.number == (i32)number && seen.code == code);
+    CHECK(seen.error == error && seen.trap == 14 && seen.address == (u64)at);
+}
+
+static char **environment;
+
+// What an argument asks for; the program's.
+static void part(const char *name, u64 *start, const char *self);
+
+__attribute__((used)) static void begin(u64 *start)
+{
+    char **argument = (char **)(start + 1);
+    environment = argument + start[0] + 1;
+    for (u64 index = 1; index < start[0]; index++)
+        part(argument[index], start, argument[0]);
+    finish(FINE);
+}
+
+__asm__(".globl _start\n_start: xor %ebp, %ebp\n mov %rsp, %rdi\n call begin\n");
