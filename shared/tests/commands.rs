@@ -85,7 +85,7 @@ fn every_op() -> Vec<Op> {
     .collect()
 }
 
-fn object_ops() -> [ObjectOp; 13] {
+fn object_ops() -> [ObjectOp; 15] {
     let objects = Objects { gfp: Gfp::KERNEL | Gfp::ZERO, node: NodeId::new(63), handle: 7, count: MAX_OBJECTS };
     let text = Text { payload: 3, len: 40 };
     let flags = SlabFlags::HWCACHE_ALIGN;
@@ -103,6 +103,8 @@ fn object_ops() -> [ObjectOp; 13] {
         ObjectOp::FreePercpu { handle: 7, count: 8 },
         ObjectOp::SetSlabinfo { line: text },
         ObjectOp::SetFailslab { name: text, on: true },
+        ObjectOp::RegisterShrinker { handle: 9, cache: 4, objects: 1000, seeks: 2, batch: 64 },
+        ObjectOp::UnregisterShrinker { handle: 9 },
     ]
 }
 

@@ -136,6 +136,25 @@ pub enum ObjectOp {
         /// Number of handles.
         count: u32,
     },
+    /// `register_shrinker`: allocates objects from a cache, and a shrinker that frees them, the youngest first, whenever it
+    /// is asked for its share.
+    RegisterShrinker {
+        /// The handle for the shrinker.
+        handle: u32,
+        /// The cache.
+        cache: u32,
+        /// How many objects.
+        objects: u32,
+        /// What an object costs to make anew (`seeks`): 2 is the default, the less, the more are freed; 0 for nothing.
+        seeks: u32,
+        /// Objects to look at in a call; 0 for `SHRINK_BATCH`.
+        batch: u32,
+    },
+    /// `unregister_shrinker`: frees the objects that the shrinker has left. The value is how many there were.
+    UnregisterShrinker {
+        /// The shrinker.
+        handle: u32,
+    },
     /// Whether allocations from a cache fail under a fault with a cache filter: `/sys/kernel/slab/NAME/failslab`.
     SetFailslab {
         /// The cache's name.
@@ -185,7 +204,7 @@ impl ObjectOp {
     /// The handles that it frees, if that is what it does.
     pub const fn frees(&self) -> Option<(u32, u32)> {
         match *self {
-            Self::CacheDestroy { handle } => Some((handle, 1)),
+            Self::CacheDestroy { handle } | Self::UnregisterShrinker { handle } => Some((handle, 1)),
             Self::CacheFree { handle, count, .. }
             | Self::Kfree { handle, count }
             | Self::Vfree { handle, count }
@@ -208,6 +227,8 @@ impl ObjectOp {
             Self::Vfree { .. } => "vfree",
             Self::AllocPercpu { .. } => "alloc_percpu",
             Self::FreePercpu { .. } => "free_percpu",
+            Self::RegisterShrinker { .. } => "register_shrinker",
+            Self::UnregisterShrinker { .. } => "unregister_shrinker",
             Self::SetFailslab { .. } => "writing failslab",
             Self::SetSlabinfo { .. } => "writing slabinfo",
         }
@@ -243,6 +264,10 @@ impl ObjectOp {
                 RawOp { a: pair(size, align), ..objects.encode(OpCode::AllocPercpu) }
             }
             Self::FreePercpu { handle, count } => RawOp { handle, count, ..op(OpCode::FreePercpu) },
+            Self::RegisterShrinker { handle, cache, objects, seeks, batch } => {
+                RawOp { handle, count: objects, a: pair(seeks, batch), b: cache.into(), ..op(OpCode::RegisterShrinker) }
+            }
+            Self::UnregisterShrinker { handle } => RawOp { handle, ..op(OpCode::UnregisterShrinker) },
             Self::SetFailslab { name, on } => {
                 RawOp { a: pair(name.payload, name.len), small: on as u8, ..op(OpCode::SetFailslab) }
             }
@@ -282,6 +307,14 @@ impl ObjectOp {
                 Self::AllocPercpu { size: parts(a).0, align: parts(a).1, objects: Objects::decode(raw)? }
             }
             OpCode::FreePercpu => Self::FreePercpu { handle, count },
+            OpCode::RegisterShrinker => Self::RegisterShrinker {
+                handle,
+                cache: narrow(b)?,
+                objects: count,
+                seeks: parts(a).0,
+                batch: parts(a).1,
+            },
+            OpCode::UnregisterShrinker => Self::UnregisterShrinker { handle },
             OpCode::SetFailslab => Self::SetFailslab { name: text(a), on: raw.small != 0 },
             OpCode::SetSlabinfo => Self::SetSlabinfo { line: text(a) },
             _ => return Err(OpError::Unknown),

@@ -83,11 +83,15 @@ pub enum OpCode {
     Failslab = 33,
     /// [`ObjectOp::SetFailslab`].
     SetFailslab = 34,
+    /// [`ObjectOp::RegisterShrinker`].
+    RegisterShrinker = 35,
+    /// [`ObjectOp::UnregisterShrinker`].
+    UnregisterShrinker = 36,
 }
 
 impl OpCode {
     /// All of them, by number.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 37] = [
         Self::Nop,
         Self::AllocPages,
         Self::FreePages,
@@ -123,6 +127,8 @@ impl OpCode {
         Self::SetSlabinfo,
         Self::Failslab,
         Self::SetFailslab,
+        Self::RegisterShrinker,
+        Self::UnregisterShrinker,
     ];
 
     /// The one numbered `raw`.

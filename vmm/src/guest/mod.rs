@@ -63,7 +63,7 @@ pub use builder::Builder;
 pub use cpu::CpuHandle;
 pub use error::{Error, ErrorKind};
 pub use events::Events;
-pub use objects::{Object, SlabCache};
+pub use objects::{Object, Shrinker, SlabCache};
 pub use pages::{Blocks, Frames, Pages};
 pub use prepared::PreparedWorkload;
 pub use session::{Executed, Guest};

@@ -79,7 +79,50 @@ impl SlabCache<'_> {
     }
 }
 
+/// A shrinker in the guest, with objects that it frees when memory is short or caches are dropped. Dropping it
+/// unregisters it, and frees what it has left.
+#[derive(Debug)]
+#[must_use = "dropping it unregisters it"]
+pub struct Shrinker<'g> {
+    held: Held<'g>,
+}
+
+impl Shrinker<'_> {
+    /// `unregister_shrinker`: frees the objects that are left, and tells how many there were.
+    ///
+    /// # Errors
+    /// As every command.
+    pub fn unregister(self) -> Result<u64, Error> {
+        let handle = self.held.handle();
+        let op = Op::Object(ObjectOp::UnregisterShrinker { handle });
+        let left = self.held.cpu().execute_claiming(op, &[], &[Claim::taken(handle, 1)])?.value;
+        self.held.forget();
+        Ok(left)
+    }
+}
+
 impl<'g> CpuHandle<'g> {
+    /// `register_shrinker`: allocates `objects` of `cache`, which the guest frees, the youngest first, as shrinkers are
+    /// asked to. `seeks` is what one costs to make anew (2 for most; the less, the more are freed), `batch` how many it
+    /// looks at in a call (0 for 128).
+    ///
+    /// # Errors
+    /// [`pagevisor_shared::command::OpError::Invalid`] for objects of less than 8 bytes, and as [`Self::kmalloc`].
+    pub fn register_shrinker(
+        &self,
+        cache: &SlabCache<'_>,
+        objects: u32,
+        seeks: u32,
+        batch: u32,
+    ) -> Result<Shrinker<'g>, Error> {
+        let handle = self.guest().take_handles(1)?;
+        let op = ObjectOp::RegisterShrinker { handle, cache: cache.handle(), objects, seeks, batch };
+        match self.execute_claiming(Op::Object(op), &[], &[Claim::given(handle, 1)]) {
+            Ok(_) => Ok(Shrinker { held: Held::new(*self, handle, 1) }),
+            Err(error) => Err(self.not_taken(handle, 1, error)),
+        }
+    }
+
     /// Has one object allocated by the operation that `op` makes.
     fn object(&self, gfp: Gfp, node: Option<NodeId>, op: impl Fn(Wanted) -> ObjectOp) -> Result<Object<'g>, Error> {
         let handle = self.guest().take_handles(1)?;

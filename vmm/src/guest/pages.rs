@@ -61,7 +61,7 @@ impl<'g> Held<'g> {
     }
 
     /// Forgets the handles, which stand for nothing any more.
-    fn forget(self) {
+    pub(super) fn forget(self) {
         let cpu = self.cpu;
         let (handle, count) = self.into_parts();
         cpu.guest().give_handles(handle, count);

@@ -59,7 +59,7 @@ impl<'a> Content<'a> {
             Held::Kmalloc(addr) | Held::Object(addr) => Memory::Object(Owned::new(addr, mm.ksize(addr) as u64)),
             Held::Vmalloc(addr, pages) => Memory::Object(Owned::new(addr, u64::from(pages) * PAGE_SIZE)),
             Held::Percpu(ptr, size) => Memory::Percpu(ptr, size),
-            Held::Cache(_) => return Err(OpError::WrongKind),
+            Held::Cache(_) | Held::Shrinker(_) => return Err(OpError::WrongKind),
         };
         Ok(Self { memory, _slot: slot })
     }

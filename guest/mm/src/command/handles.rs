@@ -35,6 +35,8 @@ pub(super) enum Held {
     Percpu(PerCpuPtr, u32),
     /// A slab cache, by the address of its descriptor.
     Cache(VirtAddr),
+    /// A shrinker, by the address of its record.
+    Shrinker(VirtAddr),
 }
 
 /// Set while an operation uses the handle.
@@ -55,6 +57,7 @@ impl Held {
             Self::Vmalloc(addr, pages) => (6, 0, pages, addr.raw()),
             Self::Percpu(ptr, size) => (7, 0, size, ptr.raw()),
             Self::Cache(addr) => (8, 0, 0, addr.raw()),
+            Self::Shrinker(addr) => (9, 0, 0, addr.raw()),
         };
         [u64::from(low) | kind << KIND_SHIFT | u64::from(small) << SMALL_SHIFT, second]
     }
@@ -78,6 +81,7 @@ impl Held {
             6 => Some(Self::Vmalloc(addr, low)),
             7 => Some(Self::Percpu(PerCpuPtr::new(second), low)),
             8 => Some(Self::Cache(addr)),
+            9 => Some(Self::Shrinker(addr)),
             _ => None,
         }
     }

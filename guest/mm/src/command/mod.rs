@@ -10,6 +10,7 @@ mod handles;
 mod object;
 mod place;
 mod reply;
+mod reserve;
 
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -18,11 +19,13 @@ use pagevisor_shared::units::CpuMask;
 
 use crate::Mm;
 use crate::platform::Platform;
+use crate::raw::RecordCache;
 use crate::workload::Left;
 use handles::Handles;
 use reply::Reply;
 
 pub(crate) use place::{Placer, may_try};
+pub(crate) use reserve::Reserve;
 
 /// The machine that commands are executed on, as far as it is not the memory stack's.
 pub trait Services: Sync {
@@ -59,13 +62,15 @@ pub struct Commands {
     contig: AtomicU32,
     /// Held while caches come, go or are tuned by their names.
     caches: AtomicU32,
+    reserves: RecordCache<Reserve>,
 }
 
 impl Commands {
     /// Nothing is allocated.
     pub const fn new() -> Self {
         let (turn, contig, caches) = (AtomicU64::new(0), AtomicU32::new(0), AtomicU32::new(0));
-        Self { handles: Handles::new(), left: Left::new(), turn, contig, caches }
+        let reserves = RecordCache::new();
+        Self { handles: Handles::new(), left: Left::new(), turn, contig, caches, reserves }
     }
 }
 

@@ -12,6 +12,7 @@ use pagevisor_shared::vmalloc::VmFlags;
 
 use super::execute::{Outcome, done};
 use super::handles::{Held, Slot};
+use super::reserve::Price;
 use super::{Batch, Services, may_try};
 use crate::platform::Platform;
 use crate::slab::{Cache, CacheError, KMALLOC_MAX_SIZE};
@@ -51,6 +52,10 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
             ObjectOp::FreePercpu { handle, count } => {
                 self.free_those(handle, count, |_, held| matches!(held, Held::Percpu(..)))
             }
+            ObjectOp::RegisterShrinker { handle, cache, objects, seeks, batch } => {
+                self.register(handle, cache, objects, Price { seeks, batch })
+            }
+            ObjectOp::UnregisterShrinker { handle } => self.unregister(handle),
             ObjectOp::SetSlabinfo { line } => self.set_slabinfo(line),
             ObjectOp::SetFailslab { name, on } => self.set_failslab_cache(name, on),
         }
@@ -141,7 +146,7 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
     }
 
     /// Does `work` with the cache of a handle, which nobody else uses meanwhile.
-    fn with_cache<R>(
+    pub(super) fn with_cache<R>(
         &mut self,
         handle: u32,
         work: impl FnOnce(&mut Self, Cache) -> Result<R, OpError>,
@@ -216,6 +221,7 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
                 return Err(OpError::Busy);
             }
             Held::Cache(_) => {}
+            Held::Shrinker(addr) => drop(self.unregister_shrinker(addr)),
             Held::Block(..) | Held::Range(..) | Held::Cma(..) => {
                 slot.put(held);
                 return Err(OpError::WrongKind);

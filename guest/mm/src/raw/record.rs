@@ -19,6 +19,7 @@ use pagevisor_shared::units::VirtAddr;
 
 use super::CacheSlot;
 use crate::Mm;
+use crate::command::Reserve;
 use crate::platform::Platform;
 use crate::sync;
 
@@ -48,6 +49,7 @@ records! {
     AddressSpace, "inode_cache";
     MappedFile, "filp";
     PageNode, "radix_tree_node";
+    Reserve, "shrinker";
 }
 
 /// A record, or what is left of it when it was freed.
@@ -119,8 +121,8 @@ impl<T: Record> Handle<T> {
     }
 }
 
-impl Handle<MmStruct> {
-    /// The space that a word outside the memory stack names, as a task's record does; 0 for none.
+impl<T: Record> Handle<T> {
+    /// The record that a word elsewhere names, as a task's record does its space; 0 for none.
     ///
     /// # Safety
     /// `word` is 0 or what [`Self::addr`] gave.

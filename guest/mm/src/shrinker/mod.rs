@@ -78,6 +78,18 @@ pub trait Shrinker<P: Platform>: Sync {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ShrinkerId(u64);
 
+impl ShrinkerId {
+    /// Its number, never 0.
+    pub(crate) fn raw(self) -> u64 {
+        self.0
+    }
+
+    /// The shrinker of that number; there need not be one.
+    pub(crate) fn from_raw(raw: u64) -> Self {
+        Self(raw)
+    }
+}
+
 /// A registered shrinker.
 struct Registered<P: Platform> {
     id: u64,

@@ -213,3 +213,56 @@ fn workloads_of_objects_leave_nothing_behind_and_find_what_they_wrote() {
     let run = Op::Run { payload: 0, len: payload.len() as u32 };
     assert_eq!(guest.send(&[run], &payload, 0).results[0].error, Some(OpError::Invalid));
 }
+
+fn shrinker(handle: u32, objects: u32, seeks: u32, batch: u32) -> Op {
+    Op::Object(ObjectOp::RegisterShrinker { handle, cache: CACHE, objects, seeks, batch })
+}
+
+fn unregister(handle: u32) -> Op {
+    Op::Object(ObjectOp::UnregisterShrinker { handle })
+}
+
+#[test]
+fn shrinkers_of_the_host_free_their_objects() {
+    let guest = complete();
+    let mm = guest.machine.mm();
+    assert_eq!(send(&guest, create("spare", 192, SlabFlags::RECLAIM_ACCOUNT)).error, None);
+    // The shrinkers' records stay records.
+    guest.ok(shrinker(10, 1, 2, 0));
+    assert_eq!(guest.ok(unregister(10)), 1);
+    let before = free_pages(&guest);
+    guest.fails(shrinker(CACHE, 10, 2, 0), OpError::HandleInUse);
+    guest.fails(unregister(CACHE), OpError::WrongKind);
+    assert_eq!(guest.ok(shrinker(10, 5000, 2, 0)), 5000);
+    guest.fails(shrinker(10, 10, 2, 0), OpError::HandleInUse);
+    guest.fails(Op::ReadPage { handle: 10, offset: 0, len: 1 }, OpError::WrongKind);
+    guest.fails(Op::Object(ObjectOp::CacheDestroy { handle: CACHE }), OpError::Busy);
+    let node = NodeId::default();
+    // Priority 4: a sixteenth, four times of which go for one seek, so twice for two; in whole batches of 128.
+    assert_eq!(mm.shrink_slab(Gfp::KERNEL, node, 4), 5000 / 16 * 4 / 2 / 128 * 128);
+    mm.drop_slab();
+    assert_eq!(guest.ok(unregister(10)), 0);
+    guest.fails(unregister(10), OpError::BadHandle);
+    assert_eq!(free_pages(&guest), before);
+    // What is freed as any other handle is unregistered, too; and what was left is freed.
+    assert_eq!(guest.ok(shrinker(11, 300, 0, 8)), 300);
+    assert_eq!(mm.shrink_slab(Gfp::KERNEL, node, 12), 150 / 8 * 8, "what costs nothing goes by halves");
+    assert_eq!(guest.ok(shrinker(12, 100, 2, 0)), 100);
+    assert_eq!(guest.ok(unregister(11)), 300 - 144);
+    guest.ok(Op::FreePages { handle: 12, count: 1 });
+    assert_eq!(mm.shrink_slab(Gfp::KERNEL, node, 0), 0);
+    assert_eq!(free_pages(&guest), before);
+    guest.ok(Op::Object(ObjectOp::CacheDestroy { handle: CACHE }));
+}
+
+#[test]
+fn a_shrinker_that_memory_does_not_suffice_for_leaves_nothing() {
+    let guest = complete();
+    assert_eq!(send(&guest, create("spare", 4000, SlabFlags::NONE)).error, None);
+    guest.ok(shrinker(10, 1, 2, 0));
+    guest.ok(unregister(10));
+    let before = free_pages(&guest);
+    guest.fails(shrinker(10, u32::MAX, 2, 0), OpError::NoMemory);
+    assert_eq!(free_pages(&guest), before);
+    guest.fails(unregister(10), OpError::BadHandle);
+}
