@@ -103,3 +103,10 @@ impl ReportError {
         !matches!(self, Self::State(_) | Self::Write(_) | Self::Unverified { .. } | Self::Slabs(_))
     }
 }
+
+/// Texts are written to strings first, which does not fail.
+impl From<std::fmt::Error> for ReportError {
+    fn from(error: std::fmt::Error) -> Self {
+        Self::Write(io::Error::other(error))
+    }
+}

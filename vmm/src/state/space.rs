@@ -5,8 +5,9 @@ use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::layout::PAGE_OFFSET;
-use pagevisor_shared::mm_types::{AddressSpace, MappedFile, MmCounter, MmStruct, NR_MM_COUNTERS, VmArea, VmaFlags};
+use pagevisor_shared::mm_types::{AddressSpace, MappedFile, MmStruct, NR_MM_COUNTERS, VmArea, VmaFlags};
 use pagevisor_shared::pgtable::{Entry, PTRS_PER_TABLE, TOP_LEVEL, level_size, table_index};
+use pagevisor_shared::report::process::Memory;
 use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE};
 
 use super::error::{Corrupt, StateError};
@@ -26,7 +27,9 @@ pub struct SpaceInfo {
     /// Guest-virtual address of the record.
     pub address: u64,
     pub pgd: u64,
+    pub mm_rb: u64,
     pub mmap: u64,
+    pub highest_vm_end: u64,
     pub mm_users: u32,
     pub map_count: u32,
     pub mmap_lock: u32,
@@ -57,7 +60,9 @@ impl SpaceInfo {
         Self {
             address,
             pgd: word(offset_of!(MmStruct, pgd)),
+            mm_rb: word(offset_of!(MmStruct, mm_rb)),
             mmap: word(offset_of!(MmStruct, mmap)),
+            highest_vm_end: word(offset_of!(MmStruct, highest_vm_end)),
             mm_users: record.u32(offset_of!(MmStruct, mm_users)),
             map_count: record.u32(offset_of!(MmStruct, map_count)),
             mmap_lock: record.u32(offset_of!(MmStruct, mmap_lock)),
@@ -82,16 +87,31 @@ impl SpaceInfo {
         }
     }
 
-    /// Pages of that kind that are mapped; a counter that CPUs are behind with may be below 0 for a moment, and counts as
-    /// 0 then (`get_mm_counter`).
-    pub fn counter(&self, counter: MmCounter) -> u64 {
-        self.rss_stat.get(counter as usize).map_or(0, |pages| (*pages).max(0).cast_unsigned())
+    /// What the files of `/proc/PID` show of it.
+    pub fn memory(&self) -> Memory {
+        Memory {
+            total_vm: self.total_vm,
+            hiwater_vm: self.hiwater_vm,
+            locked_vm: self.locked_vm,
+            pinned_vm: self.pinned_vm,
+            data_vm: self.data_vm,
+            exec_vm: self.exec_vm,
+            stack_vm: self.stack_vm,
+            rss: self.rss_stat.map(|pages| pages.max(0).cast_unsigned()),
+            hiwater_rss: self.hiwater_rss,
+            pgtables_bytes: self.pgtables_bytes,
+            code: [self.start_code, self.end_code],
+            start_brk: self.start_brk,
+            brk: self.brk,
+            start_stack: self.start_stack,
+            ..Memory::default()
+        }
     }
 
-    /// Pages of memory that are mapped (`get_mm_rss`).
+    /// Pages of memory that are mapped (`get_mm_rss`). A counter that CPUs are behind with may be below 0 for a moment, and
+    /// counts as 0 then.
     pub fn rss(&self) -> u64 {
-        let kinds = [MmCounter::File, MmCounter::Anon, MmCounter::Shmem];
-        kinds.into_iter().map(|kind| self.counter(kind)).fold(0, u64::saturating_add)
+        self.memory().total_rss()
     }
 }
 

@@ -40,6 +40,14 @@ impl Verifier<'_> {
                 self.findings.add(Rule::PageTableEntries, place, evidence);
             }
         }
+        for pfn in &self.programs.tables {
+            let page = self.metadata.get(*pfn).unwrap_or_default();
+            if page.mapcount != PG_TABLE || page.refcount != 1 {
+                let evidence =
+                    format_args!("a program's table: _mapcount {:#x}, _refcount {}", page.mapcount, page.refcount);
+                self.findings.add(Rule::PageTableType, Place::Pfn(*pfn), evidence);
+            }
+        }
         for (pfn, page) in self.metadata.touched(&self.memory.present) {
             if page.mapcount != PG_TABLE {
                 continue;

@@ -277,6 +277,38 @@ rules! {
     ProgramMapping = "program-mapping",
     /// Every mapping of a page by a program holds a reference.
     ProgramReferences = "program-references",
+    /// The tree of areas is a red-black tree of those on the list, in the same order.
+    AreaTree = "area-tree",
+    /// Every area knows the largest gap below an area of its subtree, the address space the end of the highest.
+    AreaGap = "area-gap",
+    /// An area's flags do not contradict each other.
+    AreaFlags = "area-flags",
+    /// Tasks are linked both ways, are as many as there are said to be, and have numbers of their own.
+    TaskList = "task-list",
+    /// A task is on a CPU that there is, and on no CPU are two.
+    TaskCpu = "task-cpu",
+    /// A task's address space is one, and threads of the kernel have none.
+    TaskSpace = "task-space",
+    /// An address space has no fewer users than tasks have it.
+    SpaceUsers = "space-users",
+    /// `nr_kernel_stack` is the stacks that tasks have.
+    TaskStacks = "task-stacks",
+    /// Areas and families of anonymous pages are linked both ways, and an area to its own family.
+    FamilyLinks = "family-links",
+    /// A family counts its children, its areas and its references right.
+    FamilyCounts = "family-counts",
+    /// The number of a family or file leads to it.
+    MappingNumbers = "mapping-numbers",
+    /// A file knows the areas that map it, and these it.
+    FileAreas = "file-areas",
+    /// A file's tree has the pages that say that they are the file's, at their places, and as many as it counts.
+    FilePages = "file-pages",
+    /// A page that a program maps belongs to the area's file or family, at that place.
+    ProgramPage = "program-page",
+    /// A program writes to private pages only that are its own, and these are mapped once.
+    ProgramExclusive = "program-exclusive",
+    /// `nr_anon_pages` and `nr_mapped` of a node are the pages that programs map.
+    ProgramStat = "program-stat",
     /// `Committed_AS` is the pages of areas that count as promised.
     CommittedAs = "committed-as",
 }

@@ -2,8 +2,6 @@
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
-use pagevisor_shared::mm_types::MappingId;
-use pagevisor_shared::page_flags::PageFlag;
 use pagevisor_shared::pgtable::{Entry, level_size};
 use pagevisor_shared::report::process::MappedPage;
 use pagevisor_shared::units::{PAGE_SIZE, Pfn, VirtAddr};
@@ -59,16 +57,13 @@ impl<P: Platform> Mm<P> {
             return UserPage { addr, pfn, page: None };
         }
         let page = self.user_page(pte.frame());
-        let flags = page.flags.load(Relaxed);
-        let has = |flag: PageFlag| flags & flag.mask() != 0;
-        let known = MappedPage {
-            mapcount: u64::from(page._mapcount.load(Relaxed)),
-            anon: MappingId::from_word(page.mapping.load(Relaxed)).is_some_and(MappingId::is_anon),
-            dirty: pte.is_dirty() || has(PageFlag::Dirty),
-            referenced: pte.has(Entry::ACCESSED) || has(PageFlag::Referenced),
-            active: has(PageFlag::Active),
-            node: self.page_to_nid(pfn).map_or(0, |node| node.index()),
-        };
+        let known = MappedPage::new(
+            Entry(pte.0),
+            page.flags.load(Relaxed),
+            page._mapcount.load(Relaxed),
+            page.mapping.load(Relaxed),
+            self.page_to_nid(pfn).map_or(0, |node| node.index()),
+        );
         UserPage { addr, pfn, page: Some(known) }
     }
 }

@@ -3,7 +3,9 @@
 use core::fmt::{self, Write};
 
 use crate::MAX_NUMNODES;
-use crate::mm_types::VmaFlags;
+use crate::mm_types::{MappingId, VmaFlags};
+use crate::page_flags::PageFlag;
+use crate::pgtable::Entry;
 use crate::units::{PAGE_SHIFT, PAGE_SIZE};
 
 /// An area as `maps` and its kind show it.
@@ -39,18 +41,28 @@ impl Write for Counted<'_> {
 }
 
 impl Area<'_> {
+    /// `rwxp`, or what of it is so.
+    pub const fn permissions(&self) -> [char; 4] {
+        const fn letter(set: bool, letter: char) -> char {
+            if set { letter } else { '-' }
+        }
+        let flags = self.flags;
+        [
+            letter(flags.contains(VmaFlags::READ), 'r'),
+            letter(flags.contains(VmaFlags::WRITE), 'w'),
+            letter(flags.contains(VmaFlags::EXEC), 'x'),
+            if flags.contains(VmaFlags::MAYSHARE) { 's' } else { 'p' },
+        ]
+    }
+
     /// The line of `maps` (`show_map_vma`).
     ///
     /// # Errors
     /// Those of `out`.
     pub fn line(&self, out: &mut dyn Write) -> fmt::Result {
-        let letter = |flag, letter| if self.flags.contains(flag) { letter } else { '-' };
         let mut out = Counted(out, 0);
         write!(out, "{:08x}-{:08x} ", self.start, self.end)?;
-        for (flag, shown) in [(VmaFlags::READ, 'r'), (VmaFlags::WRITE, 'w'), (VmaFlags::EXEC, 'x')] {
-            out.write_char(letter(flag, shown))?;
-        }
-        out.write_char(if self.flags.contains(VmaFlags::MAYSHARE) { 's' } else { 'p' })?;
+        self.permissions().into_iter().try_for_each(|letter| out.write_char(letter))?;
         let [major, minor] = self.device;
         write!(out, " {:08x} {major:02x}:{minor:02x} {} ", self.pgoff << PAGE_SHIFT, self.inode)?;
         if self.name.is_empty() {
@@ -68,6 +80,8 @@ pub struct MappedPage {
     pub mapcount: u64,
     /// Whether it is anonymous.
     pub anon: bool,
+    /// Whether it goes to swap: neither a file's nor given up with `MADV_FREE`.
+    pub swapbacked: bool,
     /// Whether it was written to, by the entry or the page's flags.
     pub dirty: bool,
     /// Whether it was touched.
@@ -78,12 +92,33 @@ pub struct MappedPage {
     pub node: usize,
 }
 
+impl MappedPage {
+    /// The page that `entry` maps, by what its metadata says: flags, `_mapcount` and mapping.
+    pub const fn new(entry: Entry, flags: u32, mapcount: u32, mapping: u32, node: usize) -> Self {
+        const fn has(flags: u32, flag: PageFlag) -> bool {
+            flags & flag.mask() != 0
+        }
+        Self {
+            mapcount: mapcount as u64,
+            anon: matches!(MappingId::from_word(mapping), Some(id) if id.is_anon()),
+            swapbacked: has(flags, PageFlag::Swapbacked),
+            dirty: entry.is_dirty() || has(flags, PageFlag::Dirty),
+            referenced: entry.0 & Entry::ACCESSED != 0 || has(flags, PageFlag::Referenced),
+            active: has(flags, PageFlag::Active) || has(flags, PageFlag::Unevictable),
+            node,
+        }
+    }
+}
+
 /// Pages of an area by what they are (`struct mem_size_stats`), in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Sizes {
     rss: u64,
-    /// Shifted by [`PSS_SHIFT`], as are the next two.
+    /// Shifted by [`PSS_SHIFT`], as are the next five.
     pss: u64,
+    pss_anon: u64,
+    pss_file: u64,
+    pss_shmem: u64,
     pss_dirty: u64,
     pss_locked: u64,
     shared_clean: u64,
@@ -92,6 +127,7 @@ pub struct Sizes {
     private_dirty: u64,
     referenced: u64,
     anonymous: u64,
+    lazyfree: u64,
 }
 
 /// Parts of a page that many share are added up with so many bits more (`PSS_SHIFT`).
@@ -111,12 +147,20 @@ impl Sizes {
         self.rss += PAGE_SIZE;
         if page.anon {
             self.anonymous += PAGE_SIZE;
+            if !page.swapbacked && !page.dirty {
+                self.lazyfree += PAGE_SIZE;
+            }
         }
         if page.referenced {
             self.referenced += PAGE_SIZE;
         }
         let part = (PAGE_SIZE << PSS_SHIFT) / page.mapcount.max(1);
         self.pss += part;
+        *match (page.anon, page.swapbacked) {
+            (true, _) => &mut self.pss_anon,
+            (false, true) => &mut self.pss_shmem,
+            (false, false) => &mut self.pss_file,
+        } += part;
         if page.dirty {
             self.pss_dirty += part;
         }
@@ -129,6 +173,9 @@ impl Sizes {
     pub fn merge(&mut self, other: &Self) {
         self.rss += other.rss;
         self.pss += other.pss;
+        self.pss_anon += other.pss_anon;
+        self.pss_file += other.pss_file;
+        self.pss_shmem += other.pss_shmem;
         self.pss_dirty += other.pss_dirty;
         self.pss_locked += other.pss_locked;
         self.shared_clean += other.shared_clean;
@@ -137,24 +184,26 @@ impl Sizes {
         self.private_dirty += other.private_dirty;
         self.referenced += other.referenced;
         self.anonymous += other.anonymous;
+        self.lazyfree += other.lazyfree;
     }
 
-    /// The lines (`__show_smap`). A rollup says what of its own share is what, for all areas together.
-    ///
-    /// # Errors
-    /// Those of `out`.
-    pub fn lines(&self, out: &mut dyn Write) -> fmt::Result {
-        let lines = [
-            ("Rss", self.rss),
-            ("Pss", self.pss >> PSS_SHIFT),
-            ("Pss_Dirty", self.pss_dirty >> PSS_SHIFT),
+    /// Names and bytes in Linux's order (`__show_smap`); a rollup says what of its own share is what. What there cannot be
+    /// without swap, huge pages for programs, and pools of huge pages is 0.
+    pub fn rows(&self, rollup: bool) -> impl Iterator<Item = (&'static str, u64)> {
+        let head = [("Rss", self.rss), ("Pss", self.pss >> PSS_SHIFT), ("Pss_Dirty", self.pss_dirty >> PSS_SHIFT)];
+        let kinds = [
+            ("Pss_Anon", self.pss_anon >> PSS_SHIFT),
+            ("Pss_File", self.pss_file >> PSS_SHIFT),
+            ("Pss_Shmem", self.pss_shmem >> PSS_SHIFT),
+        ];
+        let rest = [
             ("Shared_Clean", self.shared_clean),
             ("Shared_Dirty", self.shared_dirty),
             ("Private_Clean", self.private_clean),
             ("Private_Dirty", self.private_dirty),
             ("Referenced", self.referenced),
             ("Anonymous", self.anonymous),
-            ("LazyFree", 0),
+            ("LazyFree", self.lazyfree),
             ("AnonHugePages", 0),
             ("ShmemPmdMapped", 0),
             ("FilePmdMapped", 0),
@@ -164,7 +213,15 @@ impl Sizes {
             ("SwapPss", 0),
             ("Locked", self.pss_locked >> PSS_SHIFT),
         ];
-        lines.iter().try_for_each(|(name, bytes)| size_line(name, *bytes, out))
+        head.into_iter().chain(kinds.into_iter().filter(move |_| rollup)).chain(rest)
+    }
+
+    /// Their lines.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn lines(&self, rollup: bool, out: &mut dyn Write) -> fmt::Result {
+        self.rows(rollup).try_for_each(|(name, bytes)| size_line(name, bytes, out))
     }
 }
 
@@ -181,17 +238,23 @@ impl Area<'_> {
     /// Those of `out`.
     pub fn smaps(&self, sizes: &Sizes, out: &mut dyn Write) -> fmt::Result {
         self.line(out)?;
-        for (name, bytes) in
-            [("Size", self.end.wrapping_sub(self.start)), ("KernelPageSize", PAGE_SIZE), ("MMUPageSize", PAGE_SIZE)]
-        {
-            size_line(name, bytes, out)?;
-        }
-        sizes.lines(out)?;
+        self.sizes().into_iter().try_for_each(|(name, bytes)| size_line(name, bytes, out))?;
+        sizes.lines(false, out)?;
         out.write_str("THPeligible:    0\nVmFlags: ")?;
-        for (_, letters) in VmaFlags::NAMED.iter().filter(|(flag, _)| self.flags.contains(*flag)) {
-            write!(out, "{letters} ")?;
-        }
+        self.flag_names().try_for_each(|name| write!(out, "{name} "))?;
         out.write_char('\n')
+    }
+
+    /// Names and bytes that `smaps` begins with.
+    pub const fn sizes(&self) -> [(&'static str, u64); 3] {
+        let size = self.end.wrapping_sub(self.start);
+        [("Size", size), ("KernelPageSize", PAGE_SIZE), ("MMUPageSize", PAGE_SIZE)]
+    }
+
+    /// The flags as `smaps` shows them (`show_smap_vma_flags`).
+    pub fn flag_names(&self) -> impl Iterator<Item = &'static str> {
+        let flags = self.flags;
+        VmaFlags::NAMED.iter().filter(move |(flag, _)| flags.contains(*flag)).map(|(_, name)| *name)
     }
 }
 
@@ -235,34 +298,38 @@ impl NumaPages {
             "" => {}
             "[heap]" => out.write_str(" heap")?,
             "[stack]" => out.write_str(" stack")?,
-            path => write!(out, " file={path}")?,
+            path => {
+                out.write_str(" file=")?;
+                // What separates fields is not part of one (`seq_file_path`).
+                path.chars().try_for_each(|letter| match letter {
+                    '\n' | '\t' | ' ' | '=' => write!(out, "\\{:03o}", u32::from(letter)),
+                    other => out.write_char(other),
+                })?;
+            }
         }
         if self.pages != 0 {
-            self.counts(out)?;
+            self.rows().try_for_each(|(name, number)| write!(out, " {name}={number}"))?;
+            self.nodes().try_for_each(|(node, pages)| write!(out, " N{node}={pages}"))?;
+            write!(out, " kernelpagesize_kB={}", PAGE_SIZE >> 10)?;
         }
         out.write_char('\n')
     }
 
-    fn counts(&self, out: &mut dyn Write) -> fmt::Result {
-        if self.anon != 0 {
-            write!(out, " anon={}", self.anon)?;
-        }
-        if self.dirty != 0 {
-            write!(out, " dirty={}", self.dirty)?;
-        }
-        if self.pages != self.anon && self.pages != self.dirty {
-            write!(out, " mapped={}", self.pages)?;
-        }
-        if self.mapcount_max > 1 {
-            write!(out, " mapmax={}", self.mapcount_max)?;
-        }
-        if self.active < self.pages {
-            write!(out, " active={}", self.active)?;
-        }
-        for (node, pages) in self.nodes.iter().enumerate().filter(|(_, pages)| **pages != 0) {
-            write!(out, " N{node}={pages}")?;
-        }
-        write!(out, " kernelpagesize_kB={}", PAGE_SIZE >> 10)
+    /// Names and numbers in Linux's order; what goes without saying is left out.
+    pub fn rows(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let rows = [
+            ("anon", self.anon, self.anon != 0),
+            ("dirty", self.dirty, self.dirty != 0),
+            ("mapped", self.pages, self.pages != self.anon && self.pages != self.dirty),
+            ("mapmax", self.mapcount_max, self.mapcount_max > 1),
+            ("active", self.active, self.active < self.pages),
+        ];
+        rows.into_iter().filter(|(.., shown)| *shown).map(|(name, number, _)| (name, number))
+    }
+
+    /// Nodes that pages are of, and how many.
+    pub fn nodes(&self) -> impl Iterator<Item = (usize, u64)> {
+        self.nodes.iter().copied().enumerate().filter(|(_, pages)| *pages != 0)
     }
 }
 
@@ -278,6 +345,16 @@ pub mod pagemap {
     pub const FILE: u64 = 1 << 61;
     /// There is a page (`PM_PRESENT`).
     pub const PRESENT: u64 = 1 << 63;
+
+    /// The word of a page that is mapped; `page` is none for one that nobody counts (`pte_to_pagemap_entry`). What the
+    /// area adds is not in it.
+    pub const fn word(pfn: u64, page: Option<&super::MappedPage>) -> u64 {
+        let word = PRESENT | pfn & FRAME;
+        match page {
+            Some(page) => word | if page.anon { 0 } else { FILE } | if page.mapcount == 1 { EXCLUSIVE } else { 0 },
+            None => word,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -310,7 +387,7 @@ mod tests {
         sizes.add(&page, false);
         sizes.add(&MappedPage { mapcount: 1, ..page }, true);
         let mut text = String::new();
-        sizes.lines(&mut text).unwrap();
+        sizes.lines(false, &mut text).unwrap();
         for line in [
             "Rss:                   8 kB\n",
             "Pss:                   5 kB\n",

@@ -1,18 +1,13 @@
 //! Programs, as they lie in guest memory: the files of Linux's `/proc/PID`, and crash's `ps`, `vm` and `vtop`.
 //!
 //! ```text
-//! maps, numa_maps     areas                          (maps.rs, numa.rs)
-//! smaps, smaps_rollup areas with what they map       (smaps.rs)
+//! maps, numa_maps, smaps, smaps_rollup, pagemap      (areas.rs)
 //! status, statm       counters                       (status.rs)
-//! pagemap             pages                          (pagemap.rs)
 //! ps, vm, vm -p, vtop crash's                        (ps.rs, vm.rs)
 //! ```
 
-mod maps;
-mod numa;
-mod pagemap;
+mod areas;
 mod ps;
-mod smaps;
 mod status;
 mod vm;
 
@@ -20,15 +15,15 @@ use std::fmt;
 use std::io::Write;
 use std::str::FromStr;
 
-use pagevisor_shared::mm_types::VmaFlags;
 use pagevisor_shared::pgtable::Entry;
+use pagevisor_shared::report::process::{MappedPage, Memory};
 use pagevisor_shared::zone::MAX_NR_ZONES;
 use serde_json::Value;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::error::ReportError;
 use super::view::write_json;
-use crate::state::{AreaInfo, Areas, Memmap, PageMeta, Patience, Sections, SpaceInfo, StateError, StateView, TaskInfo};
+use crate::state::{Areas, Memmap, PageMeta, Patience, Sections, SpaceInfo, StateError, StateView, TaskInfo};
 use crate::state::{USER_END, UserPage};
 
 /// A file of `/proc/PID`.
@@ -141,13 +136,13 @@ impl ProcessView {
             Self::File(pid, file) => {
                 let mut process = Process::of(state, pid)?;
                 match file {
-                    PidFile::Maps => maps::maps(&process),
-                    PidFile::Smaps => smaps::smaps(&mut process)?,
-                    PidFile::SmapsRollup => smaps::rollup(&mut process)?,
+                    PidFile::Maps => areas::maps(&process)?,
+                    PidFile::Smaps => areas::smaps(&mut process)?,
+                    PidFile::SmapsRollup => areas::rollup(&mut process)?,
                     PidFile::Status => status::status(&process)?,
-                    PidFile::Statm => status::statm(&process),
-                    PidFile::NumaMaps => numa::numa_maps(&mut process)?,
-                    PidFile::Pagemap => pagemap::pagemap(&mut process)?,
+                    PidFile::Statm => status::statm(&process)?,
+                    PidFile::NumaMaps => areas::numa_maps(&mut process)?,
+                    PidFile::Pagemap => areas::pagemap(&mut process)?,
                 }
             }
         };
@@ -176,6 +171,8 @@ struct Process<'v> {
     task: TaskInfo,
     /// None for a thread of the kernel, and for a task that has ended.
     space: Option<SpaceInfo>,
+    /// What the files show of it.
+    memory: Option<Memory>,
     areas: Areas,
     sections: Sections,
     memmap: Memmap<'v>,
@@ -194,6 +191,7 @@ impl<'v> Process<'v> {
         Ok(Self {
             state,
             task,
+            memory: space.as_ref().map(SpaceInfo::memory),
             space,
             sections: state.sections()?,
             memmap: state.memmap(),
@@ -203,13 +201,13 @@ impl<'v> Process<'v> {
         })
     }
 
-    /// Calls `visit` with each page that is mapped in `start..end`, and its metadata if it has any that counts
-    /// (`vm_normal_page`): the zero page and frames without memory have none.
+    /// Calls `visit` with each page that is mapped in `start..end`, and what is known of it (`vm_normal_page`): nothing of
+    /// the zero page and of frames without memory.
     fn pages(
         &mut self,
         start: u64,
         end: u64,
-        visit: &mut dyn FnMut(UserPage, Option<PageMeta>),
+        visit: &mut dyn FnMut(UserPage, Option<MappedPage>),
     ) -> Result<(), ReportError> {
         let Some(space) = &self.space else { return Ok(()) };
         let (memmap, sections, zero) = (&mut self.memmap, &self.sections, self.zero_pfn);
@@ -224,46 +222,10 @@ impl<'v> Process<'v> {
                     None
                 }
             };
-            visit(page, meta);
+            let node = sections.zone_of(pfn).map_or(0, |zone| zone.index() / MAX_NR_ZONES);
+            let known = |meta: PageMeta| MappedPage::new(page.entry, meta.flags, meta.mapcount, meta.mapping, node);
+            visit(page, meta.map(known));
         })?;
         Ok(failed?)
     }
-
-    /// The node of frame `pfn`.
-    fn node(&self, pfn: u64) -> usize {
-        self.sections.zone_of(pfn).map_or(0, |zone| zone.index() / MAX_NR_ZONES)
-    }
-
-    /// A special name for an area without a file (`show_map_vma`).
-    fn special_name(&self, area: &AreaInfo) -> Option<&'static str> {
-        let space = self.space.as_ref()?;
-        if area.start <= space.brk && area.end >= space.start_brk {
-            Some("[heap]")
-        } else if area.start <= space.start_stack && area.end >= space.start_stack {
-            Some("[stack]")
-        } else {
-            None
-        }
-    }
-
-    /// What `maps` calls an area.
-    fn name<'a>(&self, area: &'a AreaInfo) -> &'a str {
-        match &area.file {
-            Some(file) => &file.path,
-            None => self.special_name(area).unwrap_or_default(),
-        }
-    }
-}
-
-/// `rwxp`
-fn permissions(flags: VmaFlags) -> String {
-    let letter = |flag: VmaFlags, set: char, clear: char| if flags.contains(flag) { set } else { clear };
-    [
-        letter(VmaFlags::READ, 'r', '-'),
-        letter(VmaFlags::WRITE, 'w', '-'),
-        letter(VmaFlags::EXEC, 'x', '-'),
-        letter(VmaFlags::MAYSHARE, 's', 'p'),
-    ]
-    .into_iter()
-    .collect()
 }

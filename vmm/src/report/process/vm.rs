@@ -7,7 +7,7 @@ use pagevisor_shared::pgtable::PTRS_PER_TABLE;
 use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE};
 use serde_json::{Value, json};
 
-use super::maps::area_json;
+use super::areas::area_json;
 use super::{Process, Shown};
 use crate::report::error::ReportError;
 use crate::report::kmem::just::{Just, hex as hex_at, just};

@@ -92,8 +92,15 @@ fn status_and_statm_tell_the_counters() {
 Name:\tinit
 State:\tR (running)
 Tgid:\t1
+Ngid:\t0
 Pid:\t1
 PPid:\t0
+TracerPid:\t0
+Uid:\t0\t0\t0\t0
+Gid:\t0\t0\t0\t0
+Groups:\t 
+NStgid:\t1
+NSpid:\t1
 VmPeak:\t     160 kB
 VmSize:\t     152 kB
 VmLck:\t       0 kB
@@ -109,9 +116,24 @@ VmExe:\t       8 kB
 VmLib:\t       0 kB
 VmPTE:\t      28 kB
 VmSwap:\t       0 kB
+HugetlbPages:\t       0 kB
+CoreDumping:\t0
+THP_enabled:\t0
 Threads:\t1
+CapInh:\t0000000000000000
+CapPrm:\t000001ffffffffff
+CapEff:\t000001ffffffffff
+CapBnd:\t000001ffffffffff
+CapAmb:\t0000000000000000
+NoNewPrivs:\t0
+Seccomp:\t0
+Seccomp_filters:\t0
+Speculation_Store_Bypass:\tunknown
+SpeculationIndirectBranch:\tunknown
 Cpus_allowed:\t3
 Cpus_allowed_list:\t0-1
+Mems_allowed:\t00000000,00000003
+Mems_allowed_list:\t0-1
 voluntary_ctxt_switches:\t7
 nonvoluntary_ctxt_switches:\t0
 ";

@@ -58,7 +58,7 @@ pub fn text(item: Item, space: Space, memory: &Memory, out: &mut String) -> fmt:
     {
         let (start, end) = (first.0.start.raw(), last.0.end.raw());
         Area { start, end, name: "[rollup]", ..Area::default() }.line(out)?;
-        all.lines(out)?;
+        all.lines(true, out)?;
     }
     Ok(())
 }
@@ -99,11 +99,7 @@ pub fn pagemap(pid: u32, offset: u64, to: &mut [u8]) -> Result<usize, Errno> {
     let words = &mut to[..pages as usize * WORD];
     words.fill(0);
     mm.for_each_user_page(space.0, VirtAddr::new(start), VirtAddr::new(end), |page| {
-        let mut word = bits::PRESENT | page.pfn.raw() & bits::FRAME;
-        if let Some(known) = page.page {
-            word |= if known.anon { 0 } else { bits::FILE };
-            word |= if known.mapcount == 1 { bits::EXCLUSIVE } else { 0 };
-        }
+        let word = bits::word(page.pfn.raw(), page.page.as_ref());
         let at = ((page.addr.raw() - start) / PAGE_SIZE) as usize * WORD;
         words[at..at + WORD].copy_from_slice(&word.to_le_bytes());
     });

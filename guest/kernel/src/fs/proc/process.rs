@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use pagevisor_mm::mmap::Space;
 use pagevisor_shared::errno::Errno;
 use pagevisor_shared::report::counters;
-use pagevisor_shared::report::process::{Memory, Process as Shown};
+use pagevisor_shared::report::process::{Inside, Memory, Process as Shown};
 use pagevisor_shared::sched::{TaskState, TaskStruct};
 use pagevisor_shared::units::VirtAddr;
 
@@ -291,10 +291,14 @@ fn shown(task: &TaskRef, show: impl FnOnce(&Shown<'_>) -> fmt::Result) -> fmt::R
         pid: task.pid(),
         tgid: task.tgid(),
         ppid: record.ppid.load(Relaxed),
-        pgrp: of_process(|process| process.pgrp.load(Relaxed)),
-        session: of_process(|process| process.session.load(Relaxed)),
-        umask: directories(task).map_or(0, |own| own.mask.load(Relaxed)),
-        fd_size: files(task).map_or(0, |files| files.room() as u64),
+        inside: Some(Inside {
+            pgrp: of_process(|process| process.pgrp.load(Relaxed)),
+            session: of_process(|process| process.session.load(Relaxed)),
+            umask: directories(task).map_or(0, |own| own.mask.load(Relaxed)),
+            fd_size: files(task).map_or(0, |files| files.room() as u64),
+            signals: [task.signals.pending.bits(), shared, task.signals.blocked.load(Relaxed), ignored, handled],
+            signal_limit: limit(LIMIT_SIGNALS),
+        }),
         threads,
         flags: record.flags.load(Relaxed),
         faults: [pair(&used.min_flt, &used.maj_flt), pair(&children.min_flt, &children.maj_flt)],
@@ -302,8 +306,6 @@ fn shown(task: &TaskRef, show: impl FnOnce(&Shown<'_>) -> fmt::Result) -> fmt::R
         nice: task::nice(task),
         start_time: record.start_time.load(Relaxed),
         rss_limit: limit(LIMIT_RSS),
-        signals: [task.signals.pending.bits(), shared, task.signals.blocked.load(Relaxed), ignored, handled],
-        signal_limit: limit(LIMIT_SIGNALS),
         exit_signal: if record.flags.load(Relaxed) & TaskStruct::KTHREAD != 0 {
             0
         } else {
