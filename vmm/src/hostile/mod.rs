@@ -11,6 +11,7 @@
 mod core_file;
 mod layers;
 mod memory;
+mod programs;
 mod region;
 mod registers;
 mod replies;

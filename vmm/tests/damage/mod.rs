@@ -4,6 +4,8 @@
 pub mod areas;
 pub mod mutations;
 pub mod percpu;
+pub mod program;
+pub mod programs;
 pub mod records;
 pub mod slabs;
 

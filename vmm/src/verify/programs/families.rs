@@ -1,5 +1,6 @@
 //! Families of anonymous pages: the links between them and areas, from both ends, and what families count.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::mem::offset_of;
 
@@ -58,14 +59,14 @@ impl Verifier<'_> {
                 self.findings.add(Rule::FamilyLinks, place, evidence);
             }
             let address = record.u64(offset_of!(AnonVmaChain, anon_vma));
-            if !families.0.contains_key(&address) {
+            if let Entry::Vacant(unknown) = families.0.entry(address) {
                 let mut bytes = [0; size_of::<AnonVma>()];
                 if !self.program_record(address, &mut bytes)? {
                     let evidence = format_args!("the link {link:#x} leads to {address:#x}, which is no family");
                     self.findings.add(Rule::FamilyLinks, place, evidence);
                     return Ok(numbers);
                 }
-                families.0.insert(address, Family::of(&Record(&bytes)));
+                unknown.insert(Family::of(&Record(&bytes)));
             }
             if let Some(family) = families.0.get_mut(&address) {
                 family.links.insert(link);

@@ -8,7 +8,7 @@ mod pages;
 mod tasks;
 mod tree;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem::offset_of;
 
 use pagevisor_shared::mm_types::{VmArea, VmaFlags};
@@ -29,9 +29,9 @@ use pages::Owners;
 #[derive(Debug, Default)]
 pub(super) struct Programs {
     /// Frames of their page tables.
-    pub tables: HashSet<u64>,
+    pub tables: BTreeSet<u64>,
     /// How often frames are mapped, but for those that nobody counts.
-    pub mapped: HashMap<u64, u32>,
+    pub mapped: BTreeMap<u64, u32>,
 }
 
 /// An area with its links.
