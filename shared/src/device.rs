@@ -10,6 +10,10 @@ pub const SHUTDOWN_PORT: u16 = 0x604;
 /// and wants `0x2000` in 16 bits; the guest tries both.)
 pub const SHUTDOWN_MAGIC: u32 = 0x5047_0000;
 
+/// Vector of the interrupt by which the host makes a CPU look whether it is to stay at a safe point
+/// ([`crate::region::Header::park_request`]); CPUs send it to each other to make them look at their run queues.
+pub const PARK_VECTOR: u8 = 0xfd;
+
 /// Codes for [`SHUTDOWN_PORT`].
 pub mod shutdown {
     /// The guest ended as it meant to.

@@ -14,5 +14,5 @@ pub(crate) use kick::Kick;
 pub use regs::{CpuRegisters, REGISTERS, Registers, USER_REGISTERS};
 pub use system::{KVM_DEVICE, KvmError, KvmSystem, has_hardware_virtualization};
 pub(crate) use vcpu::{Buses, Supervisor, Vcpu};
-pub(crate) use vm::Vm;
 pub use vm::VmError;
+pub(crate) use vm::{Interrupter, Vm};

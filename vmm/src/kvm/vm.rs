@@ -1,9 +1,10 @@
 //! The machine as KVM knows it: memory slots, interrupt controllers, doorbells.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_msi, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, VmFd};
+use pagevisor_shared::device::PARK_VECTOR;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use vmm_sys_util::errno;
 
@@ -50,6 +51,21 @@ fn address_bits(cpuid: &CpuId) -> u32 {
     leaf.map_or(36, |entry| entry.eax & 0xff)
 }
 
+/// Makes vCPUs look whether they are to stay at a safe point, as long as the machine lives.
+#[derive(Clone, Debug)]
+pub(crate) struct Interrupter(Weak<VmFd>);
+
+impl Interrupter {
+    /// Interrupts vCPU `id`. A host that cannot do that is no worse off: the vCPU comes to a safe point later.
+    pub(crate) fn interrupt(&self, id: u32) {
+        /// Where messages to local APICs go, the APIC's number above (`MSI_ADDR_BASE_LO`).
+        const ADDRESS: u32 = 0xfee0_0000;
+        let Some(fd) = self.0.upgrade() else { return };
+        let message = kvm_msi { address_lo: ADDRESS | id << 12, data: PARK_VECTOR.into(), ..kvm_msi::default() };
+        let _ = fd.signal_msi(message);
+    }
+}
+
 /// A virtual machine without its CPUs.
 #[derive(Debug)]
 pub(crate) struct Vm {
@@ -88,6 +104,11 @@ impl Vm {
     /// What routes the monitor's interrupt.
     pub(crate) fn msi_route(&self) -> Box<dyn MsiRoute> {
         Box::new(Routing(self.fd.clone()))
+    }
+
+    /// What interrupts vCPUs.
+    pub(crate) fn interrupter(&self) -> Interrupter {
+        Interrupter(Arc::downgrade(&self.fd))
     }
 
     /// Connects the monitor's doorbells and its interrupt.

@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::pause::PauseGate;
 use super::wait::StopReason;
 use crate::devices::monitor::Mailbox;
-use crate::kvm::{Cause, CpuRegisters, Kick, Supervisor};
+use crate::kvm::{Cause, CpuRegisters, Interrupter, Kick, Supervisor};
 
 /// What made a machine end.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,6 +29,7 @@ pub(super) struct Lifecycle {
     /// vCPU threads that have not left.
     running: AtomicUsize,
     kicks: Vec<Kick>,
+    interrupter: Interrupter,
     /// Where vCPU threads wait while the machine is paused.
     pub pause: PauseGate,
     /// Commands on their way, and who waits for replies.
@@ -41,13 +42,14 @@ pub(super) struct Lifecycle {
 
 impl Lifecycle {
     /// Of a machine with `vcpus` vCPUs.
-    pub(super) fn new(vcpus: usize) -> io::Result<Self> {
+    pub(super) fn new(vcpus: usize, interrupter: Interrupter) -> io::Result<Self> {
         let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
         Ok(Self {
             ending: OnceLock::new(),
             ready_at: OnceLock::new(),
             running: AtomicUsize::new(vcpus),
             kicks: (0..vcpus).map(|_| Kick::default()).collect(),
+            interrupter,
             pause: PauseGate::new(vcpus),
             mailbox: Arc::default(),
             ready: event()?,
@@ -86,6 +88,11 @@ impl Lifecycle {
     /// is to do after it does: both take the same lock.
     pub(super) fn kick_all(&self) {
         self.kicks.iter().for_each(Kick::kick);
+    }
+
+    /// Makes vCPU `index` look whether it is to stay at a safe point.
+    pub(super) fn interrupt(&self, index: usize) {
+        self.interrupter.interrupt(index as u32);
     }
 
     /// As [`Self::end`], for a vCPU.

@@ -130,7 +130,8 @@ impl Pauser {
         Self { lifecycle, memory }
     }
 
-    /// Takes all vCPUs out of the guest, at a safe point: each waits for work or runs a program, and nobody holds a lock of the allocator.
+    /// Takes all vCPUs out of the guest, at a safe point: each waits for work, runs a program or is about to, and nobody
+    /// holds a lock of the allocator.
     /// A guest that has not come up, or is down, is safe anywhere.
     ///
     /// # Errors
@@ -145,6 +146,8 @@ impl Pauser {
                 paused.request = Some(request);
                 return Ok(paused);
             };
+            // On its way to a program each CPU looks whether it is to stay, but only if something interrupts it.
+            (0..paused.registers().len()).filter(|cpu| !self.stays(*cpu)).for_each(|cpu| self.lifecycle.interrupt(cpu));
             drop(paused);
             if Instant::now() >= deadline {
                 return Err(PauseError::Unsafe(busy));
@@ -166,6 +169,13 @@ impl Pauser {
         let deadline = Instant::now() + PATIENCE;
         paused.registers = self.lifecycle.pause.wait_all(deadline, &|| self.lifecycle.ending().is_some())?;
         Ok(paused)
+    }
+
+    /// Whether the guest says that a CPU idles or stays where it is.
+    fn stays(&self, cpu: usize) -> bool {
+        let Ok(region) = self.memory.state().open() else { return false };
+        let activity = region.cpus().get(cpu).map(|cpu| cpu.activity.load(Ordering::Relaxed));
+        activity.and_then(Activity::new).is_some_and(|activity| activity != Activity::Running)
     }
 
     /// A CPU that may be inside a change of the guest's tables. The vCPUs are held.

@@ -43,7 +43,8 @@ pub(super) fn start(config: MachineConfig) -> Result<Machine, StartError> {
     drop(bytes);
 
     let vm = Vm::new(&system, memory.clone())?;
-    let lifecycle = Arc::new(Lifecycle::new(config.topology.nr_cpus()).map_err(host("make an eventfd"))?);
+    let lifecycle = Lifecycle::new(config.topology.nr_cpus(), vm.interrupter()).map_err(host("make an eventfd"))?;
+    let lifecycle = Arc::new(lifecycle);
     let tty = Arc::new(Tty::default());
     let monitor = monitor(&vm, &memory, &lifecycle, config.notice, tty.clone())?;
     let buses = Arc::new(buses(config.console, &monitor, &lifecycle));

@@ -17,7 +17,7 @@ use super::percpu::{PerCpu, Tables};
 use super::traps::{self, TrapFrame, vector};
 use super::{gdt, percpu};
 use crate::task::{self, todo};
-use crate::{signal, syscall};
+use crate::{command, signal, syscall};
 
 // A stub of 16 bytes for every vector: it makes the frame the same whether the processor pushed an error code or not.
 global_asm!(
@@ -238,6 +238,7 @@ extern "C" fn exit_to_user(frame: &mut TrapFrame) {
         cpu::irq_enable();
         if work & todo::RESCHED != 0 {
             task::preempt();
+            command::stay();
         }
         if work & todo::SIGNAL != 0 {
             signal::take(frame);

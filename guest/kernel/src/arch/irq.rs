@@ -2,9 +2,11 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use pagevisor_shared::device;
 use pagevisor_shared::units::CpuId;
 
 use super::{apic, cpu, percpu};
+use crate::task::todo;
 
 /// Sources of interrupts. The discriminant indexes [`percpu::PerCpu::interrupts`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,7 +17,7 @@ pub enum Irq {
     Timer = 1,
     /// Another CPU asks to run a function.
     CallFunction = 2,
-    /// Another CPU has put a task into this one's run queue.
+    /// Another CPU has put a task into this one's run queue, or the host wants this one at a safe point.
     Reschedule = 3,
     /// Another CPU has panicked.
     Stop = 4,
@@ -37,7 +39,7 @@ impl Irq {
             Self::Monitor => 0x30,
             Self::Timer => 0xec,
             Self::CallFunction => 0xfb,
-            Self::Reschedule => 0xfd,
+            Self::Reschedule => device::PARK_VECTOR,
             Self::Stop => 0xf8,
             Self::Spurious => 0xff,
         }
@@ -72,7 +74,13 @@ pub fn handle(vector: u64) {
         Irq::Monitor => crate::command::receive(),
         Irq::CallFunction => crate::smp::run_called_functions(),
         Irq::Timer => crate::task::timer_interrupt(),
-        Irq::Reschedule => crate::task::reschedule_interrupt(),
+        Irq::Reschedule => {
+            if crate::command::is_asked_to_stay() {
+                // Looks when it is about to leave the kernel.
+                crate::task::current().todo.fetch_or(todo::RESCHED, Ordering::Relaxed);
+            }
+            crate::task::reschedule_interrupt();
+        }
         Irq::Stop if STOPPING.load(Ordering::Relaxed) => cpu::stop(),
         // Counting is all there is to the others.
         _ => {}

@@ -313,6 +313,20 @@ fn doze() {
     Worker.pass(my_jobs());
 }
 
+/// Whether the host wants CPUs at a safe point.
+pub fn is_asked_to_stay() -> bool {
+    region::get().is_some_and(|region| region.header().park_request.load(Ordering::Relaxed) != 0)
+}
+
+/// Stays, if the host asks for it, in a task that is about to leave the kernel: it has no lock and no page in its hands.
+pub fn stay() {
+    if is_asked_to_stay()
+        && let Some(region) = region::get()
+    {
+        Worker.park(&region.header().park_request);
+    }
+}
+
 fn set_activity(activity: Activity) {
     if let Some(state) = my_state() {
         // Release: who sees it sees the allocator's structures as they were left.
