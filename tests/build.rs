@@ -8,7 +8,7 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=programs/freestanding.h");
     let out = std::env::var_os("OUT_DIR").expect("cargo names a directory");
-    for name in ["user", "files"] {
+    for name in ["user", "files", "mapped"] {
         freestanding(name, Path::new(&out));
     }
 }

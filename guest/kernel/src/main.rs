@@ -235,6 +235,8 @@ fn ready(_: usize) -> i32 {
         if let Some(mm) = platform::mm() {
             // All that was in it has pages of its own now (`free_initrd_mem`).
             mm.free_reserved_area(Pfn::new(initrd.start.div_ceil(PAGE_SIZE)), Pfn::new(initrd.end >> PAGE_SHIFT));
+            // The watermarks follow the memory there is, as after memory hotplug.
+            mm.recompute_reserves();
         }
         exec::start_init(path);
     }

@@ -91,7 +91,7 @@ impl Verifier<'_> {
         let (mut promised, mut stable) = (0, true);
         let (mut families, mut files) = (Families::default(), Files::default());
         // Files of shared memory that are promised as a whole, by their records.
-        let mut shared = HashMap::new();
+        let mut shared = BTreeMap::new();
         for space in &spaces {
             // Somebody is changing it, or it is coming or going.
             if space.mmap_lock != 0 || space.tree_lock != 0 || space.mm_users == 0 {

@@ -1,0 +1,185 @@
+// A program with memory of all kinds at addresses that its test knows, and a child that has a part of it. It reads its own
+// files in /proc, prints them, and sleeps, so that others can look at it while it is as it was when it read them.
+
+#include "freestanding.h"
+
+#define MAP_FIXED 0x10
+#define RW (PROT_READ | PROT_WRITE)
+enum { PAUSE = 34, SETAFFINITY = 203 };
+
+// Where what is; the test has the same numbers.
+#define UNTOUCHED 0x10000000ul
+#define COPIED 0x20000000ul
+#define NONE 0x30000000ul
+#define ZERO 0x38000000ul
+#define SHARED 0x40000000ul
+#define NODES 0x50000000ul
+
+static const char *const files[] = {
+    "maps", "smaps", "smaps_rollup", "statm", "numa_maps", "status", "../meminfo",
+};
+enum { FILES = sizeof files / sizeof *files, ROOM = 1 << 15 };
+static char texts[FILES][ROOM];
+static long sizes[FILES];
+static u64 frames[4];
+
+static void map_at(u64 at, u64 pages, int prot, long kind)
+{
+    CHECK(CALL(MMAP, at, pages * PAGE, prot, kind | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == (long)at);
+}
+static void write_pages(u64 at, u64 pages)
+{
+    for (u64 page = 0; page < pages; page++)
+        *(volatile u64 *)(at + page * PAGE) = page + 1;
+}
+static void run_on(u64 cpu)
+{
+    u64 mask = 1ul << cpu;
+    CHECK(CALL(SETAFFINITY, 0, sizeof mask, &mask) == 0);
+}
+static u64 length(const char *text)
+{
+    u64 count = 0;
+    while (text[count])
+        count++;
+    return count;
+}
+static void print(const char *text, u64 count)
+{
+    for (long done; count != 0; text += done, count -= (u64)done)
+        CHECK((done = CALL(WRITE, 1, text, count)) > 0);
+}
+
+// Reads all files, each at once if possible, so that what they say is of one moment.
+static void read_files(void)
+{
+    for (int index = 0; index < FILES; index++) {
+        char name[64] = "/proc/self/";
+        memcpy(name + length(name), files[index], length(files[index]) + 1);
+        long file = CALL(OPEN, name, 0), got;
+        CHECK(file >= 0);
+        sizes[index] = 0;
+        while ((got = CALL(READ, file, texts[index] + sizes[index], ROOM - sizes[index])) != 0) {
+            CHECK(got > 0);
+            sizes[index] += got;
+        }
+        CHECK(CALL(CLOSE, file) == 0);
+    }
+}
+// The words for four pages: copied by the child, shared with it, of zeros, of shared memory.
+static void read_frames(void)
+{
+    const u64 at[] = { COPIED, COPIED + 9 * PAGE, ZERO, SHARED };
+    long file = CALL(OPEN, "/proc/self/pagemap", 0);
+    CHECK(file >= 0);
+    for (int index = 0; index < 4; index++) {
+        CHECK(CALL(LSEEK, file, at[index] / PAGE * 8, 0) >= 0);
+        CHECK(CALL(READ, file, frames + index, 8) == 8);
+    }
+    CHECK(CALL(CLOSE, file) == 0);
+}
+static void print_frames(u64 count)
+{
+    for (u64 index = 0; index < count; index++) {
+        char line[17];
+        for (int digit = 0; digit < 16; digit++)
+            line[digit] = "0123456789abcdef"[frames[index] >> (60 - 4 * digit) & 15];
+        line[16] = '\n';
+        print(line, sizeof line);
+    }
+}
+static void print_all(void)
+{
+    for (int index = 0; index < FILES; index++) {
+        print("== ", 3);
+        print(files[index], length(files[index]));
+        print("\n", 1);
+        print(texts[index], (u64)sizes[index]);
+    }
+    print("== frames\n", 10);
+    print_frames(4);
+    print("== end\n", 7);
+}
+
+// Tells by its name how far it is.
+static void rename_to(const char *name)
+{
+    long file = CALL(OPEN, "/proc/self/comm", 1);
+    CHECK(file >= 0);
+    CHECK(CALL(WRITE, file, name, length(name)) == (long)length(name));
+    CHECK(CALL(CLOSE, file) == 0);
+}
+
+// Two that never sleep: one calls the kernel, the other makes children that map memory and end.
+static void be_busy(void)
+{
+    if (CALL(FORK) == 0) {
+        for (;;)
+            CALL(GETPPID);
+    }
+    for (;;) {
+        long child = CALL(FORK);
+        CHECK(child >= 0);
+        if (child == 0) {
+            map_at(COPIED, 16, RW, MAP_PRIVATE);
+            write_pages(COPIED, 16);
+            CHECK(CALL(MUNMAP, COPIED, 8 * PAGE) == 0);
+            map_at(SHARED, 4, RW, MAP_SHARED);
+            write_pages(SHARED, 4);
+            finish(FINE);
+        }
+        CHECK(CALL(WAIT4, child, 0, 0, 0) == child);
+    }
+}
+
+static void part(const char *name, u64 *start, const char *self)
+{
+    (void)start, (void)self;
+    rename_to("mapped");
+    if (same(name, "busy"))
+        be_busy();
+    CHECK(same(name, "rest"));
+    map_at(UNTOUCHED, 8, RW, MAP_PRIVATE);
+    map_at(COPIED, 16, RW, MAP_PRIVATE);
+    map_at(NONE, 4, PROT_NONE, MAP_PRIVATE);
+    map_at(ZERO, 4, RW, MAP_PRIVATE);
+    map_at(SHARED, 8, RW, MAP_SHARED);
+    map_at(NODES, 16, RW, MAP_PRIVATE);
+    write_pages(COPIED, 16);
+    write_pages(SHARED, 5);
+    u64 heap = (u64)CALL(BRK, 0);
+    CHECK(CALL(BRK, heap + 3 * PAGE) == (long)(heap + 3 * PAGE));
+    write_pages((heap + PAGE - 1) & -PAGE, 2);
+    for (int page = 0; page < 2; page++)
+        CHECK(*(volatile u64 *)(ZERO + (u64)page * PAGE) == 0);
+    i32 ends[2];
+    char byte = 1;
+    CHECK(CALL(PIPE, ends) == 0);
+    long child = CALL(FORK);
+    CHECK(child >= 0);
+    if (child == 0) {
+        write_pages(COPIED, 4);
+        write_pages(SHARED, 2);
+        CHECK(CALL(WRITE, ends[1], &byte, 1) == 1);
+        for (;;)
+            CALL(PAUSE);
+    }
+    CHECK(CALL(READ, ends[0], &byte, 1) == 1);
+    run_on(1);
+    write_pages(NODES + 8 * PAGE, 8);
+    run_on(0);
+    write_pages(NODES, 8);
+    memset(texts, 1, sizeof texts);
+    // The first time it touches what the second time finds.
+    read_files();
+    read_frames();
+    print("", 0);
+    print_frames(0);
+    rename_to("reading");
+    read_files();
+    read_frames();
+    print_all();
+    rename_to("resting");
+    for (;;)
+        CALL(PAUSE);
+}
