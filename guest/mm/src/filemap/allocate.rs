@@ -19,7 +19,7 @@ impl<P: Platform> Mm<P> {
     ///
     /// # Errors
     /// EINVAL for a range that is none, EOPNOTSUPP for other files, EFBIG, EPERM for a sealed file; ENOSPC, and then the file
-    /// has no page more than before.
+    /// has nothing more behind its end than before.
     pub fn fallocate(&self, mapping: FileMapping, offset: u64, len: u64, keep_size: bool) -> Result<(), Errno> {
         let end = offset.checked_add(len).filter(|_| len != 0).ok_or(Errno::EINVAL)?;
         if mapping.record().flags.get() & AddressSpace::SHMEM == 0 {

@@ -1,5 +1,6 @@
 //! Files' pages on hosted machines: reading, writing, cutting, mapping.
 
+mod allocate;
 mod faults;
 mod model;
 mod seals;
