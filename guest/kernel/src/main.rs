@@ -52,7 +52,6 @@ mod smp;
 mod sync;
 mod syscall;
 mod sysctl;
-#[allow(dead_code, unused_imports, reason = "what it offers to system calls is used by those")]
 mod task;
 mod virtq;
 

@@ -14,6 +14,7 @@
 //! | `divide` | a division by zero |
 //! | `hang` | an endless loop with interrupts off |
 //! | `never-ready` | the machine is up but never says so, and idles for ever |
+//! | `provoke` | programs can have the kernel do such things while it works for them: [`provoke`] |
 //! | `timer` | the one-shot timer ends a halt; logs `selftest: timer ok` |
 //! | `ipi` | every other CPU runs a function; logs `selftest: ipi ok` |
 //! | `spaces` | two CPUs use an address space that changes under them; logs `selftest: spaces ok` |
@@ -30,6 +31,7 @@
 mod heap;
 mod layers;
 mod per_cpu;
+pub mod provoke;
 mod spaces;
 mod tasks;
 mod vmalloc;
@@ -68,6 +70,7 @@ pub fn run(name: &str) {
         "stack-overflow" => pr_info!("{}", overflow(1)),
         "divide" => divide(),
         "hang" => hang(),
+        "provoke" => provoke::allow(),
         "timer" => timer(),
         "ipi" => ipi(),
         "spaces" => spaces::run(),

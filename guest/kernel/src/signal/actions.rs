@@ -13,6 +13,8 @@ use crate::task::Resource;
 const DEFAULT: u64 = 0;
 const IGNORE: u64 = 1;
 
+/// The parent is not told of children that stop (`SA_NOCLDSTOP`).
+const SA_NOCLDSTOP: u64 = 0x1;
 /// Ended children are not waited for (`SA_NOCLDWAIT`).
 const SA_NOCLDWAIT: u64 = 0x2;
 /// The handler uses the stack for handlers.
@@ -53,6 +55,11 @@ impl Action {
     /// Whether children that end are not to be asked for.
     pub const fn leaves_no_zombies(&self) -> bool {
         self.flags & SA_NOCLDWAIT != 0
+    }
+
+    /// Whether children that stop or go on are no reason for a signal.
+    pub(super) const fn wants_only_ends(&self) -> bool {
+        self.flags & SA_NOCLDSTOP != 0
     }
 
     pub(super) const fn restarts(&self) -> bool {

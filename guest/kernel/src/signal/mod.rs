@@ -3,11 +3,12 @@
 //!
 //! A signal waits with the thread or with the process that it is for ([`Pending`]) until a thread that does not block it is
 //! on its way to user mode ([`take`]): then it is ignored, ends the process, or makes the thread go on in a handler, with
-//! what it would have gone on with on its stack ([`frame`]). Stopping is not implemented: who would be stopped goes on.
+//! what it would have gone on with on its stack ([`frame`]). Some stop the process ([`stop`]).
 
 mod actions;
 mod frame;
 mod pending;
+mod stop;
 
 use alloc::sync::Arc;
 use core::sync::atomic::AtomicU64;
@@ -26,6 +27,7 @@ use crate::task::{self, Kind, Process, Task, clone_flags, killed_by, todo};
 pub use actions::{Action, Actions};
 pub use frame::{SS_DISABLE, SS_ONSTACK, is_on_stack, sigreturn};
 pub use pending::{Info, Pending};
+pub use stop::{Stop, thread_left};
 
 /// Number of signals; they count from 1 (`_NSIG`).
 pub const SIGNALS: u32 = 64;
@@ -191,7 +193,7 @@ fn is_ignored(task: &Task, number: u32) -> bool {
     }
     let Some(action) = actions_of(task).map(|actions| actions.get(number)) else { return true };
     // The first program gets only what it has asked for (`SIGNAL_UNKILLABLE`).
-    action.ignores() || action.is_default() && ((IGNORED | STOPS) & bit(number) != 0 || task.tgid() == 1)
+    action.ignores() || action.is_default() && (IGNORED & bit(number) != 0 || task.tgid() == 1)
 }
 
 fn wake(thread: &Task) {
@@ -201,6 +203,9 @@ fn wake(thread: &Task) {
 
 /// Sends a signal to the thread `target` (`send_signal`).
 pub fn send_to_thread(target: &Task, info: Info) {
+    if let Some(process) = target.process() {
+        stop::prepare(process, info.number);
+    }
     if !is_ignored(target, info.number) {
         target.signals.pending.add(info);
         wake(target);
@@ -209,6 +214,7 @@ pub fn send_to_thread(target: &Task, info: Info) {
 
 /// Sends a signal to `process`, of which `leader` is a thread: whoever of it does not block it takes it.
 pub fn send_to_process(process: &Process, leader: &Task, info: Info) {
+    stop::prepare(process, info.number);
     if is_ignored(leader, info.number) {
         return;
     }
@@ -280,6 +286,10 @@ pub fn take(frame: &mut TrapFrame) {
             exec::init_ends(&task, code);
             task::exit(code);
         }
+        if stop::is_wanted(&task) {
+            stop::stay(&task);
+            continue;
+        }
         let blocked = task.signals.blocked.load(Relaxed);
         let shared = || task.process().and_then(|process| process.signals.take(blocked));
         let Some(info) = task.signals.pending.take(blocked).or_else(shared) else { break };
@@ -289,6 +299,9 @@ pub fn take(frame: &mut TrapFrame) {
             continue;
         }
         if action.is_default() || info.number == SIGKILL {
+            if STOPS & bit(info.number) != 0 {
+                stop::by(&task, info.number);
+            }
             if (IGNORED | STOPS) & bit(info.number) != 0 {
                 continue;
             }

@@ -54,6 +54,15 @@ impl Pending {
         self.bits.load(Acquire)
     }
 
+    /// Forgets those in `mask` (`flush_sigqueue_mask`).
+    pub fn discard(&self, mask: u64) {
+        let mut queue = self.queue.lock();
+        if let Some(queue) = queue.as_mut() {
+            queue.retain(|info| bit(info.number) & mask == 0);
+        }
+        self.bits.fetch_and(!mask, AcqRel);
+    }
+
     /// Forgets all.
     pub fn clear(&self) {
         drop(self.queue.lock().take());

@@ -1,4 +1,4 @@
-//! `futex`: sleeping on words of programs (`kernel/futex`). Words are private: who shares memory shares the address space.
+//! `futex`: sleeping on words of programs (`kernel/futex`).
 
 use pagevisor_shared::errno::Errno;
 
@@ -13,14 +13,16 @@ const REQUEUE: u32 = 3;
 const CMP_REQUEUE: u32 = 4;
 const WAIT_BITSET: u32 = 9;
 const WAKE_BITSET: u32 = 10;
-/// Bits beside the operation: private, and by the date.
-const FLAGS: u32 = 128 | 256;
+/// Bits beside the operation: nobody else has the word; by the date.
+const PRIVATE: u32 = 128;
+const REALTIME: u32 = 256;
 
 /// The call.
 pub fn call(args: &[u64; 6]) -> Outcome {
     let [word, operation, value, fourth, second, bits] = *args;
-    let (operation, value) = (operation as u32 & !FLAGS, value as u32);
-    let key = key(word)?;
+    let private = operation as u32 & PRIVATE != 0;
+    let (operation, value) = (operation as u32 & !(PRIVATE | REALTIME), value as u32);
+    let key = key(word, private)?;
     match operation {
         WAIT | WAIT_BITSET => {
             let bits = if operation == WAIT { ALL_BITS } else { bits as u32 };
@@ -44,14 +46,14 @@ pub fn call(args: &[u64; 6]) -> Outcome {
             if operation == CMP_REQUEUE && uaccess::read_u32(word)? != bits as u32 {
                 return Err(Errno::EAGAIN);
             }
-            let (woken, moved) = task::requeue(key, self::key(second)?, value, fourth as u32);
+            let (woken, moved) = task::requeue(key, self::key(second, private)?, value, fourth as u32);
             Ok(u64::from(woken) + if operation == CMP_REQUEUE { u64::from(moved) } else { 0 })
         }
         _ => Err(Errno::ENOSYS),
     }
 }
 
-fn key(word: u64) -> Result<Key, Errno> {
+fn key(word: u64, private: bool) -> Result<Key, Errno> {
     if !word.is_multiple_of(4) {
         return Err(Errno::EINVAL);
     }
@@ -59,5 +61,5 @@ fn key(word: u64) -> Result<Key, Errno> {
         return Err(Errno::EFAULT);
     }
     let space = task::current().space().ok_or(Errno::EFAULT)?;
-    Ok(Key::private(space, word))
+    Ok(if private { Key::private(space, word) } else { Key::shared(space, word) })
 }

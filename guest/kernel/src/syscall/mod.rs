@@ -113,6 +113,22 @@ const fn can_be_repeated(number: u64) -> bool {
     matches!(number, 0 | 1 | 2 | 19 | 20 | 61 | 202 | 257 | 247)
 }
 
+/// Whether call `number`, when interrupted, is made again only if nothing was handled (`ERESTARTNOHAND`).
+const fn waits_for_signals(number: u64) -> bool {
+    // poll, pause, rt_sigsuspend
+    matches!(number, 7 | 34 | 130)
+}
+
+/// Whether call `number` sleeps for a time, and goes on with the rest of it if nothing was handled
+/// (`ERESTART_RESTARTBLOCK`).
+const fn has_rest(number: u64) -> bool {
+    // nanosleep, clock_nanosleep, restart_syscall
+    matches!(number, 35 | 230 | RESTART)
+}
+
+/// `restart_syscall`.
+const RESTART: u64 = 219;
+
 fn repeat(frame: &mut TrapFrame) {
     frame.rax = frame.error_code;
     frame.rip -= SYSCALL_BYTES;
@@ -129,7 +145,13 @@ pub fn before_handler(frame: &mut TrapFrame, restarts: bool) {
 
 /// No signal is handled: a call that was interrupted all the same is made again.
 pub fn without_handler(frame: &mut TrapFrame) {
-    if is_interrupted(frame) && can_be_repeated(frame.error_code) {
+    if !is_interrupted(frame) {
+        return;
+    }
+    if has_rest(frame.error_code) {
+        repeat(frame);
+        frame.rax = RESTART;
+    } else if can_be_repeated(frame.error_code) || waits_for_signals(frame.error_code) {
         repeat(frame);
     }
 }

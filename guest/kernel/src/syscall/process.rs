@@ -16,7 +16,7 @@ use super::{Outcome, time, tree};
 use crate::arch::traps::TrapFrame;
 use crate::arch::{cpu, percpu, uaccess};
 use crate::fs::path;
-use crate::task::{self, CloneArgs, NR_LIMITS, Process, TaskRef, Usage, Which, clone_flags, exited_with};
+use crate::task::{self, CloneArgs, NR_LIMITS, Process, TaskRef, Usage, Wait, Which, clone_flags, exited_with};
 use crate::{clock, exec, fs, platform, smp};
 
 /// `arch_prctl`: what to do.
@@ -27,10 +27,12 @@ const ARCH_GET_GS: u64 = 0x1004;
 /// `prctl`: names of threads.
 const PR_SET_NAME: u64 = 15;
 const PR_GET_NAME: u64 = 16;
-/// `wait4`: nobody waits; it stays for another time.
+/// `wait4`: nobody waits; children that stop, and that go on, too.
 const WNOHANG: u64 = 1;
 const WUNTRACED: u64 = 2;
 const WCONTINUED: u64 = 8;
+/// Bytes of the head of a list of robust mutexes (`struct robust_list_head`).
+const ROBUST_HEAD: u64 = 24;
 /// Most arguments, and the longest (`MAX_ARG_STRINGS` in a stack's share, `MAX_ARG_STRLEN`).
 const MAX_ARGUMENTS: usize = 1 << 16;
 const MAX_ARGUMENT: usize = 32 * PAGE_SIZE as usize;
@@ -84,8 +86,15 @@ pub fn call(number: u32, args: &[u64; 6], frame: &TrapFrame) -> Option<Outcome> 
             Ok(u64::from(task.pid()))
         }
         231 => exit_group(a),
-        // A list that robust mutexes are on: nobody looks at it when a thread ends, so it is refused as without CONFIG_FUTEX.
-        273 | 274 | 334 => Err(Errno::ENOSYS),
+        273 if b != ROBUST_HEAD => Err(Errno::EINVAL),
+        273 => {
+            task::current().robust_list.store(a, Relaxed);
+            Ok(0)
+        }
+        274 => thread(a as u32).and_then(|task| {
+            uaccess::write_u64(c, ROBUST_HEAD)?;
+            uaccess::write_u64(b, task.robust_list.load(Relaxed)).map(|()| 0)
+        }),
         302 => limits(a as u32, b, c, d),
         309 => where_am_i(a, b),
         318 => random(a, b),
@@ -130,7 +139,9 @@ fn wait(pid: i32, status: u64, options: u64, used: u64) -> Outcome {
         pid if pid > 0 => Which::Process(pid as u32),
         group => Which::Group(group.unsigned_abs()),
     };
-    let Some(ended) = task::wait4(which, options & WNOHANG == 0, false)? else { return Ok(0) };
+    let has = |option: u64| options & option != 0;
+    let how = Wait { no_hang: has(WNOHANG), stopped: has(WUNTRACED), continued: has(WCONTINUED) };
+    let Some(ended) = task::wait4(which, how)? else { return Ok(0) };
     if status != 0 {
         uaccess::write_u32(status, ended.status)?;
     }

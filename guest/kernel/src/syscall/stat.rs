@@ -7,6 +7,7 @@ use pagevisor_shared::errno::Errno;
 
 use super::{Outcome, tree};
 use crate::arch::uaccess;
+use crate::clock;
 use crate::fs::inode::{CHANGED, Inode, Kind, READ, WRITTEN};
 use crate::fs::path;
 
@@ -18,6 +19,9 @@ const AT_NO_AUTOMOUNT: u64 = 0x800;
 const AT_EMPTY_PATH: u64 = 0x1000;
 /// How fresh it has to be; all is.
 const AT_STATX_SYNC_TYPE: u64 = 0x6000;
+/// `utimensat`: nanoseconds that stand for now, and for what it is.
+const UTIME_NOW: u64 = 0x3fff_ffff;
+const UTIME_OMIT: u64 = 0x3fff_fffe;
 /// Bytes that are best read at once.
 const BLOCK_SIZE: u64 = 4096;
 /// What `statx` gives here: the basic fields (`STATX_BASIC_STATS`).
@@ -35,6 +39,7 @@ pub fn call(number: u32, args: &[u64; 6]) -> Option<Outcome> {
         6 => find(tree::AT_FDCWD, a, AT_SYMLINK_NOFOLLOW).and_then(|inode| write(b, &inode)),
         262 if d & !(AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH) != 0 => Err(Errno::EINVAL),
         262 => find(a, b, d).and_then(|inode| write(c, &inode)),
+        280 => set_times(a, b, c, d),
         332 => extended(a, b, c, d, e),
         _ => return None,
     })
@@ -108,4 +113,29 @@ fn extended(directory: u64, name: u64, flags: u64, mask: u64, at: u64) -> Outcom
     words[16] = device >> 8 | (device & 0xff) << 32;
     words[17] = u64::from(inode.system.device()) << 32;
     uaccess::write_words(at, &words).map(|()| 0)
+}
+
+/// `utimensat`: sets when a file was read and written last.
+fn set_times(directory: u64, name: u64, at: u64, flags: u64) -> Outcome {
+    if flags & !(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let now = clock::nanos();
+    let [read, read_nanos, written, written_nanos] =
+        if at == 0 { [0, UTIME_NOW, 0, UTIME_NOW] } else { uaccess::read_words(at)? };
+    let time = |seconds: u64, nanos: u64| match nanos {
+        UTIME_NOW => Ok(Some(now)),
+        UTIME_OMIT => Ok(None),
+        _ if nanos >= SECOND => Err(Errno::EINVAL),
+        _ => Ok(Some(seconds.saturating_mul(SECOND).saturating_add(nanos))),
+    };
+    let wanted = [time(read, read_nanos)?, time(written, written_nanos)?];
+    let inode = if name == 0 { tree::start(directory)? } else { find(directory, name, flags)? };
+    for (which, time) in [READ, WRITTEN].into_iter().zip(wanted) {
+        if let Some(time) = time {
+            inode.times[which].store(time, Relaxed);
+            inode.times[CHANGED].store(now, Relaxed);
+        }
+    }
+    Ok(0)
 }

@@ -27,6 +27,10 @@ pub fn call(number: u32, args: &[u64; 6]) -> Option<Outcome> {
             let now = clock::nanos() / SECOND;
             if a == 0 { Ok(now) } else { uaccess::write_u64(a, now).map(|()| now) }
         }
+        219 => {
+            let restart = &task::current().restart;
+            sleep(restart.until.load(Relaxed), restart.rest.load(Relaxed))
+        }
         228 => now(a as u32).and_then(|now| write(b, now)),
         229 if a as u32 > LAST_CLOCK => Err(Errno::EINVAL),
         229 if b == 0 => Ok(0),
@@ -74,12 +78,19 @@ pub fn read(at: u64) -> Result<u64, Errno> {
 fn pause(clock: u32, flags: u32, wanted: u64, rest: u64) -> Outcome {
     now(clock)?;
     let (wanted, began) = (read(wanted)?, clock::nanos());
-    let until = if flags & TIMER_ABSTIME != 0 { wanted } else { began.saturating_add(wanted) };
-    let result = task::sleep_until(until, true);
-    if result.is_err() && rest != 0 && flags & TIMER_ABSTIME == 0 {
+    if flags & TIMER_ABSTIME != 0 { sleep(wanted, 0) } else { sleep(began.saturating_add(wanted), rest) }
+}
+
+/// Sleeps until `until`; interrupted, it notes the time that is left at `rest`, if that is not 0, and how to go on.
+fn sleep(until: u64, rest: u64) -> Outcome {
+    let Err(error) = task::sleep_until(until, true) else { return Ok(0) };
+    let restart = &task::current().restart;
+    restart.until.store(until, Relaxed);
+    restart.rest.store(rest, Relaxed);
+    if rest != 0 {
         write(rest, until.saturating_sub(clock::nanos()))?;
     }
-    result.map(|()| 0)
+    Err(error)
 }
 
 /// Ticks of a hundredth of a second, for `times`.

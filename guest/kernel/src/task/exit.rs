@@ -94,6 +94,9 @@ fn leave_process(task: &Task, process: &Arc<Process>) -> Option<(Arc<Process>, T
     let notice = if last { ended(&mut table, process) } else { None };
     drop(table);
     drop(held);
+    if !last {
+        crate::signal::thread_left(process);
+    }
     // Who waits to be alone.
     process.changed.wake_all();
     notice
@@ -161,7 +164,18 @@ impl Which {
     }
 }
 
-/// A child that has ended.
+/// What is waited for beside the end of children, and how.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Wait {
+    /// Nobody waits (`WNOHANG`).
+    pub no_hang: bool,
+    /// Children that stop, too (`WUNTRACED`).
+    pub stopped: bool,
+    /// Children that go on, too (`WCONTINUED`).
+    pub continued: bool,
+}
+
+/// A child that has ended, or stopped, or goes on.
 #[derive(Debug)]
 pub struct Ended {
     /// Its number.
@@ -172,22 +186,22 @@ pub struct Ended {
     pub usage: Usage,
 }
 
-/// Waits until one of the children `which` has ended, takes it, and tells what it ended with; `None` if none has and `hang`
-/// is not set (`WNOHANG`). With `keep` it stays for another time (`WNOWAIT`).
+/// Waits until one of the children `which` has ended, takes it, and tells what it ended with; or until what else `how` names
+/// has become of one. `None` if nothing has and nobody is to wait.
 ///
 /// # Errors
 /// ECHILD when there are no such children, EINTR.
-pub fn wait4(which: Which, hang: bool, keep: bool) -> Result<Option<Ended>, Errno> {
+pub fn wait4(which: Which, how: Wait) -> Result<Option<Ended>, Errno> {
     let task = current();
     let Some(process) = task.process() else { return Err(Errno::ECHILD) };
-    process.changed.wait_for(Sleep::LIGHT, || match look(process, which, keep) {
-        Ok(None) if hang => None,
+    process.changed.wait_for(Sleep::LIGHT, || match look(process, which, how) {
+        Ok(None) if !how.no_hang => None,
         looked => Some(looked),
     })?
 }
 
 /// Looks for such a child once (`do_wait`).
-fn look(process: &Process, which: Which, keep: bool) -> Result<Option<Ended>, Errno> {
+fn look(process: &Process, which: Which, how: Wait) -> Result<Option<Ended>, Errno> {
     let mut table = table::lock();
     let (mut child, mut any) = (process.family.lock().children.first(), false);
     while child != 0 {
@@ -210,10 +224,14 @@ fn look(process: &Process, which: Which, keep: bool) -> Result<Option<Ended>, Er
             let status = process_of.and_then(|process| process.ends_with());
             let status = status.unwrap_or_else(|| leader.record.exit_code.load(Relaxed));
             let ended = Ended { pid: leader.pid(), status, usage };
-            if !keep {
-                reap(&mut table, process, leader);
-            }
+            reap(&mut table, process, leader);
             return Ok(Some(ended));
+        }
+        let news = leader.process().and_then(|child| child.stop.news(how.stopped, how.continued));
+        if let Some(status) = news {
+            let usage = Usage::default();
+            usage.add_task(leader);
+            return Ok(Some(Ended { pid: leader.pid(), status, usage }));
         }
     }
     if any { Ok(None) } else { Err(Errno::ECHILD) }

@@ -21,12 +21,6 @@ pub struct Links {
 }
 
 impl Links {
-    /// Of an entry that is in no heap.
-    pub const fn new() -> Self {
-        let [key, child, next, prev] = [const { AtomicU64::new(0) }; 4];
-        Self { key, child, next, prev }
-    }
-
     /// What the heap is ordered by.
     #[inline]
     pub fn key(&self) -> u64 {

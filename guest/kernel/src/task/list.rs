@@ -51,12 +51,6 @@ impl<N: Nodes> List<N> {
         self.first
     }
 
-    /// Whether there is none.
-    #[inline]
-    pub fn is_empty(&self) -> bool {
-        self.first == 0
-    }
-
     /// The entry behind `entry`; 0 for none.
     #[inline]
     pub fn next(&self, entry: u64) -> u64 {

@@ -10,7 +10,7 @@
 //! | wake those | [`WaitQueue::wake`], [`WaitQueue::wake_all`], after the change |
 //! | sleep on a word, a futex's for instance | [`wait`] with a [`Key`] and a check that is made once the task is entered; [`wake`] |
 //! | sleep for a time | [`sleep`], [`sleep_until`], by [`crate::clock::nanos`] |
-//! | have something done at a time | [`Timer`] |
+//! | have something done at a time | [`timer::Timer`] |
 //! | make a child | [`clone`], with [`clone_flags`]; its registers are a copy of the caller's, with 0 in RAX |
 //! | end | [`exit`] (the thread), [`exit_group`]; statuses by [`exited_with`] and [`killed_by`]; SIGCHLD by [`set_notice`] |
 //! | ask for a child's end | [`wait4`] |
@@ -49,6 +49,7 @@ mod pid;
 mod process;
 mod queue;
 mod resources;
+mod robust;
 mod sched;
 mod space;
 pub mod stack;
@@ -66,18 +67,20 @@ use pagevisor_shared::sched::TaskStruct;
 use pagevisor_shared::units::{CpuId, CpuMask};
 
 pub use affinity::{nice, set_affinity, set_nice};
-pub use exit::{Ended, Which, exit, exit_group, exited_with, killed_by, set_notice, wait4};
+pub use exit::{Wait, Which, exit, exit_group, exited_with, killed_by, set_notice, wait4};
 pub use fork::{CloneArgs, clone};
 pub use kthread::{begin, kthread_run};
-pub use object::{Comm, Current, Entry, Task, TaskRef, current, signal_pending, todo, try_current};
+pub use object::{Entry, Task, TaskRef, current, todo, try_current};
 pub use process::{NO_LIMIT, NR_LIMITS, Process, Usage};
-pub use resources::{Kind, Resource, Resources};
-pub use sched::{cond_resched, cpu_time, need_resched, preempt, reschedule_interrupt, schedule, wake_state, yield_now};
+pub use resources::{Kind, Resource};
+pub use sched::{
+    cond_resched, cpu_time, need_resched, preempt, reschedule_interrupt, schedule, set_state, wake_state, yield_now,
+};
 pub use space::exec_space;
-pub use table::{count, find, for_each, max_threads};
+pub use table::{count, find, for_each};
 pub use time::{CpuTime, begin_idle, end_idle, enter_kernel, leave_kernel};
-pub use timer::{Timer, interrupt as timer_interrupt};
-pub use user::{UserState, let_go, renew, replace_fpu, set_bases, with_saved_fpu};
+pub use timer::interrupt as timer_interrupt;
+pub use user::{let_go, renew, replace_fpu, set_bases, with_saved_fpu};
 pub use wait::{ALL_BITS, Key, Sleep, WaitQueue, requeue, sleep, sleep_until, wait, wait_on, wake, wake_all};
 
 use crate::arch::percpu;

@@ -85,6 +85,10 @@ pub struct Task {
     pub(super) thread: Node,
     /// Where in its memory a word is to be cleared, and its waiters woken, when it gives the memory up; 0 for nowhere.
     pub clear_child_tid: AtomicU64,
+    /// The list of mutexes that it holds, in its memory; 0 for none.
+    pub robust_list: AtomicU64,
+    /// How to go on with the call that was interrupted, if no handler runs.
+    pub restart: Restart,
     /// 1 while its parent waits for it to give up the memory they share.
     pub(super) vfork: AtomicU32,
     /// 1 when it is to end because another thread wants the process for itself.
@@ -123,8 +127,6 @@ pub(super) fn init() {
 impl Task {
     /// Offset of the stack pointer of a task that does not run, for the switch.
     pub const SP_OFFSET: usize = offset_of!(Self, record) + offset_of!(TaskStruct, sp);
-    /// Offset of [`Self::todo`], for the way back to user mode.
-    pub const TODO_OFFSET: usize = offset_of!(Self, todo);
 
     /// A task of nobody's, which is to run on `cpus` and does nothing yet; `None` without memory.
     pub(super) fn alloc(name: fmt::Arguments<'_>, cpus: CpuMask) -> Option<TaskRef> {
@@ -265,6 +267,15 @@ impl fmt::Debug for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.name(), self.pid())
     }
+}
+
+/// What a call needs to know that goes on after it was interrupted (`struct restart_block`).
+#[derive(Debug, Default)]
+pub struct Restart {
+    /// When its time is over.
+    pub until: AtomicU64,
+    /// Where to note the rest.
+    pub rest: AtomicU64,
 }
 
 /// A task's name.

@@ -11,8 +11,6 @@ pub struct PidMap {
     taken: [u64; PID_MAX as usize / 64],
     /// The number behind the last one given.
     next: u32,
-    /// Numbers taken.
-    count: u32,
 }
 
 impl PidMap {
@@ -20,7 +18,7 @@ impl PidMap {
     pub const fn new() -> Self {
         let mut taken = [0; PID_MAX as usize / 64];
         taken[0] = 1;
-        Self { taken, next: 1, count: 0 }
+        Self { taken, next: 1 }
     }
 
     /// Takes a number; `None` when there is none.
@@ -31,7 +29,6 @@ impl PidMap {
         };
         self.taken[pid as usize / 64] |= 1 << (pid % 64);
         self.next = pid + 1;
-        self.count += 1;
         Some(pid)
     }
 
@@ -39,7 +36,6 @@ impl PidMap {
     pub fn take(&mut self, pid: u32) {
         if let Some(word) = self.taken.get_mut(pid as usize / 64) {
             *word |= 1 << (pid % 64);
-            self.count += 1;
         }
     }
 
@@ -51,13 +47,7 @@ impl PidMap {
             && *word & bit != 0
         {
             *word &= !bit;
-            self.count -= 1;
         }
-    }
-
-    /// Numbers taken.
-    pub fn count(&self) -> u32 {
-        self.count
     }
 
     fn first_free(&self, from: u32, end: u32) -> Option<u32> {

@@ -41,6 +41,8 @@ pub struct Process {
     pub ignores_children: AtomicU32,
     /// Signals that wait for any of its threads (`shared_pending`).
     pub signals: crate::signal::Pending,
+    /// Whether it is stopped.
+    pub stop: crate::signal::Stop,
     /// Soft and hard limit of each resource (`rlim`).
     pub limits: [[AtomicU64; 2]; NR_LIMITS],
     /// Of threads that have ended.
@@ -165,6 +167,7 @@ impl Process {
             exit_signal: AtomicU32::new(exit_signal),
             ignores_children: AtomicU32::new(0),
             signals: crate::signal::Pending::default(),
+            stop: crate::signal::Stop::default(),
             limits: core::array::from_fn(|resource| [0, 1].map(|which| AtomicU64::new(limit(resource, which)))),
             gone: Usage::default(),
             children: Usage::default(),

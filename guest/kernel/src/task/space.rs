@@ -3,7 +3,8 @@
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use pagevisor_mm::mmap::Space;
-use pagevisor_shared::units::VirtAddr;
+use pagevisor_shared::mm_types::VmaFlags;
+use pagevisor_shared::units::{PAGE_SHIFT, VirtAddr};
 
 use super::object::{Task, current};
 use super::user;
@@ -60,6 +61,7 @@ fn change(space: Option<Space>) {
 /// The current task will not touch the memory it has any more: tells whoever waits for that (`mm_release`).
 fn release(task: &Task) {
     let Some(mm) = platform::mm() else { return };
+    super::robust::exit(task);
     let tid = task.clear_child_tid.swap(0, Relaxed);
     if tid != 0
         && let Some(space) = task.space()
@@ -67,7 +69,7 @@ fn release(task: &Task) {
     {
         // What cannot be written need not be.
         mm.write_remote_vm(space, VirtAddr::new(tid), &0u32.to_le_bytes());
-        wait::wake(Key::private(space, tid), ALL_BITS, 1);
+        wait::wake(Key::shared(space, tid), ALL_BITS, 1);
     }
     if task.vfork.swap(0, SeqCst) != 0 {
         wait::wake_all(&task.vfork);
@@ -78,5 +80,19 @@ impl Key {
     /// Of a word of a program's own memory.
     pub fn private(space: Space, word: u64) -> Self {
         Self { space: space.addr().raw(), word }
+    }
+
+    /// Of a word that other programs may have, too: by its place in the file if it is in memory that is shared, otherwise
+    /// that of the program's own (`get_futex_key`).
+    pub fn shared(space: Space, word: u64) -> Self {
+        let area = platform::mm().and_then(|mm| mm.find_vma(space, VirtAddr::new(word)));
+        let area = area.filter(|area| area.start.raw() <= word && area.flags.contains(VmaFlags::MAYSHARE));
+        match area.and_then(|area| Some((area, area.vma.file()?.mapping()?))) {
+            Some((area, file)) => {
+                let place = (area.pgoff << PAGE_SHIFT) + (word - area.start.raw());
+                Self { space: file.addr().raw(), word: place }
+            }
+            None => Self::private(space, word),
+        }
     }
 }

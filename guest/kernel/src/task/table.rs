@@ -80,11 +80,6 @@ impl Table {
         self.pids.alloc()
     }
 
-    /// Gives a number back whose task was not entered, or is no more.
-    pub fn free_pid(&mut self, pid: u32) {
-        self.pids.free(pid);
-    }
-
     /// Enters `task`, which has its number, for good: the table keeps it until [`Self::remove`].
     pub fn insert(&mut self, task: TaskRef) {
         let chain = &mut self.chains[task.pid() as usize % CHAINS];

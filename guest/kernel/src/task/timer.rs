@@ -67,11 +67,6 @@ fn here() -> usize {
 }
 
 impl Timer {
-    /// One that is not set.
-    pub const fn new() -> Self {
-        Self { links: Links::new(), action: AtomicU64::new(0), argument: AtomicU64::new(0), cpu: AtomicU32::new(0) }
-    }
-
     /// Sets the timer, which is not set, on this CPU: `action` is called with `argument` when [`clock::nanos`] has
     /// reached `due`.
     ///
@@ -108,11 +103,6 @@ impl Timer {
             }
             return true;
         }
-    }
-
-    /// When it is due, if it is set.
-    pub fn due(&self) -> Option<u64> {
-        (self.cpu.load(Acquire) != 0).then(|| self.links.key())
     }
 
     /// Does what it is for; when it is due again.

@@ -18,6 +18,7 @@ use pagevisor_shared::errno::Errno;
 use super::content::FileSystem;
 use super::inode::{Inode, Kind};
 use super::mode;
+use crate::selftest::provoke;
 use crate::task;
 use global::Global;
 pub use process::Item;
@@ -54,6 +55,8 @@ pub enum Node {
     OwnThread,
     /// `/proc/mounts`.
     Mounts,
+    /// `/proc/provoke-crash`.
+    Provoke,
     /// `/proc/sys`.
     Sys,
     /// `/proc/sys/vm`.
@@ -95,6 +98,7 @@ impl Node {
             Self::Mounts => of(0, 4),
             Self::Sys => of(0, 5),
             Self::SysVm => of(0, 6),
+            Self::Provoke => of(0, 7),
             Self::Global(file) => of(0, 16 + file as u64),
             Self::Setting(setting) => of(0, 64 + setting as u64),
             Self::Process(pid) => of(pid, 0),
@@ -109,6 +113,7 @@ impl Node {
             Self::Own | Self::OwnThread | Self::Mounts => mode::LINK | 0o777,
             Self::Open(..) => mode::LINK | 0o700,
             Self::Global(_) => mode::REGULAR | 0o444,
+            Self::Provoke => mode::REGULAR | 0o200,
             Self::Setting(setting) => mode::REGULAR | setting.rights(),
             Self::Item(_, item) => item.mode(),
         }
@@ -222,6 +227,7 @@ impl Node {
     pub fn write(self, from: &[u8]) -> Result<(), Errno> {
         match self {
             Self::Setting(setting) => setting.write(from),
+            Self::Provoke => provoke::provoke(from),
             Self::Item(pid, Item::Comm) => process::rename(pid, from),
             _ => Err(Errno::EIO),
         }
@@ -236,7 +242,8 @@ fn numbered(entries: impl Iterator<Item = (String, Node)>) -> Vec<Entry> {
 fn top() -> Vec<Entry> {
     let links = [("self", Node::Own), ("thread-self", Node::OwnThread), ("mounts", Node::Mounts), ("sys", Node::Sys)];
     let files = Global::ALL.iter().map(|file| (file.name(), Node::Global(*file)));
-    let mut entries = numbered(files.chain(links).map(|(name, node)| (name.to_string(), node)));
+    let tests = provoke::is_allowed().then_some(("provoke-crash", Node::Provoke));
+    let mut entries = numbered(files.chain(links).chain(tests).map(|(name, node)| (name.to_string(), node)));
     let mut pids = Vec::new();
     task::for_each(|task| {
         if task.pid() == task.tgid() {
