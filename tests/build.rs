@@ -1,5 +1,5 @@
-//! Builds the programs that guests run in the tests: they need nothing but the processor and system calls, so the C compiler
-//! that links everything else will do.
+//! Builds the programs that guests run in the tests. Most need nothing but the processor and system calls, so the C compiler
+//! that links everything else will do; two have a C library and Rust's, linked statically.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,16 +8,20 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=programs/freestanding.h");
     let out = std::env::var_os("OUT_DIR").expect("cargo names a directory");
-    for name in ["user", "files", "mapped"] {
-        freestanding(name, Path::new(&out));
+    let out = Path::new(&out);
+    for name in ["user", "files", "mapped", "jobs"] {
+        freestanding(name, out);
     }
+    build("threads.c", Command::new("cc").args(["-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread"]), out);
+    let rustc = std::env::var_os("RUSTC").expect("cargo names the compiler");
+    let target = ["--edition", "2024", "--target", "x86_64-unknown-linux-gnu", "-C", "target-feature=+crt-static"];
+    build("threads.rs", Command::new(rustc).arg("-O").args(target), out);
 }
 
 /// Builds `programs/NAME.c`, without a C library.
 fn freestanding(name: &str, out: &Path) {
-    let source = format!("programs/{name}.c");
-    println!("cargo:rerun-if-changed={source}");
-    let status = Command::new("cc")
+    let mut compiler = Command::new("cc");
+    let compiler = compiler
         .args([
             "-O2",
             "-Wall",
@@ -28,11 +32,14 @@ fn freestanding(name: &str, out: &Path) {
             "-fno-stack-protector",
             "-fno-builtin",
         ])
-        .args(["-fno-pie", "-no-pie", "-nostdlib", "-static", "-mno-avx", "-fcf-protection=none", "-Wno-array-bounds"])
-        .arg("-o")
-        .arg(out.join(name))
-        .arg(&source)
-        .status()
-        .expect("cc can be run");
-    assert!(status.success(), "cc could not build {source}");
+        .args(["-fno-pie", "-no-pie", "-nostdlib", "-static", "-mno-avx", "-fcf-protection=none", "-Wno-array-bounds"]);
+    build(&format!("{name}.c"), compiler, out);
+}
+
+/// Has `compiler` make a program of `programs/NAME`; it is called as that, but for the dot.
+fn build(name: &str, compiler: &mut Command, out: &Path) {
+    let source = format!("programs/{name}");
+    println!("cargo:rerun-if-changed={source}");
+    let status = compiler.arg("-o").arg(out.join(name.trim_end_matches(".c").replace('.', "-"))).arg(&source).status();
+    assert!(status.is_ok_and(|status| status.success()), "{source} could not be built");
 }

@@ -5,7 +5,7 @@
 
 #define MAP_FIXED 0x10
 #define RW (PROT_READ | PROT_WRITE)
-enum { PAUSE = 34, SETAFFINITY = 203 };
+enum { SETAFFINITY = 203 };
 
 // Where what is; the test has the same numbers.
 #define UNTOUCHED 0x10000000ul

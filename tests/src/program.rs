@@ -27,7 +27,9 @@ impl Program {
     /// If it cannot be written.
     pub fn path(&self) -> &str {
         let path = self.path.get_or_init(|| {
-            let path = std::env::temp_dir().join(format!("pagevisor-{}-{}", self.name, std::process::id()));
+            let directory = std::env::temp_dir().join(format!("pagevisor-programs-{}", std::process::id()));
+            fs::create_dir_all(&directory).expect("a directory");
+            let path = directory.join(self.name);
             fs::write(&path, self.bytes).expect("the program is written");
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it may be executed");
             path
@@ -37,7 +39,15 @@ impl Program {
 
     /// Runs it with `args` as the first program of a guest.
     pub fn run(&self, args: &[&str]) -> Output {
-        let all = ["run", "--timeout", "100", "--console", "--init", self.path(), "--"];
-        run(&mut pagevisor(all.into_iter().chain(args.iter().copied())))
+        self.run_with(&[], args)
+    }
+
+    /// As [`Self::run`], with more arguments for `pagevisor run`.
+    pub fn run_with(&self, more: &[&str], args: &[&str]) -> Output {
+        let mut all = vec!["run", "--timeout", "100", "--console", "--init", self.path()];
+        all.extend(more);
+        all.push("--");
+        all.extend(args);
+        run(&mut pagevisor(all))
     }
 }
