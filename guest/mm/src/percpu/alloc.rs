@@ -5,13 +5,13 @@ use pagevisor_shared::percpu::{
     PCPU_BLOCK_BITS, PCPU_MAX_SLOTS, PCPU_MIN_ALLOC_SIZE, PCPU_MIN_UNIT_SIZE, PcpuRoot, size_to_slot,
 };
 use pagevisor_shared::region::event::EventKind;
-use pagevisor_shared::units::{PAGE_SIZE, Pfn, PhysAddr, VirtAddr};
+use pagevisor_shared::units::{PAGE_SIZE, VirtAddr};
 
-use super::{Areas, Locked, PerCpuPtr, area, balance, grow, hints, slots};
+use super::{Areas, Locked, PerCpuPtr, area, balance, grow, hints};
 use crate::Mm;
 use crate::instrument::PercpuAsked;
 use crate::platform::{Level, Platform};
-use crate::raw::{Chunk, Maps, zero_direct};
+use crate::raw::{Chunk, Maps, zero_units};
 use crate::sync::Plain;
 
 /// What is asked for, in bits.
@@ -100,7 +100,7 @@ impl<P: Platform> Mm<P> {
             }
             let chunk = self.create_chunk(root, grow::memory_gfp(gfp))?;
             let locked = Locked::new(self.platform, root);
-            Self::enter_chunk(root, chunk);
+            self.enter_chunk(root, chunk);
             let found = self.take_from(areas, chunk, wanted);
             locked.unlock();
             found
@@ -141,7 +141,8 @@ impl<P: Platform> Mm<P> {
         if chunk.immutable.get() != 0 {
             self.zero_instances(root, PerCpuPtr(ptr), wanted.bits * PCPU_MIN_ALLOC_SIZE as usize);
         } else {
-            self.zero_pages(chunk, at as u64 * PCPU_MIN_ALLOC_SIZE, wanted.bits as u64 * PCPU_MIN_ALLOC_SIZE);
+            let (start, len) = (at as u64 * PCPU_MIN_ALLOC_SIZE, wanted.bits as u64 * PCPU_MIN_ALLOC_SIZE);
+            chunk.zero_pages(self.direct_map(), self.cpus.len(), start, len);
         }
         if self.traces(EventKind::PercpuAllocPercpu) {
             // What is reserved is in the first chunk, which is immutable.
@@ -149,22 +150,6 @@ impl<P: Platform> Mm<P> {
             self.trace_percpu_alloc(&asked, chunk.base_addr.get(), at as u64 * PCPU_MIN_ALLOC_SIZE, ptr);
         }
         Some(PerCpuPtr(ptr))
-    }
-
-    /// Clears `len` bytes from `start` on in all units of `chunk`, through the direct map.
-    #[allow(unsafe_code, reason = "writes to the memory that is handed out")]
-    fn zero_pages(&self, chunk: Chunk, start: u64, len: u64) {
-        let (all, end, mut from) = (self.cpus.len(), start + len, start);
-        while from < end {
-            let stop = end.min((from | (PAGE_SIZE - 1)) + 1);
-            let page = (from / PAGE_SIZE) as usize;
-            for frame in chunk.pages(all).iter().skip(page * all).take(all) {
-                let addr = Pfn::new(frame.get().into()).addr().raw() + from % PAGE_SIZE;
-                // SAFETY: the pages of the area were populated, and stay while it is allocated; nobody was told of it yet.
-                unsafe { zero_direct(self.virt(PhysAddr::new(addr)), (stop - from) as usize) };
-            }
-            from = stop;
-        }
     }
 
     /// Takes an area of the reserved chunk.
@@ -208,16 +193,10 @@ impl<P: Platform> Mm<P> {
         Some((chunk, at))
     }
 
-    /// Clears all CPUs' instances of an allocation that nobody has been told of.
+    /// Clears all CPUs' instances of an allocation of the first chunk that nobody has been told of.
     #[inline(always)]
-    #[allow(unsafe_code, reason = "the one place where the allocator writes to the memory it hands out")]
     fn zero_instances(&self, root: &PcpuRoot, ptr: PerCpuPtr, len: usize) {
-        let base = root.base_addr.get().wrapping_add(ptr.0);
-        for offset in root.unit_off.iter().take(self.cpus.len()) {
-            // SAFETY: the area was just taken, so it has memory in each CPU's unit and nobody uses it; areas are
-            // multiples of 4 bytes, at multiples of 4.
-            unsafe { zero_direct(VirtAddr::new(base.wrapping_add(offset.get())), len) };
-        }
+        zero_units(root, self.cpus.len(), root.base_addr.get().wrapping_add(ptr.0), len);
     }
 
     /// Frees what [`Self::alloc_percpu`] and its like gave (`free_percpu`). A pointer that is not allocated is reported,
@@ -265,14 +244,18 @@ impl<P: Platform> Mm<P> {
         freed
     }
 
-    /// The chunk that `ptr` points into, and the bit it means (`pcpu_chunk_addr_search`).
+    /// The chunk that `ptr` points into, and the bit it means (`pcpu_chunk_addr_search`): one of the first chunk's parts, or
+    /// the one that has the area which the first CPU's instance would be in. Under the lock.
     #[inline(always)]
     pub(super) fn find_chunk(&self, root: &PcpuRoot, ptr: PerCpuPtr) -> Option<(Chunk, Maps, usize)> {
         let addr = root.base_addr.get().wrapping_add(ptr.0);
         if !addr.is_multiple_of(PCPU_MIN_ALLOC_SIZE) {
             return None;
         }
-        for chunk in slots::all(root) {
+        let unit = VirtAddr::new(addr.wrapping_add(root.unit_off[0].get()));
+        let first = [root.first_chunk.get(), root.reserved_chunk.get()].into_iter();
+        let further = core::iter::once_with(|| self.area_chunk(unit));
+        for chunk in first.chain(further).filter_map(Chunk::at) {
             let at = addr.wrapping_sub(chunk.base_addr.get()) / PCPU_MIN_ALLOC_SIZE;
             let (start, end) = (chunk.start_offset.get() / 4, chunk.end_offset.get() / 4);
             let bits = u64::from(chunk.nr_pages.get()) * PCPU_BLOCK_BITS as u64;

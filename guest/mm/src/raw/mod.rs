@@ -16,14 +16,14 @@ mod table;
 mod window;
 mod words;
 
-pub(crate) use area::{AREA_BYTES, AreaRef, AreaWord, VmRef};
+pub(crate) use area::{AreaBytes, AreaCache, AreaRef, AreaWord, VmRef};
 pub(crate) use content::Owned;
 pub use frames::{FrameTables, Home};
 pub(crate) use locked::{RwSem, SpinLock};
 pub use memmap::Memmap;
 pub(crate) use owned::MmVec;
 pub use owned::{KBox, KVec, NoMemory};
-pub(crate) use percpu::{Chunk, Maps, adopt_root, copy_direct, zero_direct};
+pub(crate) use percpu::{Chunk, Maps, boot_records, boot_unit, zero_units};
 pub(crate) use pgtable::{LastTable, Root, Space, Table};
 pub use slab::Cache;
 pub(crate) use slab::{CacheSlot, Shape, SlabMemory, construct, constructor};

@@ -73,6 +73,20 @@ impl<const AUGMENTED: bool> AreaTree<AUGMENTED> {
         None
     }
 
+    /// The highest area that begins below `addr` (`pvm_find_va_enclose_addr`).
+    pub(crate) fn find_below(&self, addr: u64) -> Option<AreaRef> {
+        let (mut best, mut node) = (None, self.root.get());
+        while let Some(area) = node {
+            if area.start() < addr {
+                best = Some(area);
+                node = area.right();
+            } else {
+                node = area.left();
+            }
+        }
+        best
+    }
+
     /// Where an area from `start` up to `end` goes; `None` if it overlaps one that is there (`find_va_links`).
     pub(crate) fn place(&self, start: u64, end: u64) -> Option<Place> {
         let (mut parent, mut node) = (None, self.root.get());
@@ -382,4 +396,4 @@ impl<const AUGMENTED: bool> AreaTree<AUGMENTED> {
 
 #[cfg(test)]
 #[path = "tree_tests.rs"]
-mod tests;
+pub(super) mod fixtures;
