@@ -59,6 +59,7 @@ use memory::Memory;
 use metadata::Metadata;
 use pages::Usage;
 use pagesets::Cached;
+use percpu::Unit;
 use report::Findings;
 use spans::Spans;
 use tables::Tables;
@@ -89,6 +90,8 @@ struct Verifier<'v> {
     slab_frames: Spans,
     /// Pages of addresses in the vmalloc space where per-CPU memory is.
     percpu_pages: Spans,
+    /// Where there are units of per-CPU memory in the vmalloc space.
+    units: Vec<Unit>,
     /// By zone.
     usage: Vec<Usage>,
 }
@@ -114,6 +117,7 @@ pub fn verify(view: &StateView, registers: &[CpuRegisters]) -> Result<Report, St
         in_use: Spans::default(),
         slab_frames: Spans::default(),
         percpu_pages: Spans::default(),
+        units: Vec::new(),
         usage: Vec::new(),
     };
     verifier.run(registers)?;
