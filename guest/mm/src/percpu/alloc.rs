@@ -23,6 +23,18 @@ struct Wanted {
     atomic: bool,
 }
 
+impl Wanted {
+    /// Computed anew where it is rarely needed: kept, it would be in memory.
+    #[inline(always)]
+    const fn new(size: u64, align: u64, gfp: Gfp) -> Self {
+        Self {
+            bits: size.div_ceil(PCPU_MIN_ALLOC_SIZE) as usize,
+            align: align.div_ceil(PCPU_MIN_ALLOC_SIZE) as usize,
+            atomic: !gfp.contains(Gfp::KERNEL),
+        }
+    }
+}
+
 impl<P: Platform> Mm<P> {
     /// `size` bytes for every CPU, aligned to `align`, all zero (`__alloc_percpu`). `None` when memory is short, or for
     /// more than 32 KiB or an alignment above a page, which is reported.
@@ -51,17 +63,13 @@ impl<P: Platform> Mm<P> {
             self.report_illegal(size, align, gfp);
             return None;
         }
-        let wanted = Wanted {
-            bits: size.div_ceil(PCPU_MIN_ALLOC_SIZE) as usize,
-            align: align.div_ceil(PCPU_MIN_ALLOC_SIZE) as usize,
-            atomic: !gfp.contains(Gfp::KERNEL),
-        };
+        let wanted = Wanted::new(size, align, gfp);
         let locked = Locked::new(self.platform, root);
         let found = if reserved { self.take_reserved(areas, wanted) } else { self.take_dynamic(areas, wanted) };
         locked.unlock();
-        let Some((chunk, at)) = found else { return self.alloc_from_new(areas, size, align, wanted, reserved, gfp) };
-        if chunk.immutable.get() == 0 {
-            return self.finish(root, chunk, at, wanted, size, align, gfp);
+        let Some((chunk, at)) = found else { return self.alloc_from_new(areas, size, align, reserved, gfp) };
+        if chunk.addr() != areas.first.chunk.addr() {
+            return self.finish(root, chunk, at, size, align, gfp);
         }
         let ptr = (chunk.base_addr.get() + at as u64 * PCPU_MIN_ALLOC_SIZE).wrapping_sub(root.base_addr.get());
         self.zero_instances(root, PerCpuPtr(ptr), wanted.bits * PCPU_MIN_ALLOC_SIZE as usize);
@@ -75,16 +83,8 @@ impl<P: Platform> Mm<P> {
     /// No chunk has room: makes another one, if that may be.
     #[cold]
     #[inline(never)]
-    fn alloc_from_new(
-        &self,
-        areas: &Areas,
-        size: u64,
-        align: u64,
-        wanted: Wanted,
-        reserved: bool,
-        gfp: Gfp,
-    ) -> Option<PerCpuPtr> {
-        let root = areas.root;
+    fn alloc_from_new(&self, areas: &Areas, size: u64, align: u64, reserved: bool, gfp: Gfp) -> Option<PerCpuPtr> {
+        let (root, wanted) = (areas.root, Wanted::new(size, align, gfp));
         if reserved || wanted.atomic {
             let why = if reserved { "alloc from reserved chunk failed" } else { "atomic alloc failed, no space left" };
             self.report_failed(size, align, wanted.atomic && !reserved, why, gfp);
@@ -109,22 +109,13 @@ impl<P: Platform> Mm<P> {
             self.report_failed(size, align, false, "failed to allocate new chunk", gfp);
             return None;
         };
-        self.finish(root, chunk, at, wanted, size, align, gfp)
+        self.finish(root, chunk, at, size, align, gfp)
     }
 
     /// Has the area's pages populated, clears it, and gives its pointer.
     #[inline(never)]
-    #[expect(clippy::too_many_arguments, reason = "all of the request, for the report")]
-    fn finish(
-        &self,
-        root: &PcpuRoot,
-        chunk: Chunk,
-        at: usize,
-        wanted: Wanted,
-        size: u64,
-        align: u64,
-        gfp: Gfp,
-    ) -> Option<PerCpuPtr> {
+    fn finish(&self, root: &PcpuRoot, chunk: Chunk, at: usize, size: u64, align: u64, gfp: Gfp) -> Option<PerCpuPtr> {
+        let wanted = Wanted::new(size, align, gfp);
         // Who cannot wait was given an area that has memory.
         let populated = chunk.immutable.get() != 0
             || wanted.atomic
@@ -145,8 +136,8 @@ impl<P: Platform> Mm<P> {
             chunk.zero_pages(self.direct_map(), self.cpus.len(), start, len);
         }
         if self.traces(EventKind::PercpuAllocPercpu) {
-            // What is reserved is in the first chunk, which is immutable.
-            let asked = PercpuAsked { size, align, reserved: false, atomic: wanted.atomic, gfp };
+            let reserved = chunk.addr() == root.reserved_chunk.get();
+            let asked = PercpuAsked { size, align, reserved, atomic: wanted.atomic, gfp };
             self.trace_percpu_alloc(&asked, chunk.base_addr.get(), at as u64 * PCPU_MIN_ALLOC_SIZE, ptr);
         }
         Some(PerCpuPtr(ptr))
@@ -209,12 +200,19 @@ impl<P: Platform> Mm<P> {
         }
         let locked = Locked::new(self.platform, root);
         let offset = ptr.0.wrapping_sub(first.start);
-        let freed = if offset < first.len && ptr.0.is_multiple_of(PCPU_MIN_ALLOC_SIZE) {
-            let at = first.bit + (offset / PCPU_MIN_ALLOC_SIZE) as usize;
-            area::give(root, first.chunk, &first.maps, at)
-        } else {
-            self.free_elsewhere(root, ptr)
-        };
+        let here = offset < first.len && ptr.0.is_multiple_of(PCPU_MIN_ALLOC_SIZE);
+        let at = first.bit + (offset / PCPU_MIN_ALLOC_SIZE) as usize;
+        if here && area::give(root, first.chunk, &first.maps, at).is_some() {
+            return locked.unlock();
+        }
+        self.free_other(root, locked, ptr, here);
+    }
+
+    /// The end of a free of what is not allocated in the dynamic part of the first chunk. `here` tells that it would have to
+    /// be.
+    #[inline(never)]
+    fn free_other(&self, root: &PcpuRoot, locked: Locked<'_, P>, ptr: PerCpuPtr, here: bool) {
+        let freed = if here { None } else { self.free_elsewhere(root, ptr) };
         locked.unlock();
         if freed.is_none() {
             self.report_bad_free(ptr);
