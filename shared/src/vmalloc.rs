@@ -62,8 +62,9 @@ pub struct VmStruct {
     pub caller: AtomicU64,
     /// Bytes that were asked for.
     pub requested_size: AtomicU64,
-    /// Padding.
-    pub reserved: AtomicU64,
+    /// Of an area with [`VmFlags::PERCPU`], the virtual address of the [`crate::percpu::PcpuChunk`] that has the units of a
+    /// group of CPUs here; 0 while it has none yet, or none any more. Of any other it means nothing.
+    pub chunk: AtomicU64,
 }
 
 const _: () = assert!(size_of::<VmapArea>() == 64 && size_of::<VmStruct>() == 64);
@@ -124,6 +125,8 @@ impl VmFlags {
     pub const ALLOW_HUGE_VMAP: Self = Self(0x400);
     /// Own flag: it was freed where that cannot be done at once, and is waiting.
     pub const DEFERRED: Self = Self(0x1_0000);
+    /// Own flag: units of per-CPU memory, which comes and goes with its chunk only (`pcpu_get_vm_areas`).
+    pub const PERCPU: Self = Self(0x2_0000);
 
     /// Whether all of `other` are among these.
     #[inline(always)]

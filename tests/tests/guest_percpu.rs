@@ -4,7 +4,9 @@ use std::mem::offset_of;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use pagevisor::guest::Object;
 use pagevisor_shared::percpu::PcpuRoot;
+use pagevisor_shared::random::SplitMix64;
 use pagevisor_tests::command::{Guest, run};
 use pagevisor_tests::guest::{guest, sound};
 
@@ -48,6 +50,69 @@ fn all_cpus_of_four_nodes() {
 #[test]
 fn every_cpu_of_two_nodes() {
     check(&[], 2);
+}
+
+/// Pages of a machine that are free, of slabs, of page tables and of per-CPU memory, once nothing is kept for later.
+fn pages(guest: &pagevisor::guest::Guest) -> Result<[u64; 4], Box<dyn std::error::Error>> {
+    guest.shrink_caches()?;
+    guest.drain_pages()?;
+    let meminfo = guest.show("meminfo")?;
+    Ok(["MemFree:", "Slab:", "PageTables:", "Percpu:"].map(|key| {
+        let kib =
+            meminfo.lines().find_map(|line| line.strip_prefix(key)?.strip_suffix("kB")?.trim().parse::<u64>().ok());
+        kib.unwrap_or_else(|| panic!("no {key} in {meminfo}")) / 4
+    }))
+}
+
+/// All CPUs at once take per-CPU memory of all sizes, check that nobody else writes to it, and free it, in any order.
+fn soak(guest: &pagevisor::guest::Guest, rounds: u64) {
+    std::thread::scope(|scope| {
+        for cpu in 0..4 {
+            scope.spawn(move || {
+                let mut random = SplitMix64::new(cpu as u64 + 1);
+                let on = guest.cpu(cpu).expect("there are four");
+                let mut held: Vec<(Object<'_>, u64)> = Vec::new();
+                for round in 0..rounds {
+                    let most = [64, 900, 5000, 32 << 10][random.below(4) as usize];
+                    let object = on.alloc_percpu(1 + random.below(most) as u32, 1 << random.below(13)).expect("memory");
+                    object.fill(round).expect("an answer");
+                    held.push((object, round));
+                    while held.len() > 24 {
+                        let (object, seed) = held.swap_remove(random.below(held.len() as u64) as usize);
+                        object.check(seed).expect("nobody else writes to it");
+                        object.free().expect("it is allocated");
+                    }
+                }
+                for (object, seed) in held {
+                    object.check(seed).expect("nobody else writes to it");
+                    object.free().expect("it is allocated");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn after_many_sizes_on_all_cpus_all_memory_is_there_again() {
+    let nodes = "[[node]]\nmem = \"64M\"\ncpus = 1\n[[node]]\nmem = \"64M\"\ncpus = 3\n";
+    let rounds = if std::env::var_os("PAGEVISOR_LAB").is_some() { 200 } else { 60 };
+    guest(nodes, |guest| {
+        let [_, _, _, booted] = pages(guest)?;
+        // What is made once and stays is there then.
+        soak(guest, 30);
+        let before = pages(guest)?;
+        let grown = guest.cpu(0)?.alloc_percpu(32 << 10, 8)?;
+        assert!(pages(guest)?[3] > booted, "that is more than the first chunk has");
+        sound(guest)?;
+        grown.free()?;
+        soak(guest, rounds);
+        let after = pages(guest)?;
+        assert_eq!(after.iter().sum::<u64>(), before.iter().sum::<u64>(), "{after:?}, and before {before:?}");
+        // One chunk is kept, with the memory that it has when the last of it is freed.
+        let unit = booted / 4;
+        assert!(after[3] >= booted && after[3] <= booted + 4 * unit, "{} pages, {booted} at first", after[3]);
+        Ok(())
+    });
 }
 
 /// The row about per-CPU memory that `kmem ADDRESS` prints: chunk, CPU, unit, offset, object, size, status, variable.

@@ -121,6 +121,20 @@ impl<N: TreeNode, const AUGMENTED: bool> Tree<N, AUGMENTED> {
         None
     }
 
+    /// The highest area that begins below `addr` (`pvm_find_va_enclose_addr`).
+    pub(crate) fn find_below(&self, addr: u64) -> Option<N> {
+        let (mut best, mut node) = (None, N::follow(self.root));
+        while let Some(area) = node {
+            if area.start() < addr {
+                best = Some(area);
+                node = area.right();
+            } else {
+                node = area.left();
+            }
+        }
+        best
+    }
+
     /// Where an area from `start` up to `end` goes; `None` if it overlaps one that is there (`find_va_links`).
     pub(crate) fn place(&self, start: u64, end: u64) -> Option<Place<N>> {
         let (mut parent, mut node) = (None, N::follow(self.root));
@@ -436,4 +450,4 @@ impl<N: TreeNode, const AUGMENTED: bool> Tree<N, AUGMENTED> {
 
 #[cfg(test)]
 #[path = "tree_tests.rs"]
-mod tests;
+pub(crate) mod fixtures;

@@ -19,11 +19,11 @@ fn word() -> AreaWord {
     unsafe { AreaWord::new(Box::leak(Box::new(AtomicU64::new(0)))) }
 }
 
-fn tree<const AUGMENTED: bool>() -> AreaTree<AUGMENTED> {
+pub(crate) fn tree<const AUGMENTED: bool>() -> AreaTree<AUGMENTED> {
     AreaTree::new([word(), word()])
 }
 
-fn area(start: u64, end: u64) -> AreaRef {
+pub(crate) fn area(start: u64, end: u64) -> AreaRef {
     let (record, _vm) = Box::leak(Box::new((VmapArea::default(), VmStruct::default())));
     record.va_start.set(start);
     record.va_end.set(end);

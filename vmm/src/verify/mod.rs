@@ -61,6 +61,7 @@ use memory::Memory;
 use metadata::Metadata;
 use pages::Usage;
 use pagesets::Cached;
+use percpu::Unit;
 use programs::Programs;
 use report::Findings;
 use spans::Spans;
@@ -94,6 +95,8 @@ struct Verifier<'v> {
     percpu_pages: Spans,
     /// What programs map.
     programs: Programs,
+    /// Where there are units of per-CPU memory in the vmalloc space.
+    units: Vec<Unit>,
     /// By zone.
     usage: Vec<Usage>,
 }
@@ -120,6 +123,7 @@ pub fn verify(view: &StateView, registers: &[CpuRegisters]) -> Result<Report, St
         slab_frames: Spans::default(),
         percpu_pages: Spans::default(),
         programs: Programs::default(),
+        units: Vec::new(),
         usage: Vec::new(),
     };
     verifier.run(registers)?;

@@ -235,6 +235,10 @@ rules! {
     PercpuPopulated = "percpu-populated",
     /// Pages of per-CPU memory are mapped, for every CPU, to memory of their own.
     PercpuMapped = "percpu-mapped",
+    /// A CPU's unit is memory of its node, if that has any, had any left, and never had to have others serve for it.
+    PercpuNode = "percpu-node",
+    /// The units of a chunk are in areas that name it, and those areas have units.
+    PercpuArea = "percpu-area",
     /// `nr_percpu_pages` is the pages of all units.
     PercpuPages = "percpu-pages",
     /// The locks of the vmalloc space are free and its trees' sequence counters even.

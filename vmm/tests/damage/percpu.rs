@@ -2,8 +2,10 @@
 
 use std::mem::offset_of;
 
+use pagevisor::state::Patience;
 use pagevisor::verify::Rule;
 use pagevisor_shared::percpu::{ChunkLayout, PCPU_BLOCK_BITS, PcpuChunk, PcpuRoot};
+use pagevisor_shared::vmalloc::{VmFlags, VmStruct};
 
 use super::Bench;
 use super::mutations::Mutation;
@@ -78,15 +80,39 @@ pub const PERCPU: &[Mutation] = &[
     ("a chunk in memory that nobody gave it", Rule::PercpuMapped, |bench| {
         bench.change_field(bench.chunk(), at!(PcpuChunk, base_addr), |base| base + (64 << 20));
     }),
+    ("units that are on each other's nodes", Rule::PercpuNode, |bench| {
+        let units = bench.pcpu() + offset_of!(PcpuRoot, unit_off) as u64;
+        let [first, second] = [units, units + 8].map(|at| bench.word(at));
+        bench.set_word(units, second);
+        bench.set_word(units + 8, first);
+    }),
     ("per-CPU pages that are not counted", Rule::PercpuPages, |bench| {
         bench.change(&bench.region.header().nr_percpu_pages, |pages| pages - 1);
     }),
 ];
 
-/// The first page of CPU 0's unit of a chunk that was added later: where its entry is, and the entry.
+/// Where CPU `cpu`'s unit is of a chunk that was added later.
+fn unit(bench: &Bench<'_>, cpu: u64) -> u64 {
+    let unit = bench.word(bench.pcpu() + offset_of!(PcpuRoot, unit_off) as u64 + cpu * 8);
+    bench.field(bench.chunk(), at!(PcpuChunk, base_addr)).wrapping_add(unit)
+}
+
+/// The first page of CPU `cpu`'s unit of such a chunk: where its entry is, and the entry.
+fn first_page_of(bench: &Bench<'_>, cpu: u64) -> (u64, u64) {
+    bench.leaf(unit(bench, cpu))
+}
+
+/// That of CPU 0.
 fn first_page(bench: &Bench<'_>) -> (u64, u64) {
-    let unit = bench.word(bench.pcpu() + offset_of!(PcpuRoot, unit_off) as u64);
-    bench.leaf(bench.field(bench.chunk(), at!(PcpuChunk, base_addr)).wrapping_add(unit))
+    first_page_of(bench, 0)
+}
+
+/// Where the area of CPU `cpu`'s unit has its record.
+fn unit_area(bench: &Bench<'_>, cpu: u64) -> u64 {
+    let areas = bench.view.vmalloc_areas(Patience::default()).expect("sound areas");
+    let at = unit(bench, cpu);
+    let area = areas.busy.iter().find(|area| (area.start..area.end).contains(&at)).expect("a unit is in an area");
+    area.vm.expect("it says so").address
 }
 
 /// Damage that only chunks have which were added later: their units are mapped.
@@ -103,5 +129,17 @@ pub const ADDED: &[Mutation] = &[
         let (at, entry) = first_page(bench);
         let free = u64::from(bench.free(1, |free| free.order > 0).pfn) << 12;
         bench.poke(at, &(entry & 0xfff0_0000_0000_0fff | free).to_le_bytes());
+    }),
+    ("pages that are on each other's nodes", Rule::PercpuNode, |bench| {
+        let [(first_at, first), (second_at, second)] = [0, 1].map(|cpu| first_page_of(bench, cpu));
+        bench.poke(first_at, &second.to_le_bytes());
+        bench.poke(second_at, &first.to_le_bytes());
+    }),
+    ("an area that names another chunk", Rule::PercpuArea, |bench| {
+        let other = bench.field(bench.pcpu(), at!(PcpuRoot, first_chunk));
+        bench.set_field(unit_area(bench, 0), at!(VmStruct, chunk), other);
+    }),
+    ("an area that does not say it is for units", Rule::PercpuArea, |bench| {
+        bench.change_field(unit_area(bench, 1), at!(VmStruct, flags), |flags| flags & !u64::from(VmFlags::PERCPU.0));
     }),
 ];

@@ -5,13 +5,13 @@ use pagevisor_shared::percpu::{
     PCPU_BLOCK_BITS, PCPU_MAX_SLOTS, PCPU_MIN_ALLOC_SIZE, PCPU_MIN_UNIT_SIZE, PcpuRoot, size_to_slot,
 };
 use pagevisor_shared::region::event::EventKind;
-use pagevisor_shared::units::{PAGE_SIZE, Pfn, PhysAddr, VirtAddr};
+use pagevisor_shared::units::{PAGE_SIZE, VirtAddr};
 
-use super::{Areas, Locked, PerCpuPtr, area, balance, grow, hints, slots};
+use super::{Areas, Locked, PerCpuPtr, area, balance, grow, hints};
 use crate::Mm;
 use crate::instrument::PercpuAsked;
 use crate::platform::{Level, Platform};
-use crate::raw::{Chunk, Maps, zero_direct};
+use crate::raw::{Chunk, Maps, zero_units};
 use crate::sync::Plain;
 
 /// What is asked for, in bits.
@@ -21,6 +21,18 @@ struct Wanted {
     align: usize,
     /// The caller cannot wait: only where there is memory.
     atomic: bool,
+}
+
+impl Wanted {
+    /// Computed anew where it is rarely needed: kept, it would be in memory.
+    #[inline(always)]
+    const fn new(size: u64, align: u64, gfp: Gfp) -> Self {
+        Self {
+            bits: size.div_ceil(PCPU_MIN_ALLOC_SIZE) as usize,
+            align: align.div_ceil(PCPU_MIN_ALLOC_SIZE) as usize,
+            atomic: !gfp.contains(Gfp::KERNEL),
+        }
+    }
 }
 
 impl<P: Platform> Mm<P> {
@@ -51,17 +63,13 @@ impl<P: Platform> Mm<P> {
             self.report_illegal(size, align, gfp);
             return None;
         }
-        let wanted = Wanted {
-            bits: size.div_ceil(PCPU_MIN_ALLOC_SIZE) as usize,
-            align: align.div_ceil(PCPU_MIN_ALLOC_SIZE) as usize,
-            atomic: !gfp.contains(Gfp::KERNEL),
-        };
+        let wanted = Wanted::new(size, align, gfp);
         let locked = Locked::new(self.platform, root);
         let found = if reserved { self.take_reserved(areas, wanted) } else { self.take_dynamic(areas, wanted) };
         locked.unlock();
-        let Some((chunk, at)) = found else { return self.alloc_from_new(areas, size, align, wanted, reserved, gfp) };
-        if chunk.immutable.get() == 0 {
-            return self.finish(root, chunk, at, wanted, size, align, gfp);
+        let Some((chunk, at)) = found else { return self.alloc_from_new(areas, size, align, reserved, gfp) };
+        if chunk.addr() != areas.first.chunk.addr() {
+            return self.finish(root, chunk, at, size, align, gfp);
         }
         let ptr = (chunk.base_addr.get() + at as u64 * PCPU_MIN_ALLOC_SIZE).wrapping_sub(root.base_addr.get());
         self.zero_instances(root, PerCpuPtr(ptr), wanted.bits * PCPU_MIN_ALLOC_SIZE as usize);
@@ -75,16 +83,8 @@ impl<P: Platform> Mm<P> {
     /// No chunk has room: makes another one, if that may be.
     #[cold]
     #[inline(never)]
-    fn alloc_from_new(
-        &self,
-        areas: &Areas,
-        size: u64,
-        align: u64,
-        wanted: Wanted,
-        reserved: bool,
-        gfp: Gfp,
-    ) -> Option<PerCpuPtr> {
-        let root = areas.root;
+    fn alloc_from_new(&self, areas: &Areas, size: u64, align: u64, reserved: bool, gfp: Gfp) -> Option<PerCpuPtr> {
+        let (root, wanted) = (areas.root, Wanted::new(size, align, gfp));
         if reserved || wanted.atomic {
             let why = if reserved { "alloc from reserved chunk failed" } else { "atomic alloc failed, no space left" };
             self.report_failed(size, align, wanted.atomic && !reserved, why, gfp);
@@ -100,7 +100,7 @@ impl<P: Platform> Mm<P> {
             }
             let chunk = self.create_chunk(root, grow::memory_gfp(gfp))?;
             let locked = Locked::new(self.platform, root);
-            Self::enter_chunk(root, chunk);
+            self.enter_chunk(root, chunk);
             let found = self.take_from(areas, chunk, wanted);
             locked.unlock();
             found
@@ -109,22 +109,13 @@ impl<P: Platform> Mm<P> {
             self.report_failed(size, align, false, "failed to allocate new chunk", gfp);
             return None;
         };
-        self.finish(root, chunk, at, wanted, size, align, gfp)
+        self.finish(root, chunk, at, size, align, gfp)
     }
 
     /// Has the area's pages populated, clears it, and gives its pointer.
     #[inline(never)]
-    #[expect(clippy::too_many_arguments, reason = "all of the request, for the report")]
-    fn finish(
-        &self,
-        root: &PcpuRoot,
-        chunk: Chunk,
-        at: usize,
-        wanted: Wanted,
-        size: u64,
-        align: u64,
-        gfp: Gfp,
-    ) -> Option<PerCpuPtr> {
+    fn finish(&self, root: &PcpuRoot, chunk: Chunk, at: usize, size: u64, align: u64, gfp: Gfp) -> Option<PerCpuPtr> {
+        let wanted = Wanted::new(size, align, gfp);
         // Who cannot wait was given an area that has memory.
         let populated = chunk.immutable.get() != 0
             || wanted.atomic
@@ -141,30 +132,15 @@ impl<P: Platform> Mm<P> {
         if chunk.immutable.get() != 0 {
             self.zero_instances(root, PerCpuPtr(ptr), wanted.bits * PCPU_MIN_ALLOC_SIZE as usize);
         } else {
-            self.zero_pages(chunk, at as u64 * PCPU_MIN_ALLOC_SIZE, wanted.bits as u64 * PCPU_MIN_ALLOC_SIZE);
+            let (start, len) = (at as u64 * PCPU_MIN_ALLOC_SIZE, wanted.bits as u64 * PCPU_MIN_ALLOC_SIZE);
+            chunk.zero_pages(self.direct_map(), self.cpus.len(), start, len);
         }
         if self.traces(EventKind::PercpuAllocPercpu) {
-            // What is reserved is in the first chunk, which is immutable.
-            let asked = PercpuAsked { size, align, reserved: false, atomic: wanted.atomic, gfp };
+            let reserved = chunk.addr() == root.reserved_chunk.get();
+            let asked = PercpuAsked { size, align, reserved, atomic: wanted.atomic, gfp };
             self.trace_percpu_alloc(&asked, chunk.base_addr.get(), at as u64 * PCPU_MIN_ALLOC_SIZE, ptr);
         }
         Some(PerCpuPtr(ptr))
-    }
-
-    /// Clears `len` bytes from `start` on in all units of `chunk`, through the direct map.
-    #[allow(unsafe_code, reason = "writes to the memory that is handed out")]
-    fn zero_pages(&self, chunk: Chunk, start: u64, len: u64) {
-        let (all, end, mut from) = (self.cpus.len(), start + len, start);
-        while from < end {
-            let stop = end.min((from | (PAGE_SIZE - 1)) + 1);
-            let page = (from / PAGE_SIZE) as usize;
-            for frame in chunk.pages(all).iter().skip(page * all).take(all) {
-                let addr = Pfn::new(frame.get().into()).addr().raw() + from % PAGE_SIZE;
-                // SAFETY: the pages of the area were populated, and stay while it is allocated; nobody was told of it yet.
-                unsafe { zero_direct(self.virt(PhysAddr::new(addr)), (stop - from) as usize) };
-            }
-            from = stop;
-        }
     }
 
     /// Takes an area of the reserved chunk.
@@ -208,16 +184,10 @@ impl<P: Platform> Mm<P> {
         Some((chunk, at))
     }
 
-    /// Clears all CPUs' instances of an allocation that nobody has been told of.
+    /// Clears all CPUs' instances of an allocation of the first chunk that nobody has been told of.
     #[inline(always)]
-    #[allow(unsafe_code, reason = "the one place where the allocator writes to the memory it hands out")]
     fn zero_instances(&self, root: &PcpuRoot, ptr: PerCpuPtr, len: usize) {
-        let base = root.base_addr.get().wrapping_add(ptr.0);
-        for offset in root.unit_off.iter().take(self.cpus.len()) {
-            // SAFETY: the area was just taken, so it has memory in each CPU's unit and nobody uses it; areas are
-            // multiples of 4 bytes, at multiples of 4.
-            unsafe { zero_direct(VirtAddr::new(base.wrapping_add(offset.get())), len) };
-        }
+        zero_units(root, self.cpus.len(), root.base_addr.get().wrapping_add(ptr.0), len);
     }
 
     /// Frees what [`Self::alloc_percpu`] and its like gave (`free_percpu`). A pointer that is not allocated is reported,
@@ -230,12 +200,19 @@ impl<P: Platform> Mm<P> {
         }
         let locked = Locked::new(self.platform, root);
         let offset = ptr.0.wrapping_sub(first.start);
-        let freed = if offset < first.len && ptr.0.is_multiple_of(PCPU_MIN_ALLOC_SIZE) {
-            let at = first.bit + (offset / PCPU_MIN_ALLOC_SIZE) as usize;
-            area::give(root, first.chunk, &first.maps, at)
-        } else {
-            self.free_elsewhere(root, ptr)
-        };
+        let here = offset < first.len && ptr.0.is_multiple_of(PCPU_MIN_ALLOC_SIZE);
+        let at = first.bit + (offset / PCPU_MIN_ALLOC_SIZE) as usize;
+        if here && area::give(root, first.chunk, &first.maps, at).is_some() {
+            return locked.unlock();
+        }
+        self.free_other(root, locked, ptr, here);
+    }
+
+    /// The end of a free of what is not allocated in the dynamic part of the first chunk. `here` tells that it would have to
+    /// be.
+    #[inline(never)]
+    fn free_other(&self, root: &PcpuRoot, locked: Locked<'_, P>, ptr: PerCpuPtr, here: bool) {
+        let freed = if here { None } else { self.free_elsewhere(root, ptr) };
         locked.unlock();
         if freed.is_none() {
             self.report_bad_free(ptr);
@@ -265,14 +242,18 @@ impl<P: Platform> Mm<P> {
         freed
     }
 
-    /// The chunk that `ptr` points into, and the bit it means (`pcpu_chunk_addr_search`).
+    /// The chunk that `ptr` points into, and the bit it means (`pcpu_chunk_addr_search`): one of the first chunk's parts, or
+    /// the one that has the area which the first CPU's instance would be in. Under the lock.
     #[inline(always)]
     pub(super) fn find_chunk(&self, root: &PcpuRoot, ptr: PerCpuPtr) -> Option<(Chunk, Maps, usize)> {
         let addr = root.base_addr.get().wrapping_add(ptr.0);
         if !addr.is_multiple_of(PCPU_MIN_ALLOC_SIZE) {
             return None;
         }
-        for chunk in slots::all(root) {
+        let unit = VirtAddr::new(addr.wrapping_add(root.unit_off[0].get()));
+        let first = [root.first_chunk.get(), root.reserved_chunk.get()].into_iter();
+        let further = core::iter::once_with(|| self.area_chunk(unit));
+        for chunk in first.chain(further).filter_map(Chunk::at) {
             let at = addr.wrapping_sub(chunk.base_addr.get()) / PCPU_MIN_ALLOC_SIZE;
             let (start, end) = (chunk.start_offset.get() / 4, chunk.end_offset.get() / 4);
             let bits = u64::from(chunk.nr_pages.get()) * PCPU_BLOCK_BITS as u64;

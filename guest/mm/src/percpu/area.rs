@@ -47,7 +47,7 @@ pub(super) fn take(root: &PcpuRoot, chunk: Chunk, maps: &Maps, at: usize, len: u
     chunk.free_bytes.drop_by(bytes(len));
     chunk.nr_alloc.bump(1);
     let before = chunk.md.contig_hint.get();
-    let empty = hints::update_alloc(chunk, maps, at, at + len);
+    let empty = hints::update_alloc_of(chunk, maps, before, at, at + len);
     update_empty_pages(root, chunk, empty, 0);
     slots::relocate(root, chunk, before);
 }

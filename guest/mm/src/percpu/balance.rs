@@ -59,12 +59,12 @@ impl<P: Platform> Mm<P> {
             let surplus = slots::list(first).nth(1);
             if let Some(chunk) = surplus {
                 slots::remove(root, chunk);
-                slots::leave(root, chunk);
+                self.leave_chunk(root, chunk);
             }
             locked.unlock();
             let Some(chunk) = surplus else { return };
             self.depopulate_where(root, chunk, || true);
-            self.destroy_chunk(chunk);
+            self.destroy_chunk(root, chunk);
         }
     }
 
@@ -116,7 +116,7 @@ impl<P: Platform> Mm<P> {
                 // Nothing is left to populate: another chunk.
                 let Some(chunk) = self.create_chunk(root, gfp) else { return };
                 let locked = Locked::new(self.platform, root);
-                Self::enter_chunk(root, chunk);
+                self.enter_chunk(root, chunk);
                 locked.unlock();
             }
             let mut next = root.chunks.get();

@@ -3,8 +3,7 @@
 
 use pagevisor_shared::NR_CPUS;
 use pagevisor_shared::percpu::{
-    ChunkLayout, PCPU_MAX_UNIT_PAGES, PCPU_MIN_ALLOC_SIZE, PCPU_MIN_UNIT_SIZE, PERCPU_DYNAMIC_EARLY_SIZE, PcpuRoot,
-    size_to_slot,
+    PCPU_MIN_ALLOC_SIZE, PCPU_MIN_UNIT_SIZE, PERCPU_DYNAMIC_EARLY_SIZE, PcpuRoot, size_to_slot,
 };
 use pagevisor_shared::region::RegionRef;
 use pagevisor_shared::units::{CpuId, NodeId, PAGE_SIZE, PhysAddr, VirtAddr};
@@ -12,7 +11,7 @@ use pagevisor_shared::units::{CpuId, NodeId, PAGE_SIZE, PhysAddr, VirtAddr};
 use super::{Part, area, bits, hints, slots};
 use crate::memblock::{AllocError, MEMBLOCK_ALLOC_ACCESSIBLE, Memblock};
 use crate::platform::Platform;
-use crate::raw::{Chunk, DirectMap, adopt_root, copy_direct};
+use crate::raw::{Chunk, DirectMap, boot_records, boot_unit};
 use crate::sync::Plain;
 
 /// Where it is taken from, unless there is nothing else: above ZONE_DMA.
@@ -129,7 +128,7 @@ pub fn setup_per_cpu_areas<P: Platform>(
     let pages = |from: u64, len: u64| (from % PAGE_SIZE + len).div_ceil(PAGE_SIZE) as usize;
     let reserved_pages = if config.reserved_size == 0 { 0 } else { pages(offset_in_chunk, config.reserved_size) };
     let dynamic_pages = pages(config.static_size + config.reserved_size, info.dyn_size);
-    let (root, chunks) = take_records(platform, memblock, [reserved_pages, dynamic_pages])?;
+    let (root, chunks) = boot_records(platform, memblock, LOWEST, [reserved_pages, dynamic_pages])?;
     let mut next = [0; NR_CPUS];
     for cpu in 0..region.cpus().len().min(NR_CPUS) {
         let group = info.group_of[cpu] as usize;
@@ -157,7 +156,6 @@ pub fn setup_per_cpu_areas<P: Platform>(
 }
 
 /// Takes the units of a group, gives back what no CPU needs of them, and fills the rest; gives the address of the first.
-#[allow(unsafe_code, reason = "writes to memory that memblock has just given")]
 fn take_group<P: Platform>(
     platform: &P,
     memblock: &mut Memblock,
@@ -170,44 +168,18 @@ fn take_group<P: Platform>(
     let (units, cpus) = (u64::from(info.nr_units[group]), u64::from(info.count[group]));
     let node = NodeId::new(info.node[group].into());
     let memory = memblock.alloc_try_nid_raw(units * info.unit_size, align, LOWEST, MEMBLOCK_ALLOC_ACCESSIBLE, node)?;
-    let virt = |phys: u64| DirectMap::new(platform).at(PhysAddr::new(phys)).addr() as u64;
     for unit in 0..units {
         let used = if unit < cpus { size_sum } else { 0 };
         let start = memory.raw() + unit * info.unit_size;
         if used != 0 {
-            memblock.clear_unless_fresh(PhysAddr::new(start), used);
-            // SAFETY: memblock has just given the unit, which has room for the static variables, and RAM lies in the
-            // direct map; nobody knows the unit yet.
-            unsafe { copy_direct(VirtAddr::new(virt(start)), config.initial) };
+            boot_unit(platform, memblock, PhysAddr::new(start), used, config.initial);
         }
         if used < info.unit_size {
             // If the table of reserved ranges is full, the rest stays reserved, which harms nobody.
             let _ = memblock.phys_free(PhysAddr::new(start + used), info.unit_size - used);
         }
     }
-    Ok(virt(memory.raw()))
-}
-
-/// Takes memory for the root and the records of the first chunk's two parts, with units of so many pages.
-#[allow(unsafe_code, reason = "makes records of memory that memblock has just given")]
-fn take_records<P: Platform>(
-    platform: &P,
-    memblock: &mut Memblock,
-    pages: [usize; 2],
-) -> Result<(&'static PcpuRoot, [Chunk; 2]), AllocError> {
-    let sizes = pages.map(|pages| ChunkLayout::new(pages.min(PCPU_MAX_UNIT_PAGES)).size.next_multiple_of(64));
-    let root_size = size_of::<PcpuRoot>().next_multiple_of(64);
-    let bytes = (root_size + sizes[0] + sizes[1]) as u64;
-    let memory = memblock.alloc_from(bytes.next_multiple_of(PAGE_SIZE), PAGE_SIZE, LOWEST)?;
-    let base = DirectMap::new(platform).at(memory).addr() as u64;
-    let at = |offset: usize| VirtAddr::new(base + offset as u64);
-    // SAFETY: memblock has just given and cleared that much RAM, whose parts are multiples of 64 and large enough;
-    // nobody else uses it, and it is never given back.
-    Ok(unsafe {
-        let reserved = Chunk::adopt(at(root_size), pages[0]);
-        let dynamic = Chunk::adopt(at(root_size + sizes[0]), pages[1]);
-        (adopt_root(at(0)), [reserved, dynamic])
-    })
+    Ok(DirectMap::new(platform).at(memory).addr() as u64)
 }
 
 fn fill_root(root: &PcpuRoot, config: &FirstChunkConfig<'_>, info: &AllocInfo) {

@@ -1,11 +1,13 @@
 //! Further chunks: addresses in the vmalloc space at which units are as far apart as in the first chunk, and pages of the
-//! CPUs' nodes behind what is allocated (`mm/percpu-vm.c`).
+//! CPUs' nodes behind what is allocated (`mm/percpu-vm.c`). Each group of units has an area of its own, which knows its
+//! chunk: so a pointer leads to its chunk as fast as an address to its area.
 //!
 //! Whoever adds chunks or pages, or takes them away, holds the mutex. Only pages of blocks without allocations are taken
 //! away, and they are marked as gone, under the lock, before they are.
 
+use pagevisor_shared::NR_CPUS;
 use pagevisor_shared::gfp::Gfp;
-use pagevisor_shared::percpu::{ChunkLayout, PCPU_BLOCK_BITS, PCPU_MAX_UNIT_PAGES, PcpuRoot};
+use pagevisor_shared::percpu::{PCPU_BLOCK_BITS, PCPU_MAX_UNIT_PAGES, PcpuRoot};
 use pagevisor_shared::pgtable::Protection;
 use pagevisor_shared::units::{NodeId, Order, PAGE_SIZE, Pfn, VirtAddr};
 
@@ -14,9 +16,19 @@ use crate::Mm;
 use crate::platform::Platform;
 use crate::raw::Chunk;
 use crate::sync::{self, Plain};
+use crate::vmalloc::Group;
 
 /// Flags that count for what a chunk is made of (`pcpu_alloc`).
 const KEPT: Gfp = Gfp::KERNEL.with(Gfp::NORETRY).with(Gfp::NOWARN);
+
+/// Where the groups of CPUs have their units in every chunk.
+fn groups<'a>(root: &PcpuRoot, groups: &'a mut [Group; NR_CPUS]) -> &'a [Group] {
+    let count = (root.nr_groups.get() as usize).min(NR_CPUS);
+    for ((group, offset), size) in groups.iter_mut().zip(&root.group_offsets).zip(&root.group_sizes).take(count) {
+        *group = Group { offset: offset.get(), size: size.get() };
+    }
+    &groups[..count]
+}
 
 /// What is kept of the caller's flags.
 pub(super) fn memory_gfp(gfp: Gfp) -> Gfp {
@@ -32,26 +44,14 @@ impl<P: Platform> Mm<P> {
         result
     }
 
-    /// Bytes of addresses from a chunk's first unit to the end of its last.
-    fn pcpu_span(&self, root: &PcpuRoot) -> u64 {
-        let last = root.unit_off.iter().take(self.cpus.len()).map(Plain::get).max();
-        last.unwrap_or(0) + root.unit_size.get()
-    }
-
     /// A chunk without pages, on no list (`pcpu_create_chunk`).
-    #[allow(unsafe_code, reason = "makes a record of memory that was allocated for it")]
     pub(super) fn create_chunk(&self, root: &PcpuRoot, gfp: Gfp) -> Option<Chunk> {
         let pages = ((root.unit_size.get() / PAGE_SIZE) as usize).min(PCPU_MAX_UNIT_PAGES);
-        let size = ChunkLayout::new(pages).size;
-        // Aligned to 64, like all kmalloc classes of that size.
-        let record = self.kzalloc(size + 4 * pages * self.cpus.len(), gfp)?;
-        let Some(base) = self.get_percpu_area(self.pcpu_span(root), gfp) else {
-            self.kfree(record);
+        let chunk = Chunk::new(self, pages, gfp)?;
+        let Some(base) = self.get_percpu_areas(groups(root, &mut [Group::default(); NR_CPUS]), gfp) else {
+            chunk.free(self);
             return None;
         };
-        // SAFETY: the memory is in the direct map, large enough, aligned, and nobody else's until `destroy_chunk`.
-        let chunk = unsafe { Chunk::adopt(record, pages) };
-        chunk.pages.set(record.raw() + size as u64);
         chunk.base_addr.set(base.raw());
         chunk.free_bytes.set((pages as u64 * PAGE_SIZE) as u32);
         chunk.slot.set(slots::NO_SLOT);
@@ -60,13 +60,23 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Gives back a chunk that is on no list and has no pages (`pcpu_destroy_chunk`).
-    pub(super) fn destroy_chunk(&self, chunk: Chunk) {
-        self.free_percpu_area(VirtAddr::new(chunk.base_addr.get()));
-        self.kfree(VirtAddr::new(chunk.addr()));
+    pub(super) fn destroy_chunk(&self, root: &PcpuRoot, chunk: Chunk) {
+        let base = VirtAddr::new(chunk.base_addr.get());
+        self.free_percpu_areas(groups(root, &mut [Group::default(); NR_CPUS]), base);
+        chunk.free(self);
+    }
+
+    /// Takes a chunk from among all, under the lock: from here on nobody finds it.
+    pub(super) fn leave_chunk(&self, root: &PcpuRoot, chunk: Chunk) {
+        slots::leave(root, chunk);
+        let base = VirtAddr::new(chunk.base_addr.get());
+        self.set_area_chunk(groups(root, &mut [Group::default(); NR_CPUS]), base, 0);
     }
 
     /// Enters a new chunk, under the lock.
-    pub(super) fn enter_chunk(root: &PcpuRoot, chunk: Chunk) {
+    pub(super) fn enter_chunk(&self, root: &PcpuRoot, chunk: Chunk) {
+        let base = VirtAddr::new(chunk.base_addr.get());
+        self.set_area_chunk(groups(root, &mut [Group::default(); NR_CPUS]), base, chunk.addr());
         slots::enter(root, chunk);
         slots::add(root, chunk, slots::slot_of(root, chunk), true);
     }

@@ -152,7 +152,13 @@ fn update_block_alloc(maps: &Maps, index: usize, first: u32, last: u32) -> u32 {
 /// (`pcpu_block_update_hint_alloc`); gives how many blocks with memory were free as a whole until now.
 #[inline(always)]
 pub(super) fn update_alloc(chunk: Chunk, maps: &Maps, from: usize, to: usize) -> u32 {
-    if shrink_largest(&chunk.md, maps, from as u32, (to - from) as u32) {
+    update_alloc_of(chunk, maps, chunk.md.contig_hint.get(), from, to)
+}
+
+/// As [`update_alloc`], for who knows already what is `largest` in the chunk.
+#[inline(always)]
+pub(super) fn update_alloc_of(chunk: Chunk, maps: &Maps, largest: u32, from: usize, to: usize) -> u32 {
+    if shrink_largest(&chunk.md, maps, largest, from as u32, (to - from) as u32) {
         return 0;
     }
     update_alloc_anywhere(chunk, maps, from, to)
@@ -161,8 +167,8 @@ pub(super) fn update_alloc(chunk: Chunk, maps: &Maps, from: usize, to: usize) ->
 /// Takes `len` bits from `from` on, if the largest runs of chunk and block both begin there, behind something allocated,
 /// and stay the largest.
 #[inline(always)]
-fn shrink_largest(all: &PcpuBlock, maps: &Maps, from: u32, len: u32) -> bool {
-    let rest = all.contig_hint.get().wrapping_sub(len);
+fn shrink_largest(all: &PcpuBlock, maps: &Maps, largest: u32, from: u32, len: u32) -> bool {
+    let rest = largest.wrapping_sub(len);
     if all.contig_hint_start.get() != from || rest < all.scan_hint.get() {
         return false;
     }

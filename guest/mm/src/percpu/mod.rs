@@ -12,7 +12,8 @@
 //! [`pagevisor_shared::percpu`] tells how it lies in memory, and what a per-CPU pointer is.
 //!
 //! # Locks
-//! [`PcpuRoot::lock`], with interrupts off, guards all records. Nothing is allocated under it. Who adds chunks or pages or
+//! [`PcpuRoot::lock`], with interrupts off, guards all records. Nothing is allocated under it, and no other lock is taken
+//! but that of the areas in use ([`crate::vmalloc`]), which know their chunks. Who adds chunks or pages or
 //! takes them away holds [`PcpuRoot::alloc_mutex`] meanwhile, without the lock.
 
 mod alloc;

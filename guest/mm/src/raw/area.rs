@@ -1,20 +1,27 @@
 //! Records of vmalloc areas, and the links between them.
 //!
-//! What it rests on: a record is made of memory that was allocated to be one ([`AreaRef::adopt`]) and
+//! What it rests on: a record is made of memory that was allocated to be one ([`AreaCache::alloc`]) and
 //! goes back only when nothing links to it any more; the words that link records are written here only, from references to
 //! such records. So following a link arrives at a record. References are used under the lock that guards the trees, or by
 //! whoever has taken the record out.
 
+use core::marker::PhantomData;
 use core::mem::{align_of, size_of};
 use core::ops::Deref;
 use core::ptr::{from_ref, with_exposed_provenance};
 use core::sync::atomic::AtomicU64;
 
-use pagevisor_shared::units::VirtAddr;
-use pagevisor_shared::vmalloc::{RB_BLACK, VmStruct, VmapArea, VmapTree};
+use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::slab::SlabFlags;
+use pagevisor_shared::units::{PAGE_SHIFT, PhysAddr, VirtAddr};
+use pagevisor_shared::vmalloc::{RB_BLACK, VmFlags, VmStruct, VmapArea, VmapTree};
 
+use super::{CacheSlot, DirectMap};
+use crate::Mm;
+use crate::platform::Platform;
 use crate::sync::Plain;
 use crate::tree::TreeNode;
+use crate::vmalloc::AreaTree;
 
 /// Bytes of an area's record, and of what it is used for behind it; multiples of it are their alignment.
 pub(crate) const AREA_BYTES: usize = size_of::<VmapArea>() + size_of::<VmStruct>();
@@ -107,7 +114,7 @@ impl AreaRef {
     /// The memory is the caller's: it has the size and alignment of [`AREA_BYTES`], is RAM in the direct map (or, hosted,
     /// of the process), and is used as this record only until the caller, knowing that no link and no reference leads to it
     /// any more, gives it back.
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn adopt(addr: VirtAddr) -> Self {
         let area: *const VmapArea = with_exposed_provenance(addr.raw() as usize);
         // SAFETY: the caller's promise; atomics are valid with any content.
@@ -316,5 +323,85 @@ impl VmRef {
     #[inline(always)]
     pub(crate) fn addr(self) -> VirtAddr {
         VirtAddr::new(from_ref(self.0).expose_provenance() as u64)
+    }
+}
+
+/// The slab cache that records of areas come from.
+#[derive(Debug)]
+pub(crate) struct AreaCache(CacheSlot);
+
+impl AreaCache {
+    pub(crate) const fn new() -> Self {
+        Self(CacheSlot::new())
+    }
+
+    /// Makes the cache, if there is none. False when there is no memory for it. By one CPU at a time.
+    pub(crate) fn init<P: Platform>(&self, mm: &Mm<P>) -> bool {
+        if self.0.get().is_none() {
+            match mm.kmem_cache_create("vmap_area", AREA_BYTES, AREA_BYTES, SlabFlags::NONE, None) {
+                Ok(cache) => self.0.set(cache),
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    /// A record, in no tree.
+    #[inline(always)]
+    pub(crate) fn alloc<P: Platform>(&self, mm: &Mm<P>, gfp: Gfp) -> Option<AreaRef> {
+        let addr = mm.kmem_cache_alloc(self.0.get()?, gfp)?;
+        // SAFETY: an object of that size and alignment, nobody else's until `free`.
+        Some(unsafe { AreaRef::adopt(addr) })
+    }
+
+    /// Gives back a record that nothing links to.
+    #[inline(always)]
+    pub(crate) fn free<P: Platform>(&self, mm: &Mm<P>, area: AreaRef) {
+        if let Some(cache) = self.0.get() {
+            mm.kmem_cache_free(cache, area.addr());
+        }
+    }
+}
+
+/// Bytes of an area of memory, inside one page: what its owner has written there, and nothing of the kernel's own. They
+/// stay while the tree of areas in use is held.
+#[derive(Debug)]
+pub(crate) struct AreaBytes<'a> {
+    map: DirectMap,
+    phys: PhysAddr,
+    len: usize,
+    held: PhantomData<&'a AreaTree<false>>,
+}
+
+impl<'a> AreaBytes<'a> {
+    /// Up to `most` bytes at `virt`, if they are in an area of memory that is complete. `busy` is the tree of areas in use,
+    /// which is held.
+    pub(crate) fn find<P: Platform>(mm: &Mm<P>, busy: &'a AreaTree<false>, virt: u64, most: u64) -> Option<Self> {
+        let vm = busy.find(virt)?.vm()?;
+        let flags = VmFlags(vm.flags.get());
+        let inside = flags.contains(VmFlags::ALLOC)
+            && !flags.contains(VmFlags::UNINITIALIZED)
+            && virt - vm.addr.get() < u64::from(vm.nr_pages.get()) << PAGE_SHIFT;
+        let mapping = if inside { mm.walk_kernel(VirtAddr::new(virt))? } else { return None };
+        Some(Self { map: mm.direct_map(), phys: mapping.phys, len: most.min(mapping.rest) as usize, held: PhantomData })
+    }
+
+    /// How many there are.
+    pub(crate) const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Copies them to `to`, as many as it has room for.
+    pub(crate) fn read(&self, to: &mut [u8]) {
+        let len = self.len.min(to.len());
+        // SAFETY: pages of an area that is not freed meanwhile (`find`). Who else uses them is the owner's business;
+        // bytes are valid with any content.
+        unsafe { self.map.copy_to(self.phys, &mut to[..len]) };
+    }
+
+    /// Copies `from` there, as much as there is room for.
+    pub(crate) fn write(&self, from: &[u8]) {
+        // SAFETY: as in `read`. Pages of these areas hold nothing but what their owner writes.
+        unsafe { self.map.copy_in(self.phys, &from[..self.len.min(from.len())]) };
     }
 }

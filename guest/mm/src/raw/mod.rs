@@ -23,7 +23,7 @@ mod window;
 mod words;
 
 pub(crate) use anon::{AnonFamily, Chain, first_chain, set_family_at, set_first_chain};
-pub(crate) use area::{AREA_BYTES, AreaRef, AreaWord, VmRef};
+pub(crate) use area::{AreaBytes, AreaCache, AreaRef, AreaWord, VmRef};
 pub(crate) use content::Owned;
 pub use frames::{FrameTables, Home};
 pub(crate) use locked::{RwSem, SpinLock};
@@ -32,7 +32,7 @@ pub(crate) use owned::MmVec;
 pub use owned::{KBox, KVec, NoMemory};
 pub use page_tree::FileMapping;
 pub(crate) use page_tree::{TreeNodeRef, set_mapping_at};
-pub(crate) use percpu::{Chunk, Maps, adopt_root, copy_direct, zero_direct};
+pub(crate) use percpu::{Chunk, Maps, boot_records, boot_unit, zero_units};
 pub(crate) use pgtable::{LastTable, Table};
 pub(crate) use record::RecordCache;
 pub use record::{Handle, Record};

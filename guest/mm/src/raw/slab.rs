@@ -166,6 +166,14 @@ impl SlabMemory {
         unsafe { self.at(addr).cast::<u32>().write_unaligned(bytes.to_le()) }
     }
 
+    /// Whether four words of an array whose lock is held, or of nobody else's, are these.
+    #[inline(always)]
+    pub(crate) fn are_four(self, words: &[AtomicU64; 4], expected: [u64; 4]) -> bool {
+        // Plain loads, which the compiler can make part of comparisons.
+        // SAFETY: who writes to an array's words holds its lock, too.
+        words.iter().zip(expected).all(|(word, expected)| unsafe { word.as_ptr().read() } == expected)
+    }
+
     /// Two bytes at `addr`, a multiple of 2.
     #[inline(always)]
     pub(crate) fn half(self, addr: u64) -> &'static AtomicU16 {

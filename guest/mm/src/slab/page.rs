@@ -279,9 +279,7 @@ fn put_run(
         let second = expected.wrapping_add(step);
         let third = second.wrapping_add(step);
         let fourth = third.wrapping_add(step);
-        let wrong =
-            (four[0].get() ^ expected) | (four[1].get() ^ second) | (four[2].get() ^ third) | (four[3].get() ^ fourth);
-        if wrong != 0 {
+        if !memory.are_four(four, [expected, second, third, fourth]) {
             break;
         }
         at -= 4;

@@ -41,7 +41,7 @@ impl<P: Platform, const AUGMENTED: bool> Drop for Held<'_, P, AUGMENTED> {
 }
 
 /// Why nothing could be carved.
-enum NoArea {
+pub(super) enum NoArea {
     /// There must be one more record, for what is left on the other side.
     NeedsRecord,
     /// No free area is large enough.
@@ -95,11 +95,24 @@ impl AreaTree<true> {
         let hole = self.find_fit(size, align, || {}).ok_or(NoArea::NoSpace)?;
         // A power of two, and free areas end far below the last address.
         let start = (hole.start() + (align - 1)) & !(align - 1);
-        let end = start + size;
+        let emptied = self.cut(hole, start, start + size, spare)?;
+        Ok(Carved { start, emptied })
+    }
+
+    /// Takes the addresses from `start` up to `end` out of `hole`, a free area that has them (`adjust_va_to_fit_type`). Gives
+    /// its record if it is used up.
+    #[inline(always)]
+    pub(super) fn cut(
+        &self,
+        hole: AreaRef,
+        start: u64,
+        end: u64,
+        spare: &mut Option<AreaRef>,
+    ) -> Result<Option<AreaRef>, NoArea> {
         match (start == hole.start(), end == hole.end()) {
             (true, true) => {
                 self.remove(hole);
-                return Ok(Carved { start, emptied: Some(hole) });
+                return Ok(Some(hole));
             }
             (true, false) => hole.va_start.set(end),
             (false, true) => hole.va_end.set(start),
@@ -112,18 +125,18 @@ impl AreaTree<true> {
                 if let Some(place) = self.place(end, above.end()) {
                     self.insert(above, place);
                 }
-                return Ok(Carved { start, emptied: None });
+                return Ok(None);
             }
         }
         self.propagate(hole);
-        Ok(Carved { start, emptied: None })
+        Ok(None)
     }
 }
 
 impl AreaTree<false> {
     /// Makes `area` one in use (`insert_vmap_area`).
     #[inline]
-    fn insert_busy(&self, area: AreaRef, start: u64, size: u64) {
+    pub(super) fn insert_busy(&self, area: AreaRef, start: u64, size: u64) {
         let vm = area.own_vm();
         area.va_start.set(start);
         area.va_end.set(start + size);
@@ -170,6 +183,18 @@ impl<P: Platform> Mm<P> {
         self.lock_tree(&self.vmalloc_state().purge)
     }
 
+    /// A record.
+    #[inline(always)]
+    pub(super) fn new_area(&self, gfp: Gfp) -> Option<AreaRef> {
+        self.vmalloc.records.alloc(self, gfp)
+    }
+
+    /// Gives back a record that nothing links to.
+    #[inline(always)]
+    pub(super) fn free_area(&self, area: AreaRef) {
+        self.vmalloc.records.free(self, area);
+    }
+
     /// Whether the vmalloc space can be used, which includes that its top-level tables are there. The first who asks pays
     /// for it.
     #[inline]
@@ -194,7 +219,7 @@ impl<P: Platform> Mm<P> {
     }
 
     fn vmalloc_init_locked(&self, gfp: Gfp) -> bool {
-        if !self.records_init() || !self.preallocate_top_level(gfp) {
+        if !self.vmalloc.records.init(self) || !self.preallocate_top_level(gfp) {
             return false;
         }
         let Some(all) = self.new_area(gfp) else { return false };

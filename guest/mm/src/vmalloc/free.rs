@@ -11,6 +11,9 @@ use crate::platform::{Level, Platform};
 use crate::raw::{AreaRef, VmRef};
 use crate::sync::Plain;
 
+/// Of areas that nobody can free: one that waits to be freed has been freed, and chunks of per-CPU memory have their own way.
+const NOBODYS: VmFlags = VmFlags::DEFERRED.with(VmFlags::PERCPU);
+
 fn flags_of(vm: VmRef) -> VmFlags {
     VmFlags(vm.flags.get())
 }
@@ -28,8 +31,7 @@ impl<P: Platform> Mm<P> {
         }
         self.vfree_deferred();
         let freeable = VmFlags::ALLOC.with(VmFlags::MAP);
-        // One that waits to be freed has been freed.
-        self.unmap_area(addr, "vfree", |flags| flags.intersects(freeable) && !flags.contains(VmFlags::DEFERRED));
+        self.unmap_area(addr, "vfree", |flags| flags.intersects(freeable) && !flags.intersects(NOBODYS));
     }
 
     /// As [`Self::vfree`], later in any case (`vfree_atomic`).
@@ -39,7 +41,7 @@ impl<P: Platform> Mm<P> {
         }
         let busy = self.lock_busy();
         let found = busy.find(addr.raw()).filter(|area| area.start() == addr.raw()).and_then(AreaRef::vm);
-        let ours = |vm: &VmRef| flags_of(*vm).contains(VmFlags::ALLOC) && !flags_of(*vm).contains(VmFlags::DEFERRED);
+        let ours = |vm: &VmRef| flags_of(*vm).contains(VmFlags::ALLOC) && !flags_of(*vm).intersects(NOBODYS);
         let vm = found.filter(ours);
         if let Some(vm) = vm {
             vm.flags.set(flags_of(vm).with(VmFlags::DEFERRED).0);

@@ -21,6 +21,8 @@
 //! | `free.lock` (`free_vmap_area_lock`), `busy.lock` (`vmap_area_lock`), `purge.lock` (`purge_vmap_area_lock`) | tree and list of free areas, of those in use (and the deferred ones), of those to be purged | with interrupts off; none of the three under another |
 //! | that of the page tables ([`crate::pgtable`]) | which tables there are | with interrupts off; under `busy.lock` only to look what is mapped |
 //!
+//! That of per-CPU memory ([`crate::percpu`]) is taken in front of `busy.lock`, to find the chunk of an address.
+//!
 //! Nothing is allocated or freed under any but the first. Who changes a tree keeps its sequence counter odd meanwhile,
 //! so that the host can tell that it read one state of it.
 
@@ -33,7 +35,6 @@ mod kvmalloc;
 mod lazy;
 mod lookup;
 mod percpu;
-mod records;
 
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -41,10 +42,10 @@ use pagevisor_shared::layout::{VMALLOC_END, VMALLOC_START};
 
 pub use alloc::VmallocRequest;
 pub use lookup::VmArea;
+pub(crate) use percpu::Group;
 
-use crate::raw::AreaRef;
+use crate::raw::{AreaCache, AreaRef};
 use crate::tree::Tree;
-use records::Records;
 
 /// A tree of areas.
 pub(crate) type AreaTree<const AUGMENTED: bool> = Tree<AreaRef, AUGMENTED>;
@@ -57,7 +58,8 @@ const SPACE_START: u64 = VMALLOC_START;
 /// What is not in the state region.
 #[derive(Debug)]
 pub(crate) struct Vmalloc {
-    records: Records,
+    /// The records of areas.
+    records: AreaCache,
     /// 1 once there are records and a free area.
     ready: AtomicU32,
     /// Held by who sees to that.
@@ -69,7 +71,7 @@ pub(crate) struct Vmalloc {
 impl Vmalloc {
     pub(crate) const fn new() -> Self {
         Self {
-            records: Records::new(),
+            records: AreaCache::new(),
             ready: AtomicU32::new(0),
             init_lock: AtomicU32::new(0),
             deferred: AtomicU64::new(0),

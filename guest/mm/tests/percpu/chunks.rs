@@ -5,19 +5,11 @@ use std::sync::Mutex;
 use pagevisor_mm::instrument::FailNth;
 use pagevisor_mm::sync::Plain;
 use pagevisor_shared::gfp::Gfp;
+use pagevisor_shared::percpu::PCPU_MIN_UNIT_SIZE;
 use pagevisor_shared::random::SplitMix64;
 use pagevisor_shared::units::{Pfn, VirtAddr};
 
 use super::*;
-
-/// Free pages of the machine, with nothing on pagesets.
-fn free_pages(mm: &Mm<HostPlatform>) -> u64 {
-    mm.drain_all_pages(None);
-    mm.purge_vmap_areas();
-    mm.kmem_cache_shrink_all();
-    mm.drain_all_pages(None);
-    mm.nr_free_pages(Gfp::KERNEL)
-}
 
 /// Takes and gives so much that several chunks come and go.
 fn come_and_go(mm: &Mm<HostPlatform>) {
@@ -25,12 +17,6 @@ fn come_and_go(mm: &Mm<HostPlatform>) {
     assert!(mm.percpu_root().expect("a root").nr_chunks.get() > 5);
     taken.into_iter().for_each(|ptr| mm.free_percpu(ptr));
     mm.percpu_balance();
-}
-
-/// What stays is one chunk, whose addresses may need a page table more or less.
-#[track_caller]
-fn assert_same(before: u64, now: u64) {
-    assert!(before.abs_diff(now) <= 4, "{now} pages are free, and {before} were");
 }
 
 #[test]
@@ -61,13 +47,49 @@ fn what_is_freed_goes_back() {
     let machine = machine(SMALL);
     let mm = machine.mm();
     come_and_go(mm);
-    let before = free_pages(mm);
+    let before = Pages::of(mm);
     for _ in 0..30 {
         come_and_go(mm);
     }
-    assert_same(before, free_pages(mm));
+    Pages::of(mm).assert_back(before);
     assert_sound(mm);
     assert_eq!(mm.region().header().nr_percpu_pages.get(), mm.pcpu_nr_pages());
+}
+
+#[test]
+fn the_areas_of_chunks_are_nobody_elses_to_free() {
+    let machine = machine(SMALL);
+    let mm = machine.mm();
+    // As large as may be: no room in the first chunk.
+    let ptr = mm.alloc_percpu(PCPU_MIN_UNIT_SIZE, 8).expect("memory");
+    fill(mm, ptr, PCPU_MIN_UNIT_SIZE as usize, 7);
+    let areas = mm.vmalloc_areas();
+    assert_eq!(areas.0 as u64, GROUPS);
+    type Free = fn(&Mm<HostPlatform>, VirtAddr);
+    let calls: [(Free, &str); 5] = [
+        (|mm, addr| mm.vfree(addr), "Trying to vfree() nonexistent vm area ("),
+        (|mm, addr| mm.vfree_atomic(addr), "Trying to vfree() nonexistent vm area ("),
+        (|mm, addr| mm.kvfree(addr), "Trying to vfree() nonexistent vm area ("),
+        (|mm, addr| mm.vunmap(addr), "Trying to vunmap() nonexistent vm area ("),
+        (|mm, addr| mm.iounmap(addr), "iounmap: bad address "),
+    ];
+    for cpu in cpus(mm) {
+        let area = mm.find_vm_area(mm.per_cpu_ptr(ptr, cpu)).expect("a unit is in an area").addr;
+        for (free, complaint) in calls {
+            machine.platform().clear_log();
+            free(mm, area);
+            assert!(machine.log_text().contains(complaint), "{complaint}: {}", machine.log_text());
+            mm.vfree_deferred();
+            assert_eq!(mm.vmalloc_areas(), areas, "{complaint}");
+        }
+        mm.kfree(area);
+        let mut byte = [0];
+        assert!(!mm.vread(area, &mut byte) && !mm.vwrite(area, &byte), "an area without pages of its own");
+    }
+    assert!(is_filled(mm, ptr, PCPU_MIN_UNIT_SIZE as usize, 7));
+    assert_sound(mm);
+    mm.free_percpu(ptr);
+    assert_sound(mm);
 }
 
 #[test]
@@ -99,8 +121,9 @@ fn no_failing_allocation_leaks() {
     let machine = machine(SMALL);
     let mm = machine.mm();
     come_and_go(mm);
-    let before = free_pages(mm);
-    for nth in 1..60 {
+    let before = Pages::of(mm);
+    // More often than there are pages to lose: then failures far behind what one round allocates.
+    for nth in (1..60).cycle().take(118) {
         mm.set_fail_nth(FailNth::of_machine(nth)).expect("possible");
         let taken: Vec<_> = (0..20).filter_map(|_| mm.alloc_percpu(4000, 8)).collect();
         assert_sound(mm);
@@ -110,7 +133,7 @@ fn no_failing_allocation_leaks() {
         mm.percpu_balance();
     }
     come_and_go(mm);
-    assert_same(before, free_pages(mm));
+    Pages::of(mm).assert_back(before);
     assert_sound(mm);
 }
 

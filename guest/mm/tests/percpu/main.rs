@@ -5,6 +5,7 @@ mod areas;
 mod chunks;
 mod first_chunk;
 mod model;
+mod soak;
 
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
@@ -12,7 +13,9 @@ use pagevisor_mm::Mm;
 use pagevisor_mm::check::{chunk_violations, violations};
 use pagevisor_mm::hosted::{HostPlatform, Machine, Topology};
 use pagevisor_mm::percpu::PerCpuPtr;
+use pagevisor_shared::report::counters::{global_node_page_state, global_zone_page_state};
 use pagevisor_shared::units::{CpuId, VirtAddr};
+use pagevisor_shared::vmstat::{NodeStat, ZoneStat};
 
 /// Sizes of the first chunk: static, reserved, dynamic, atom.
 pub const SMALL: [u64; 4] = [1500, 8 << 10, 28 << 10, 4096];
@@ -22,6 +25,11 @@ pub fn topology() -> Topology {
     let mib = |start: u64, end: u64| (start << 20, end << 20);
     Topology::new().node(&[mib(0, 64)], 3).node(&[mib(64, 128)], 1).node(&[mib(128, 160)], 0)
 }
+
+/// Groups of CPUs: nodes that have any.
+pub const GROUPS: u64 = 2;
+/// Records of areas with one further chunk: one for each group, and for the addresses before, between and behind them.
+const RECORDS: u64 = 2 * GROUPS + 1;
 
 /// A machine with the first chunk of `sizes`.
 pub fn machine(sizes: [u64; 4]) -> Machine {
@@ -78,4 +86,45 @@ pub fn is_zero(mm: &Mm<HostPlatform>, ptr: PerCpuPtr, len: usize) -> bool {
 pub fn assert_sound(mm: &Mm<HostPlatform>) {
     assert_eq!(chunk_violations(mm), []);
     assert_eq!(violations(mm), []);
+}
+
+/// Where the pages of a machine at rest are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pages {
+    /// With nothing on pagesets.
+    free: u64,
+    /// Records of chunks and of areas among them.
+    slab: u64,
+    /// Of page tables.
+    tables: u64,
+    /// Of units.
+    units: u64,
+}
+
+impl Pages {
+    /// After giving back what is only kept for the next one.
+    pub fn of(mm: &Mm<HostPlatform>) -> Self {
+        mm.purge_vmap_areas();
+        mm.kmem_cache_shrink_all();
+        mm.drain_all_pages(None);
+        let region = mm.region();
+        Self {
+            free: global_zone_page_state(region, ZoneStat::NrFreePages),
+            slab: global_node_page_state(region, NodeStat::NrSlabUnreclaimable),
+            tables: global_node_page_state(region, NodeStat::NrPageTablePages),
+            units: mm.pcpu_nr_pages(),
+        }
+    }
+
+    /// Fails unless these are all the pages there were `before`, and what stays of chunks that came and went is what may.
+    #[track_caller]
+    pub fn assert_back(self, before: Self) {
+        let all = |pages: Self| pages.free + pages.slab + pages.tables + pages.units;
+        assert_eq!(all(self), all(before), "{self:?}, and before {before:?}");
+        // One chunk is kept, without memory or with pages too few to be worth taking; where its units are, there may be a
+        // table more or less of both lower levels.
+        assert!(self.tables.abs_diff(before.tables) <= 2 * GROUPS, "{self:?}, and before {before:?}");
+        // Its record and those of areas may each be all that is left in a slab.
+        assert!(self.slab <= before.slab + 1 + RECORDS, "{self:?}, and before {before:?}");
+    }
 }

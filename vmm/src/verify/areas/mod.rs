@@ -2,6 +2,7 @@
 
 mod mapped;
 mod trees;
+mod units;
 
 use std::mem::offset_of;
 
@@ -28,6 +29,10 @@ struct Vm {
     /// Pages that are mapped.
     pages: u64,
     phys: u64,
+    /// First address behind the area.
+    behind: u64,
+    /// Address of the chunk of per-CPU memory whose units are here.
+    chunk: u64,
 }
 
 impl Vm {
@@ -67,6 +72,7 @@ impl Verifier<'_> {
         let pages = used.iter().filter(|vm| vm.flags.contains(VmFlags::ALLOC)).map(|vm| vm.pages).sum();
         let counted = region.header().nr_vmalloc_pages.load(Relaxed);
         self.findings.equal(Rule::VmallocPages, Place::Machine, "nr_vmalloc_pages", counted, pages);
+        self.check_unit_areas(&used);
         self.check_mapped(&used);
         Ok(())
     }
@@ -126,6 +132,7 @@ impl Verifier<'_> {
             self.findings.add(Rule::VmapRecord, place, evidence);
             return Ok(None);
         }
-        Ok(Some(Vm { start, flags, pages, phys }))
+        let chunk = record.u64(offset_of!(VmStruct, chunk));
+        Ok(Some(Vm { start, flags, pages, phys, behind: area.end, chunk }))
     }
 }

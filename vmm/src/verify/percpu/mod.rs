@@ -1,6 +1,7 @@
 //! Per-CPU memory: the root, the chunks with their lists and maps, and what is mapped in them.
 
 mod chunk;
+mod nodes;
 
 use std::collections::HashMap;
 use std::mem::offset_of;
@@ -19,6 +20,15 @@ use super::spans::Spans;
 use crate::state::StateError;
 use crate::state::slab::Record;
 use chunk::Chunk;
+use nodes::Excuses;
+
+/// A CPU's unit of a chunk, as addresses.
+#[derive(Clone, Debug)]
+pub(super) struct Unit {
+    pub addresses: Range<u64>,
+    /// Address of the chunk's record.
+    pub chunk: u64,
+}
 
 /// Most chunks that are believed.
 const MAX_CHUNKS: usize = 1 << 14;
@@ -48,6 +58,8 @@ struct Root {
     slots: Vec<u64>,
     /// By CPU.
     units: Vec<u64>,
+    /// Bytes of the largest group of units.
+    largest_group: u64,
 }
 
 impl Root {
@@ -82,6 +94,7 @@ impl Root {
             reserved_chunk: u64_at(offset_of!(PcpuRoot, reserved_chunk)),
             slots: list(offset_of!(PcpuRoot, slots), PCPU_MAX_SLOTS),
             units: list(offset_of!(PcpuRoot, unit_off), cpus.min(NR_CPUS)),
+            largest_group: list(offset_of!(PcpuRoot, group_sizes), NR_CPUS).into_iter().max().unwrap_or(0),
         }
     }
 
@@ -256,9 +269,14 @@ impl Verifier<'_> {
     /// All CPUs' pages of what has memory are mapped, and nobody else's.
     fn check_units(&mut self, root: &Root, chunks: &[Chunk]) {
         let (mut own, mut places): (Vec<Range<u64>>, Vec<Range<u64>>) = (Vec::new(), Vec::new());
+        let mut excuses = Excuses::default();
         for chunk in chunks {
-            for unit in &root.units {
+            for (cpu, unit) in root.units.iter().enumerate() {
                 let start = chunk.base.wrapping_add(*unit);
+                if !chunk.immutable {
+                    let addresses = start..start.saturating_add(root.unit_size);
+                    self.units.push(Unit { addresses, chunk: chunk.address });
+                }
                 for page in chunk.populated_pages() {
                     let address = start.wrapping_add(page * PAGE_SIZE);
                     let pfn = self.frame_behind(address);
@@ -266,6 +284,7 @@ impl Verifier<'_> {
                     match pfn {
                         Some(pfn) if theirs.contains(pfn) && !self.slab_frames.contains(pfn) => {
                             own.extend((!chunk.immutable).then_some(pfn..pfn + 1));
+                            self.check_unit_node((root, chunk), cpu, address, pfn, &mut excuses);
                         }
                         _ => {
                             let evidence = format_args!("a page with per-CPU memory is mapped to frame {pfn:x?}");
