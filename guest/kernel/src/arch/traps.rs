@@ -150,7 +150,7 @@ pub fn load() {
 #[unsafe(no_mangle)]
 extern "C" fn handle_trap(frame: &mut TrapFrame) {
     if frame.is_user() {
-        task::enter_kernel();
+        task::enter_kernel(&task::current());
     }
     match frame.vector {
         vector::PAGE_FAULT => page_fault(frame),
