@@ -8,7 +8,9 @@
 
 #include "bare.h"
 
+#ifndef RUNS
 #define RUNS 21
+#endif
 
 static const char *wanted_names;
 static u64 runs[RUNS];

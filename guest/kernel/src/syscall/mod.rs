@@ -45,7 +45,12 @@ pub fn call(task: &Task, frame: &mut TrapFrame) {
 /// Makes call `number`.
 #[inline(never)]
 fn work(number: u32, frame: &mut TrapFrame) {
-    let result = match dispatch(number, frame) {
+    let result = if memory::is_of_memory(number) {
+        Some(memory::call(number, &frame.arguments()))
+    } else {
+        dispatch(number, frame)
+    };
+    let result = match result {
         Some(result) => result,
         // All registers are another's now.
         None => return,
@@ -71,7 +76,6 @@ fn dispatch(number: u32, frame: &mut TrapFrame) -> Option<Outcome> {
         202 => futex::call(&args),
         _ => {
             let result = files::call(number, &args)
-                .or_else(|| memory::call(number, &args))
                 .or_else(|| tree::call(number, &args))
                 .or_else(|| stat::call(number, &args))
                 .or_else(|| shmem::call(number, &args))
