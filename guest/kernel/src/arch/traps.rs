@@ -191,6 +191,7 @@ fn page_fault(frame: &mut TrapFrame) {
         missing && (offset >> MAX_PHYSMEM_BITS == 0 && direct_map::fill(offset) || is_spurious(frame, address))
     };
     if !handled {
+        fault::tell_bad(frame, address);
         oops::bad_access(frame);
     }
 }
