@@ -16,9 +16,7 @@ use super::{Outcome, time, tree};
 use crate::arch::traps::TrapFrame;
 use crate::arch::{cpu, percpu, uaccess};
 use crate::fs::path;
-use crate::task::{
-    self, CloneArgs, NR_LIMITS, Process, Task, TaskRef, Usage, Wait, Which, clone_flags, exited_with,
-};
+use crate::task::{self, CloneArgs, NR_LIMITS, Process, Task, TaskRef, Usage, Wait, Which, clone_flags, exited_with};
 use crate::{clock, exec, fs, platform, smp};
 
 /// `arch_prctl`: what to do.
