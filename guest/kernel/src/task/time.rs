@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::units::CpuId;
 
-use super::object::{Task, current};
+use super::object::Task;
 use crate::arch::cpu;
 use crate::arch::this_cpu::percpu;
 use crate::clock;
