@@ -7,9 +7,11 @@ use std::process::Command;
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=programs/freestanding.h");
+    println!("cargo:rerun-if-changed=programs/bare.h");
+    println!("cargo:rerun-if-changed=programs/flags");
     let out = std::env::var_os("OUT_DIR").expect("cargo names a directory");
     let out = Path::new(&out);
-    for name in ["user", "files", "mapped", "jobs"] {
+    for name in ["user", "files", "mapped", "jobs", "bench", "touch", "cow", "flip", "stale", "storm", "errors"] {
         freestanding(name, out);
     }
     build("threads.c", Command::new("cc").args(["-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread"]), out);
@@ -18,21 +20,11 @@ fn main() {
     build("threads.rs", Command::new(rustc).arg("-O").args(target), out);
 }
 
-/// Builds `programs/NAME.c`, without a C library.
+/// Builds `programs/NAME.c`, without a C library; `scripts/programs` does it for use by hand.
 fn freestanding(name: &str, out: &Path) {
+    let flags = std::fs::read_to_string("programs/flags").expect("the flags can be read");
     let mut compiler = Command::new("cc");
-    let compiler = compiler
-        .args([
-            "-O2",
-            "-Wall",
-            "-Wextra",
-            "-Werror",
-            "-std=gnu11",
-            "-ffreestanding",
-            "-fno-stack-protector",
-            "-fno-builtin",
-        ])
-        .args(["-fno-pie", "-no-pie", "-nostdlib", "-static", "-mno-avx", "-fcf-protection=none", "-Wno-array-bounds"]);
+    let compiler = compiler.args(flags.split_whitespace());
     build(&format!("{name}.c"), compiler, out);
 }
 

@@ -286,10 +286,18 @@ pub fn call_function(cpus: CpuMask, function: fn(usize), argument: usize) {
 
 /// Runs the function that another CPU wants this one to run, if there is one.
 pub fn run_called_functions() {
+    // An interrupt in the midst would run it as well and take the bit away; then the one that is taken away here would be the
+    // next call's, whose function would never run.
+    let flags = cpu::irq_save();
     let me = 1 << percpu::cpu_number();
-    if CALL.pending.load(Ordering::Acquire) & me == 0 {
-        return;
+    if CALL.pending.load(Ordering::Acquire) & me != 0 {
+        run_called_function(me);
     }
+    cpu::irq_restore(flags);
+}
+
+/// Runs it, and takes this CPU's bit `me` away. Interrupts are off.
+fn run_called_function(me: u64) {
     // SAFETY: `call_function` stored a function of this type before it set this CPU's bit, and changes neither until
     // the bit is cleared.
     let function: fn(usize) = unsafe { core::mem::transmute(CALL.function.load(Ordering::Relaxed)) };

@@ -53,11 +53,50 @@ pub enum Kind {
     Scullp = 14,
     /// As [`Self::Scull`], with quanta from `vmalloc`, of the pages of `order`.
     Scullv = 15,
+    /// A program in user mode on each CPU touches `hold` pages so that faults of the kind `fault` come.
+    Fault = 16,
+}
+
+/// What the program of [`Kind::Fault`] does.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[repr(u8)]
+pub enum Touch {
+    /// Writes to new anonymous memory.
+    #[default]
+    Anon = 0,
+    /// Reads new anonymous memory: the zero page.
+    Zero = 1,
+    /// As [`Self::Anon`], then forks; the child writes to all of it, which copies it.
+    Cow = 2,
+    /// As [`Self::Anon`], then forks; when the child has gone writes again to what is its own once more.
+    CowReuse = 3,
+    /// Writes to new memory that would be shared with children: a file of nobody else.
+    File = 4,
+    /// Writes down its stack, which grows.
+    Stack = 5,
+    /// As [`Self::Anon`], then takes the right to write away, gives it back, and writes again.
+    Mprotect = 6,
+}
+
+impl Touch {
+    /// All of them, by number.
+    pub const ALL: [Self; 7] =
+        [Self::Anon, Self::Zero, Self::Cow, Self::CowReuse, Self::File, Self::Stack, Self::Mprotect];
+
+    /// Its name for users.
+    pub const fn name(self) -> &'static str {
+        ["anon", "zero", "cow", "cow-reuse", "file", "stack", "mprotect"][self as usize]
+    }
+
+    /// The one of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|touch| touch.name() == name)
+    }
 }
 
 impl Kind {
     /// All of them, by number.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Sequential,
         Self::Random,
         Self::ProducerConsumer,
@@ -74,12 +113,13 @@ impl Kind {
         Self::Scullc,
         Self::Scullp,
         Self::Scullv,
+        Self::Fault,
     ];
 
     /// Whether it allocates nothing but blocks of pages. Such a workload alone can keep them at the end.
     pub const fn is_of_pages(self) -> bool {
         use Kind::*;
-        !matches!(self, SlabMix | VmallocMix | MemoryMix | Scull | Scullc | Scullp | Scullv)
+        !matches!(self, SlabMix | VmallocMix | MemoryMix | Scull | Scullc | Scullp | Scullv | Fault)
     }
 
     /// Its name for users.
@@ -101,6 +141,7 @@ impl Kind {
             "scullc",
             "scullp",
             "scullv",
+            "fault",
         ][self as usize]
     }
 
@@ -134,7 +175,7 @@ pub struct Params {
     pub nth: u32,
     /// Percent of free memory to fill.
     pub fill: u32,
-    /// Most blocks held at a time, or KiB of a scull device; 0 for the workload's own choice.
+    /// Most blocks held at a time, KiB of a scull device, or pages that a program touches; 0 for the workload's own choice.
     pub hold: u32,
     /// 64-byte lines that are written and read in each page that was allocated, at most 64. These are the accesses
     /// that are counted.
@@ -147,6 +188,8 @@ pub struct Params {
     pub part: Part,
     /// [`Kind::Replay`], where a trace begins: ids of its blocks are below this, which is at most [`MAX_IDS`].
     pub ids: u32,
+    /// [`Kind::Fault`]: what the program does.
+    pub fault: Touch,
 }
 
 impl Params {
@@ -172,6 +215,7 @@ impl Params {
             records: 0,
             part: Part::Whole,
             ids: 0,
+            fault: Touch::Anon,
         }
     }
 
@@ -190,7 +234,7 @@ impl Params {
         for (order, weight) in self.mix.iter().enumerate() {
             words[8 + order / 4] |= (*weight as u64) << (order % 4 * 16);
         }
-        words[11] = self.ids as u64 | (self.part as u64) << 32;
+        words[11] = self.ids as u64 | (self.part as u64) << 32 | (self.fault as u64) << 40;
         words
     }
 
@@ -221,6 +265,7 @@ impl Params {
             records: (words[7] >> 32) as u32,
             part: *Part::ALL.get((words[11] >> 32 & 0xff) as usize).ok_or(OpError::Invalid)?,
             ids: words[11] as u32,
+            fault: *Touch::ALL.get((words[11] >> 40 & 0xff) as usize).ok_or(OpError::Invalid)?,
         })
     }
 }
@@ -332,6 +377,8 @@ pub enum Count {
     Nodes = 9,
     /// Objects, or parts of a device, whose content was not what had been written.
     Mismatches = 10,
+    /// Page faults of the workload's programs.
+    Faults = 11,
 }
 
 /// A report as it lies in a reply.

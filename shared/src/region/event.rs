@@ -73,6 +73,10 @@ pub enum EventKind {
     MmShrinkSlabEnd = 20,
     /// An allocation of an object failed because it was told to. `args[0]` size, gfp.
     Failslab = 21,
+    /// A program's page fault has been dealt with: [`super::fault::PageFault`].
+    PageFaultUser = 22,
+    /// The kernel's page fault at an address of a program, or a bad one, has been dealt with. As [`Self::PageFaultUser`].
+    PageFaultKernel = 23,
 }
 
 /// [`Event::node`] of an allocation for which any node would do (`NUMA_NO_NODE`).
@@ -82,7 +86,7 @@ pub const TEXT_BYTES: usize = 24;
 
 impl EventKind {
     /// All of them, by number.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::MmPageAlloc,
         Self::MmPageFree,
         Self::MmPageFreeBatched,
@@ -105,6 +109,8 @@ impl EventKind {
         Self::MmShrinkSlabStart,
         Self::MmShrinkSlabEnd,
         Self::Failslab,
+        Self::PageFaultUser,
+        Self::PageFaultKernel,
     ];
 
     /// The kind numbered `raw`.
@@ -143,12 +149,19 @@ impl EventKind {
             "mm_shrink_slab_start",
             "mm_shrink_slab_end",
             "failslab",
+            "page_fault_user",
+            "page_fault_kernel",
         ][self as usize]
     }
 
     /// Whether it is about a shrinker; the caller then is the shrinker's function.
     pub const fn is_of_shrinker(self) -> bool {
         matches!(self, Self::MmShrinkSlabStart | Self::MmShrinkSlabEnd)
+    }
+
+    /// Whether it is about a page fault; the caller then is the instruction that made it.
+    pub const fn is_of_fault(self) -> bool {
+        matches!(self, Self::PageFaultUser | Self::PageFaultKernel)
     }
 
     /// The kind of that name.

@@ -17,6 +17,7 @@
 //! checks every offset, stride and count against what it mapped and never again trusts the header.
 
 pub mod event;
+pub mod fault;
 mod header;
 pub mod log;
 mod reader;

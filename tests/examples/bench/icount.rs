@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
+use pagevisor::boot::Init;
 use pagevisor_shared::device::cmdline::ZEROED;
 use pagevisor_tests::command::run;
 
@@ -31,6 +32,27 @@ const BOUNDS: &[(&str, f64)] = &[
     ("percpu_8_hot", 400.0),
     ("percpu_512_hot", 1500.0),
 ];
+
+/// Most instructions of user space's operations, as programs see them: from the access or `syscall` until it is over.
+const USER_BOUNDS: &[(&str, f64)] = &[
+    ("getppid", 110.0),
+    ("anon_first_touch_write", 1300.0),
+    (KNOWN_ZERO, 800.0),
+    ("anon_read_zero_page", 500.0),
+    ("cow_fault_copy", 1500.0),
+    ("cow_fault_reuse", 500.0),
+    ("munmap_touched_anon", 350.0),
+    ("mmap_munmap_1page", 2500.0),
+    ("mprotect_1page_own_vma", 900.0),
+    ("mprotect_1page_mid_vma", 2800.0),
+    ("fork_exit_wait_1MiB", 60_000.0),
+    ("fork_exit_wait_256MiB", 7_000_000.0),
+    ("brk_grow_1page_touch", 2000.0),
+];
+/// The first touch of memory that is known to be zero, which Linux clears like any other.
+const KNOWN_ZERO: &str = "anon_first_touch_known_zero";
+/// The program that measures them.
+const USER_BENCH: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bench"));
 
 /// Most instructions from entry to ready.
 const BOOT_BOUND: f64 = 1_000_000.0;
@@ -63,6 +85,29 @@ pub fn operations(elf: &Path, linux: &BTreeMap<String, f64>) -> Result<Table, St
         })
         .collect();
     let title = "Instructions per operation, one CPU, 1 GiB".to_owned();
+    Ok(Table { title, unit: "instructions", reference: "Linux 6.1", rows })
+}
+
+/// Instructions per operation of a program (`tests/programs/bench.c`), in user mode and in the kernel together, as in Linux's
+/// figures.
+pub fn user(elf: &Path, linux: &BTreeMap<String, f64>) -> Result<Table, String> {
+    let init = Init { path: "/bin/bench".into(), program: Some(USER_BENCH.to_vec()), arguments: Vec::new() };
+    let archive = std::env::temp_dir().join(format!("pagevisor-bench-{}.cpio", std::process::id()));
+    std::fs::write(&archive, init.archive()).map_err(|e| format!("{}: {e}", archive.display()))?;
+    let mut qemu = Machine { nodes: vec![1 << 30], cpus: 1 }.qemu(elf);
+    qemu.arg("-initrd").arg(&archive).args(["-append", &format!("{ZEROED} loglevel=0 rdinit={}", init.path)]);
+    let figures = figures(&mut qemu);
+    let _ = std::fs::remove_file(&archive);
+    let rows = figures?
+        .into_iter()
+        .map(|(name, value)| Row {
+            reference: linux.get(if name == KNOWN_ZERO { "anon_first_touch_write" } else { &name }).copied(),
+            bound: USER_BOUNDS.iter().find(|(n, _)| *n == name).map(|(_, bound)| *bound),
+            name,
+            value,
+        })
+        .collect();
+    let title = "Instructions per operation of a program, kernel and program together, one CPU, 1 GiB".to_owned();
     Ok(Table { title, unit: "instructions", reference: "Linux 6.1", rows })
 }
 
@@ -147,6 +192,15 @@ impl Machine {
 
     /// As [`Self::bench`], with more words on the command line.
     fn bench_with(&self, elf: &Path, names: &str, append: &str) -> Result<Vec<(String, f64)>, String> {
+        let mut qemu = self.qemu(elf);
+        // QEMU's RAM starts as zeros, as our own VMM's does; the guest has to be told. And its log would go out byte
+        // by byte here.
+        qemu.args(["-append", &format!("{ZEROED} loglevel=0 bench={names} {append}")]);
+        figures(&mut qemu)
+    }
+
+    /// QEMU, with everything but the command line.
+    fn qemu(&self, elf: &Path) -> Command {
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args("-nodefaults -no-user-config -display none -no-reboot -serial stdio -accel tcg".split(' '))
             .args("-icount shift=0,sleep=off -cpu qemu64,+rdrand".split(' '))
@@ -156,19 +210,22 @@ impl Machine {
             let cpus = if node < self.cpus { format!(",cpus={node}") } else { String::new() };
             qemu.args(["-object", &backend, "-numa", &format!("node,nodeid={node},memdev=m{node}{cpus}")]);
         }
-        // QEMU's RAM starts as zeros, as our own VMM's does; the guest has to be told. And its log would go out byte
-        // by byte here.
-        qemu.arg("-kernel").arg(elf).args(["-append", &format!("{ZEROED} loglevel=0 bench={names} {append}")]);
-        let output = run(&mut qemu);
-        if output.code() != 0 {
-            return Err(format!("QEMU ended with {}: {}{}", output.code(), output.stdout, output.stderr));
-        }
-        let figures: Vec<_> = output.stdout.lines().filter_map(figure).collect();
-        if figures.is_empty() {
-            return Err(format!("the guest printed no figures: {}{}", output.stdout, output.stderr));
-        }
-        Ok(figures)
+        qemu.arg("-kernel").arg(elf);
+        qemu
     }
+}
+
+/// The figures that a guest prints, in its order.
+fn figures(qemu: &mut Command) -> Result<Vec<(String, f64)>, String> {
+    let output = run(qemu);
+    if output.code() != 0 {
+        return Err(format!("QEMU ended with {}: {}{}", output.code(), output.stdout, output.stderr));
+    }
+    let figures: Vec<_> = output.stdout.lines().filter_map(figure).collect();
+    if figures.is_empty() {
+        return Err(format!("the guest printed no figures: {}{}", output.stdout, output.stderr));
+    }
+    Ok(figures)
 }
 
 /// `bench NAME VALUE`

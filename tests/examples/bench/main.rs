@@ -17,13 +17,13 @@ const USAGE: &str = "\
 Usage: scripts/bench [--json FILE] [--only PART]... [--linux FILE]
 
   --json FILE   write the figures there too
-  --only PART   measure only this part (may be given again): instructions, instrumentation, boot, scaling, memory,
-                time, or clients
+  --only PART   measure only this part (may be given again): instructions, user, instrumentation, boot, scaling,
+                memory, time, or clients
   --linux FILE  Linux's figures [scripts/linux-6.1-icount.tsv]
 
 Exit status: 0, 1 when a figure misses its bound, 2 for bad usage.";
 
-const PARTS: [&str; 7] = ["instructions", "instrumentation", "boot", "scaling", "memory", "time", "clients"];
+const PARTS: [&str; 8] = ["instructions", "user", "instrumentation", "boot", "scaling", "memory", "time", "clients"];
 
 struct Args {
     json: Option<PathBuf>,
@@ -80,6 +80,10 @@ fn measure(args: &Args) -> Result<bool, String> {
     if wanted("instructions") {
         let linux = icount::reference(&args.linux)?;
         show(&mut tables, icount::operations(&elf, &linux)?);
+    }
+    if wanted("user") {
+        let linux = icount::reference(&args.linux)?;
+        show(&mut tables, icount::user(&elf, &linux)?);
     }
     if wanted("instrumentation") {
         let bare =

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::failure::STATUS_HELP;
+use super::faults::FaultsArgs;
 use super::process::{PsArgs, VmArgs, VtopArgs};
 use crate::config::TopologyArgs;
 use crate::events::Kinds;
@@ -52,6 +53,8 @@ pub enum Command {
     Log(LogArgs),
     /// Print what the allocator of a running guest does, as trace_pipe does
     Events(EventsArgs),
+    /// Print the page faults of a running guest's programs
+    Faults(FaultsArgs),
     /// Show the slab caches of a running guest and keep them up to date, as slabtop does
     Slabtop(SlabtopArgs),
     /// Pause a running guest and prove that its allocator's structures are sound; or those in a dump
@@ -338,7 +341,7 @@ pub struct KernelArgs {
 }
 
 /// `5s`, `200ms`, or seconds without a unit.
-fn time(text: &str) -> Result<Duration, String> {
+pub(super) fn time(text: &str) -> Result<Duration, String> {
     match text.strip_suffix("ms") {
         Some(millis) => {
             let millis: f64 = millis.parse().map_err(|_| "not a time, such as 5s or 200ms".to_owned())?;

@@ -53,7 +53,7 @@ fn cannot_write(error: std::io::Error) -> Failure {
     Failure::new(exit_status::FAILURE, Context("cannot write the trace", error))
 }
 
-fn host(what: &'static str) -> impl Fn(std::io::Error) -> Failure {
+pub(super) fn host(what: &'static str) -> impl Fn(std::io::Error) -> Failure {
     move |error| Failure::new(exit_status::FAILURE, Context(what, error))
 }
 
@@ -82,24 +82,28 @@ pub(super) fn events(args: &EventsArgs, out: &mut impl Write) -> Result<u8, Fail
         kinds => EventReader::from_oldest(&region, kinds.unwrap_or(Kinds::ALL)),
     };
     let renderer = Renderer::new(&region, Some(Symbols::of_guest(kernel_elf(), view.memory())));
-    let status =
-        if waits { follow(args, &connection, &signals, || sink.drain(&view, &mut reader, &renderer))? } else { 0 };
+    let status = if waits {
+        follow(args.duration, &connection, &signals, || sink.drain(&view, &mut reader, &renderer))?
+    } else {
+        0
+    };
     // The mapping outlives the guest: these are its last events.
     sink.drain(&view, &mut reader, &renderer)?;
     sink.finish()?;
     Ok(status)
 }
 
-/// Calls `drain` until there is a reason to end; gives the exit status that goes with it.
-fn follow(
-    args: &EventsArgs,
+/// Calls `drain` until there is a reason to end: `duration` is over, the guest is, or a signal comes; gives the exit status
+/// that goes with it.
+pub(super) fn follow(
+    duration: Option<Duration>,
     connection: &Connection,
     signals: &Signals,
     mut drain: impl FnMut() -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
     let begin = Instant::now();
     loop {
-        let left = args.duration.map(|duration| duration.saturating_sub(begin.elapsed()));
+        let left = duration.map(|duration| duration.saturating_sub(begin.elapsed()));
         if left == Some(Duration::ZERO) || connection.wait_closed(left.unwrap_or(INTERVAL).min(INTERVAL)) {
             return Ok(exit_status::OK);
         }

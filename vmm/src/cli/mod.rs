@@ -7,6 +7,7 @@ mod dump;
 mod events;
 mod experiment;
 mod failure;
+mod faults;
 mod grace;
 mod init;
 mod kernel;
@@ -81,6 +82,7 @@ fn execute(command: Command, out: &mut impl Write) -> Result<u8, Failure> {
         Command::Log(args) => remote::log(&args, out)?,
         Command::Dump(args) => dump::dump(&args, out)?,
         Command::Events(args) => return events::events(&args, out),
+        Command::Faults(args) => return faults::faults(&args, out),
         Command::Slabtop(args) => return slabtop::slabtop(&args, out),
         Command::Verify(args) => return verify::verify(&args, out),
         Command::Kernel(args) => kernel::kernel(&args, kernel_elf(), out)?,

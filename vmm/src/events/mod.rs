@@ -4,6 +4,7 @@
 //! The rings are the guest's, so they may hold anything at any time. A reader goes through at most so many records per
 //! look as the rings have, and everything that it could not read counts as lost.
 
+mod faults;
 mod perfetto;
 mod text;
 
@@ -11,6 +12,7 @@ use pagevisor_shared::region::RegionRef;
 use pagevisor_shared::region::event::{EVENT_SLOTS, Event, EventKind, EventRead};
 use pagevisor_shared::units::CpuId;
 
+pub use faults::FaultRenderer;
 pub use perfetto::Perfetto;
 pub use text::Renderer;
 
@@ -21,6 +23,9 @@ pub struct Kinds(pub u64);
 impl Kinds {
     /// All there are.
     pub const ALL: Self = Self((1 << EventKind::ALL.len()) - 1);
+
+    /// Those of page faults.
+    pub const FAULTS: Self = Self(EventKind::PageFaultUser.bit() | EventKind::PageFaultKernel.bit());
 
     /// Whether `kind` is one of them.
     pub const fn has(self, kind: EventKind) -> bool {

@@ -7,6 +7,7 @@ use pagevisor_shared::command::workload::{Kind, Mark, Params, Phase};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::region::Table;
 use pagevisor_shared::region::event::{EVENT_WORDS, EventRing, NO_NODE};
+use pagevisor_shared::region::fault::{ErrorCode, PageFault, Resolution};
 use proptest::prelude::*;
 
 use super::*;
@@ -155,6 +156,55 @@ fn lines_of_objects_are_those_of_trace_pipe() {
         (with(EventKind::Failslab, [100, 0, 0]), "failslab: size=100 gfp_flags=none"),
     ] {
         assert_eq!(text, format!("{head}{expected}\n"));
+    }
+}
+
+fn fault() -> Event {
+    let fault = PageFault {
+        user: true,
+        address: 0x7fff_1000,
+        error: ErrorCode(6),
+        ip: 0x40_1000,
+        pid: 7,
+        resolution: Resolution::CowReuse,
+        major: false,
+        ticks: 512,
+    };
+    assert_eq!(PageFault::decode(&fault.encode()), Some(fault));
+    Event { tsc: at(1_500_000_000), ..fault.encode() }
+}
+
+#[test]
+fn lines_of_faults_begin_as_trace_pipe_s() {
+    let guest = guest();
+    let renderer = Renderer::new(&guest.region(), None);
+    let line = renderer.line(&Item::Event(cpu(0), fault()));
+    let fields = "address=0x7fff1000 ip=0x401000 error_code=0x6 pid=7 kind=cow-reuse major=0 ticks=512\n";
+    assert!(line.ends_with(&format!(": page_fault_user: {fields}")), "{line}");
+    let damaged = renderer.line(&Item::Event(cpu(0), Event { order: 77, ..fault() }));
+    assert!(damaged.ends_with("page_fault_user: 0x7fff1000 0x700000006 0x200\n"), "{damaged}");
+}
+
+#[test]
+fn faults_are_a_table_of_their_own() {
+    let guest = guest();
+    let lines =
+        |pid, items: &[Item], json| FaultRenderer::new(Renderer::new(&guest.region(), None), pid).lines(items, json);
+    let other = Event::new(EventKind::MmPageFree);
+    let items = [Item::Lost(cpu(1), 3), Item::Event(cpu(1), fault()), Item::Event(cpu(0), other)];
+    let row = "  1.500000   1     7 user   000000007fff1000 0000000000401000 W|U      cow-reuse      512\n";
+    assert_eq!(lines(None, &items, false), format!("CPU:1 [LOST 3 EVENTS]\n{row}"));
+    assert_eq!(lines(Some(8), &items[1..], false), "");
+    let json: serde_json::Value = serde_json::from_str(&lines(Some(7), &items[1..], true)).unwrap();
+    let expected = serde_json::json!({
+        "time_ns": 1_500_000_000, "cpu": 1, "pid": 7, "from": "user", "address": "0x7fff1000", "ip": "0x401000",
+        "error_code": 6, "error": ["W", "U"], "kind": "cow-reuse", "major": false, "cycles": 512,
+    });
+    assert_eq!(json, expected);
+    for (code, text) in
+        [(0, "-"), (1, "P"), (4, "U"), (7, "P|W|U"), (0x14, "U|I"), (0x1d, "P|U|RSVD|I"), (0x24, "U|0x20")]
+    {
+        assert_eq!(ErrorCode(code).to_string(), text);
     }
 }
 

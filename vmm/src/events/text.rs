@@ -7,6 +7,7 @@ use pagevisor_shared::command::workload::Mark;
 use pagevisor_shared::page::PAGE_STRUCT_SIZE;
 use pagevisor_shared::region::RegionRef;
 use pagevisor_shared::region::event::{Event, EventKind, NO_NODE};
+use pagevisor_shared::region::fault::PageFault;
 use pagevisor_shared::units::{CpuId, PAGEBLOCK_ORDER};
 use serde_json::{Value, json};
 
@@ -84,6 +85,8 @@ impl Renderer {
         let symbols = self.symbols.as_ref().filter(|_| event.caller != 0);
         match (symbols, event.caller) {
             (_, 0) => None,
+            // Of a program, whose symbols nobody knows here.
+            (_, address) if event.kind == EventKind::PageFaultUser => Some(format!("{address:#018x}")),
             (Some(symbols), address) if event.kind.is_of_shrinker() => Some(symbols.locate(address).to_string()),
             (Some(symbols), address) => Some(symbols.locate_return(address).to_string()),
             (None, address) => Some(format!("{address:#018x}")),
@@ -189,6 +192,16 @@ impl Renderer {
                 event.node, event.pfn,
             ),
             EventKind::Failslab => format!("size={first} gfp_flags={gfp}"),
+            EventKind::PageFaultUser | EventKind::PageFaultKernel => match PageFault::decode(event) {
+                // Linux has the first three; addresses of programs have no names.
+                Some(PageFault { address, ip, error, pid, resolution, major, ticks, user: _ }) => format!(
+                    "address={address:#x} ip={ip:#x} error_code={:#x} pid={pid} kind={} major={} ticks={ticks}",
+                    error.0,
+                    resolution.name(),
+                    u8::from(major),
+                ),
+                None => format!("{first:#x} {second:#x} {third:#x}"),
+            },
             EventKind::WorkloadMark => match Mark::decode(event) {
                 Some(mark) => format!("mark={} {}", if mark.end { "end" } else { "begin" }, workload(&mark)),
                 None => format!("{first:#x} {second:#x} {third:#x}"),

@@ -14,19 +14,21 @@
 //! | `hold` | number | most blocks held at a time, or KiB of a scull device; a `fragment` that says neither this nor `fill` takes 16384 |
 //! | `touch` | 0 to 64 | cache lines written and read in each page |
 //! | `keep` | `yes`, `no` | whether pages stay allocated at the end; those of a `fragment` do |
+//! | `kind` | `anon`, `zero`, `cow`, `cow-reuse`, `file`, `stack`, `mprotect` | what the program of a `fault` does |
+//! | `pages` | number | pages that it touches |
 //! | `file` | path | trace to replay: the text of `trace_pipe` or `pagevisor events` |
 
 use std::path::Path;
 
 use pagevisor_shared::MAX_NUMNODES;
 use pagevisor_shared::command::Placement;
-use pagevisor_shared::command::workload::{Kind, Params};
+use pagevisor_shared::command::workload::{Kind, Params, Touch};
 use pagevisor_shared::units::{CpuMask, MAX_ORDER, NodeId, NodeMask, Order};
 
 use super::{Messages, Value, Workload};
 
 /// The keys, as an error names them.
-const KEYS: &str = "seed, ops, cpus, gfp, order, mix, placement, nth, fill, hold, touch, keep, file";
+const KEYS: &str = "seed, ops, cpus, gfp, order, mix, placement, nth, fill, hold, touch, keep, kind, pages, file";
 /// Pages that a `fragment` fills which does not say how much: 64 MiB.
 const FRAGMENT_PAGES: u32 = 16384;
 /// Cache lines in a page.
@@ -89,6 +91,9 @@ fn set(params: &mut Params, key: &str, value: &Value) -> Result<(), String> {
         "hold" => params.hold = small(value, 0, u32::MAX.into())?,
         "touch" => params.touch = small(value, 0, MAX_TOUCH)?,
         "keep" => params.keep = truth(&text)?,
+        "kind" | "pages" if params.kind != Kind::Fault => return Err("only a fault has one".to_owned()),
+        "kind" => params.fault = touch(&text)?,
+        "pages" => params.hold = small(value, 1, u32::MAX.into())?,
         "file" if params.kind == Kind::Replay => {}
         "file" => return Err("only a replay has one".to_owned()),
         _ => return Err(format!("there is no such parameter; there are {KEYS}")),
@@ -115,6 +120,11 @@ fn truth(text: &str) -> Result<bool, String> {
         "no" | "false" | "0" => Ok(false),
         _ => Err(format!("{text:?} is neither yes nor no")),
     }
+}
+
+fn touch(text: &str) -> Result<Touch, String> {
+    let names = || Touch::ALL.map(Touch::name).join(", ");
+    Touch::named(text).ok_or_else(|| format!("{text:?} is none of {}", names()))
 }
 
 fn order(text: &str) -> Result<Order, String> {
@@ -238,6 +248,12 @@ mod tests {
             refused("random:placement=far"),
             "placement: \"far\" is not local, preferred:NODE, bind:NODES or interleave:NODES"
         );
+        let fault = decoded("fault:kind=cow-reuse,pages=4096").unwrap();
+        assert_eq!(fault, Params { fault: Touch::CowReuse, hold: 4096, ..Params::new(Kind::Fault) });
+        assert_eq!(Params::decode(&fault.encode()), Ok(fault));
+        let kinds = "anon, zero, cow, cow-reuse, file, stack, mprotect";
+        assert_eq!(refused("fault:kind=page"), format!("kind: \"page\" is none of {kinds}"));
+        assert_eq!(refused("random:pages=3"), "pages: only a fault has one");
         assert_eq!(refused("random:file=x"), "file: only a replay has one");
         let replay = "replay:file=/nowhere/t".parse::<Workload>().unwrap().encode().unwrap_err();
         assert_eq!(replay, "file: /nowhere/t: No such file or directory (os error 2)");

@@ -27,6 +27,8 @@ pub struct WorkloadReport {
     pub hits: u64,
     /// Objects, or parts of a device, whose content was not what had been written.
     pub mismatches: u64,
+    /// Page faults of the workload's programs.
+    pub faults: u64,
     /// Ticks of the time stamp counter from start to end, of the slowest CPU.
     pub ticks: u64,
     /// Pages that were allocated, by node, then zone type.
@@ -48,6 +50,9 @@ impl fmt::Display for WorkloadReport {
         if self.mismatches != 0 {
             write!(f, ", {} NOT AS WRITTEN", self.mismatches)?;
         }
+        if self.faults != 0 {
+            write!(f, ", {} page faults", self.faults)?;
+        }
         let (node, zone) = (self.node_fallback, self.zone_fallback);
         write!(f, ", {node} pages from other nodes, {zone} from lower zones, {ticks} ticks")
     }
@@ -66,6 +71,7 @@ impl WorkloadReport {
             "tries": self.tries,
             "hits": self.hits,
             "mismatches": self.mismatches,
+            "faults": self.faults,
             "ticks": self.ticks,
             "placement": self.placement,
             "accesses": self.accesses,
@@ -87,7 +93,7 @@ pub struct BadReport {
 impl WorkloadReport {
     /// Adds what the next part of the workload has done, on the same machine.
     pub fn add(&mut self, next: &Self) {
-        let fields: [(&mut u64, u64); 9] = [
+        let fields: [(&mut u64, u64); 11] = [
             (&mut self.allocs, next.allocs),
             (&mut self.failed, next.failed),
             (&mut self.freed, next.freed),
@@ -96,6 +102,8 @@ impl WorkloadReport {
             (&mut self.zone_fallback, next.zone_fallback),
             (&mut self.tries, next.tries),
             (&mut self.hits, next.hits),
+            (&mut self.mismatches, next.mismatches),
+            (&mut self.faults, next.faults),
             (&mut self.ticks, next.ticks),
         ];
         let placement = self.placement.iter_mut().flatten().zip(next.placement.iter().flatten().copied());
@@ -131,6 +139,7 @@ impl WorkloadReport {
             tries: count(Count::Tries),
             hits: count(Count::Hits),
             mismatches: count(Count::Mismatches),
+            faults: count(Count::Faults),
             ticks: count(Count::Ticks),
             placement: zones(Report::placement()),
             accesses: accesses.chunks_exact(nodes.max(1)).take(nodes).map(<[u64]>::to_vec).collect(),

@@ -11,12 +11,13 @@
 
 use core::arch::global_asm;
 use core::mem::offset_of;
+use core::sync::atomic::Ordering::Acquire;
 
 use super::cpu::{self, msr};
 use super::percpu::{PerCpu, Tables};
 use super::traps::{self, TrapFrame, vector};
 use super::{gdt, percpu};
-use crate::task::{self, todo};
+use crate::task::{self, Task, todo};
 use crate::{command, signal, syscall};
 
 // A stub of 16 bytes for every vector: it makes the frame the same whether the processor pushed an error code or not.
@@ -54,7 +55,6 @@ trap_stubs:
     pushq %r13
     pushq %r14
     pushq %r15
-    cld
     movq %rsp, %rdi
     .endm
 
@@ -81,6 +81,7 @@ trap_common:
     jz 1f
     swapgs
 1:  save_registers
+    cld
     call handle_trap
     .globl trap_return
 trap_return:
@@ -90,6 +91,7 @@ trap_return:
     movq %rsp, %rdi
     call exit_to_user
     // By sysretq if that gives all registers what they are to have, and cannot fault.
+return_to_user:
     cmpq ${system_call}, {vector}(%rsp)
     jne 1f
     movq {rip}(%rsp), %rax
@@ -127,7 +129,7 @@ syscall_entry:
     pushq ${system_call}
     save_registers
     call enter_system_call
-    jmp trap_return
+    jmp return_to_user
     "#,
     cs = const offset_of!(TrapFrame, cs),
     vector = const offset_of!(TrapFrame, vector),
@@ -208,31 +210,43 @@ pub fn system_call_by_fault(frame: &mut TrapFrame) {
     frame.error_code = frame.rax;
     frame.rip = frame.rcx;
     frame.rflags = frame.r15_to_r8[3 + 1];
-    handle_system_call(frame);
+    cpu::irq_enable();
+    syscall::call(&task::current(), frame);
 }
 
-/// A program calls by `syscall` itself; interrupts are off.
+/// A program calls by `syscall` itself, which has cleared the flag of direction; interrupts are off, and are off when this
+/// returns, for the program to go on.
 #[unsafe(no_mangle)]
 extern "C" fn enter_system_call(frame: &mut TrapFrame) {
-    task::enter_kernel();
-    handle_system_call(frame);
-}
-
-/// A program calls; interrupts are off.
-fn handle_system_call(frame: &mut TrapFrame) {
+    let task = task::current();
+    task::enter_kernel(&task);
     cpu::irq_enable();
-    syscall::call(frame);
+    syscall::call(&task, frame);
+    cpu::irq_disable();
+    exit(&task, frame);
 }
 
-/// What is to be done before a program goes on with `frame` (`exit_to_user_mode_loop`). Interrupts are off, and are off
-/// when this returns.
+/// What is to be done before a program goes on with `frame`. Interrupts are off, and are off when this returns.
 #[unsafe(no_mangle)]
 extern "C" fn exit_to_user(frame: &mut TrapFrame) {
-    let task = task::current();
+    exit(&task::current(), frame);
+}
+
+#[inline(always)]
+fn exit(task: &Task, frame: &mut TrapFrame) {
+    if task.todo.load(Acquire) != 0 {
+        work(task, frame);
+    }
+    task::leave_kernel();
+}
+
+/// Does what the current task has to do before it goes on with `frame` (`exit_to_user_mode_loop`).
+#[cold]
+#[inline(never)]
+fn work(task: &Task, frame: &mut TrapFrame) {
     loop {
-        let work = task.todo.load(core::sync::atomic::Ordering::Acquire);
+        let work = task.todo.load(Acquire);
         if work == 0 {
-            task::leave_kernel();
             return;
         }
         cpu::irq_enable();

@@ -150,7 +150,7 @@ pub fn load() {
 #[unsafe(no_mangle)]
 extern "C" fn handle_trap(frame: &mut TrapFrame) {
     if frame.is_user() {
-        task::enter_kernel();
+        task::enter_kernel(&task::current());
     }
     match frame.vector {
         vector::PAGE_FAULT => page_fault(frame),
@@ -191,6 +191,7 @@ fn page_fault(frame: &mut TrapFrame) {
         missing && (offset >> MAX_PHYSMEM_BITS == 0 && direct_map::fill(offset) || is_spurious(frame, address))
     };
     if !handled {
+        fault::tell_bad(frame, address);
         oops::bad_access(frame);
     }
 }

@@ -15,6 +15,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use pagevisor_mm::Mm;
 use pagevisor_mm::command::{Commands, Services, execute, is_short, refuse};
 use pagevisor_shared::NR_CPUS;
+use pagevisor_shared::command::workload::Touch;
 use pagevisor_shared::command::{ANY_CPU, BUFFER_BYTES, CommandHeader, NR_BUFFERS, Status};
 use pagevisor_shared::device::monitor::{QUEUE_COMMAND, QUEUE_REPLY};
 use pagevisor_shared::region::records::{Activity, CpuState};
@@ -26,7 +27,7 @@ use crate::platform::{self, Kernel};
 use crate::sync::{IrqSpinLock, Once};
 use crate::task::{self, WaitQueue};
 use crate::virtq::{Buffers, Queue};
-use crate::{power, region, smp};
+use crate::{exec, power, region, smp};
 
 /// Bytes of the buffers of both queues.
 pub const BUFFERS_BYTES: u64 = 2 * (NR_BUFFERS * BUFFER_BYTES) as u64;
@@ -431,6 +432,10 @@ impl Services for Worker {
                 self.relax();
             }
         }
+    }
+
+    fn run_program(&self, touch: Touch, pages: u64) -> Option<u64> {
+        exec::run_toucher(touch, pages, || self.relax())
     }
 
     fn shutdown(&self, code: u16) {

@@ -6,6 +6,7 @@ mod elf;
 mod init;
 mod map;
 mod stack;
+mod toucher;
 
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -32,6 +33,7 @@ use crate::platform;
 use crate::task::{self, Task};
 
 pub use init::{ends as init_ends, start as start_init};
+pub use toucher::run as run_toucher;
 
 /// Where stacks end (`STACK_TOP`).
 const STACK_TOP: u64 = TASK_SIZE_MAX;

@@ -15,15 +15,17 @@ use crate::task;
 /// The kernel's memory stack.
 type Mm = pagevisor_mm::Mm<Kernel>;
 
-/// Makes call `number`, if it is one of these.
-pub fn call(number: u32, args: &[u64; 6]) -> Option<Outcome> {
-    // The calls on memory come to three runs of numbers.
-    if !matches!(number, 9..=12 | 25..=28 | 149..=152 | 325 | 310 | 311) {
-        return None;
-    }
+/// Whether call `number` is one of these.
+#[inline(always)]
+pub const fn is_of_memory(number: u32) -> bool {
+    matches!(number, 9..=12 | 25..=28 | 149..=152 | 325 | 310 | 311)
+}
+
+/// Makes call `number`, which is one of these.
+pub fn call(number: u32, args: &[u64; 6]) -> Outcome {
     let task = task::current();
-    let (Some(mm), Some(space)) = (platform::mm(), task.space()) else { return Some(Err(Errno::ENOMEM)) };
-    Some(known(mm, space, &super::limits(&task), number, args))
+    let (Some(mm), Some(space)) = (platform::mm(), task.space()) else { return Err(Errno::ENOMEM) };
+    known(mm, space, &super::limits(&task), number, args)
 }
 
 fn known(mm: &Mm, space: Space, limits: &Limits, number: u32, args: &[u64; 6]) -> Outcome {

@@ -31,12 +31,26 @@ const SYSCALL_BYTES: u64 = 2;
 static UNKNOWN: AtomicU64 = AtomicU64::new(0);
 static TOLD: [AtomicU64; 8] = [const { AtomicU64::new(0) }; 8];
 
-/// A program calls, with `frame`.
-pub fn call(frame: &mut TrapFrame) {
-    let task = task::current();
+/// `task`, the current one, calls with `frame`.
+#[inline]
+pub fn call(task: &Task, frame: &mut TrapFrame) {
     task.record.syscalls.store(task.record.syscalls.load(Relaxed) + 1, Relaxed);
     let number = frame.rax as u32;
-    let result = match dispatch(number, frame) {
+    match process::identity(task, number) {
+        Some(value) => frame.rax = value,
+        None => work(number, frame),
+    }
+}
+
+/// Makes call `number`.
+#[inline(never)]
+fn work(number: u32, frame: &mut TrapFrame) {
+    let result = if memory::is_of_memory(number) {
+        Some(memory::call(number, &frame.arguments()))
+    } else {
+        dispatch(number, frame)
+    };
+    let result = match result {
         Some(result) => result,
         // All registers are another's now.
         None => return,
@@ -59,12 +73,9 @@ fn dispatch(number: u32, frame: &mut TrapFrame) -> Option<Outcome> {
             Ok(()) => return None,
             Err(error) => Err(error),
         },
-        // getpid and its like come first: they are nothing but a call.
-        39 | 102 | 104 | 107 | 108 | 110 | 186 => Ok(process::identity(number)),
         202 => futex::call(&args),
         _ => {
             let result = files::call(number, &args)
-                .or_else(|| memory::call(number, &args))
                 .or_else(|| tree::call(number, &args))
                 .or_else(|| stat::call(number, &args))
                 .or_else(|| shmem::call(number, &args))

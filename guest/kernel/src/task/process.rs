@@ -186,6 +186,16 @@ impl Process {
         self.family.lock().threads.push(task.addr());
     }
 
+    /// Makes the current task, a thread of the kernel, the only thread of a process that is nobody's child.
+    pub fn found() {
+        let (task, process) = (current(), Self::new(None, 0));
+        process.pgrp.store(task.pid(), Relaxed);
+        process.session.store(task.pid(), Relaxed);
+        task.set_process(Arc::clone(&process));
+        let _table = table::lock();
+        process.family.lock().threads.push(task.addr());
+    }
+
     /// The parent, if there is one.
     pub fn parent(&self) -> Option<Arc<Self>> {
         let _table = table::lock();

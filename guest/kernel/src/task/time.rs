@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::units::CpuId;
 
-use super::object::{Task, current};
+use super::object::Task;
 use crate::arch::cpu;
 use crate::arch::this_cpu::percpu;
 use crate::clock;
@@ -28,10 +28,10 @@ pub fn leave_kernel() {
     USER_SINCE.write(cpu::rdtsc());
 }
 
-/// To be called first thing when user mode was left, with interrupts off.
+/// To be called first thing when user mode was left, with the current task and interrupts off.
 #[inline(always)]
-pub fn enter_kernel() {
-    let ticks = &current().user_ticks;
+pub fn enter_kernel(task: &Task) {
+    let ticks = &task.user_ticks;
     let spent = cpu::rdtsc().wrapping_sub(USER_SINCE.read());
     ticks.store(ticks.load(Relaxed) + spent, Relaxed);
     USER_TICKS.add(spent);

@@ -14,6 +14,7 @@ mod reserve;
 
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
+use pagevisor_shared::command::workload::Touch;
 use pagevisor_shared::command::{CommandHeader, Op, OpError, OpResult, RawOp, ReplyHeader, STOP_ON_ERROR, Status};
 use pagevisor_shared::units::CpuMask;
 
@@ -46,6 +47,10 @@ pub trait Services: Sync {
 
     /// Waits until each other CPU has been at a safe point, or idle.
     fn barrier(&self);
+
+    /// Runs the program of [`pagevisor_shared::command::workload::Kind::Fault`] on this CPU, and waits for its end; gives the
+    /// page faults that it and its children had. `None` if it could not be run, or came to a bad end.
+    fn run_program(&self, touch: Touch, pages: u64) -> Option<u64>;
 
     /// Powers off.
     fn shutdown(&self, code: u16);

@@ -61,6 +61,12 @@ impl<P: Platform> Mm<P> {
         !cfg!(feature = "bare") && self.region.header().event_mask.load(Relaxed) & kind.bit() != 0
     }
 
+    /// Whether events of `kind` are recorded, for who has more to do then than to call [`Self::trace`].
+    #[inline(always)]
+    pub fn is_traced(&self, kind: EventKind) -> bool {
+        self.traces(kind)
+    }
+
     /// Records an event if its kind is on. Time, CPU and caller, where it has none yet, are filled in.
     #[inline]
     pub fn trace(&self, event: Event) {

@@ -11,8 +11,8 @@ use crate::platform::Platform;
 use crate::raw::{FrameList, Space};
 use crate::sync::Plain;
 
-/// Pages collected without memory for more.
-const BUNDLED: usize = 64;
+/// Pages collected without memory for more (`MMU_GATHER_BUNDLE`).
+const BUNDLED: usize = 8;
 /// Pages of frame numbers at most (`MAX_GATHER_BATCH_COUNT`: 10000 frames).
 const MAX_BATCHES: usize = 10;
 

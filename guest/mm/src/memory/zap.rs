@@ -159,6 +159,27 @@ impl<P: Platform> Mm<P> {
         gather.finish();
     }
 
+    /// Unmaps the pages of one end of `vma` and frees the tables that served nobody else; in between `shrink` takes the end
+    /// from the area, so that who cuts its file does not come to tables that go. `floor` and `ceiling` are as for
+    /// [`Self::unmap_region`].
+    pub fn unmap_end(
+        &self,
+        held: &MmapWrite<'_, P>,
+        vma: Vma,
+        (start, end): (u64, u64),
+        (floor, ceiling): (u64, u64),
+        shrink: impl FnOnce(),
+    ) {
+        update_hiwater_rss(held.space().record());
+        // From here on nobody's fault brings a page of the area.
+        held.vma_start_write(vma);
+        let mut gather = Gather::new(self, held.space());
+        self.zap_range(&mut gather, vma, start, end, false);
+        shrink();
+        self.free_pgd_range(&mut gather, start, end, floor, ceiling);
+        gather.finish();
+    }
+
     /// Unmaps all pages of a space that nobody uses any more, and frees its tables but for the top one (`exit_mmap`). Its
     /// areas are still there, and go next.
     pub(crate) fn exit_pages(&self, held: &MmapWrite<'_, P>) {

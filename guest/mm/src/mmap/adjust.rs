@@ -261,6 +261,12 @@ impl<P: Platform> MmapWrite<'_, P> {
         Ok(())
     }
 
+    /// Makes an area that is smaller of `vma`: what is not from `start` up to `end` has been unmapped.
+    pub(super) fn shrink(&self, vma: Vma, start: u64, end: u64) {
+        let pgoff = vma.index_of(start);
+        self.set_bounds(&Bounds { vma, start, end, pgoff, moved: None, gone: [None; 2], insert: None });
+    }
+
     /// Cuts `vma` in two at `addr`, a page inside it; the new one is that below, or that above (`__split_vma`).
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use pagevisor_shared::errno::Errno;
 use pagevisor_shared::mm_types::VmaFlags;
-use pagevisor_shared::units::{PAGE_SIZE, VirtAddr};
+use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE, VirtAddr};
 
 use super::account::vm_stat_account;
 use super::areas::vma_at_or_above;
@@ -46,6 +46,12 @@ impl<P: Platform> Mm<P> {
     pub(super) fn munmap_range(&self, held: &MmapWrite<'_, P>, start: u64, end: u64) -> Result<(), Errno> {
         let space = held.space();
         let Some(mut first) = vma_at_or_above(space, start).filter(|vma| vma.start() < end) else { return Ok(()) };
+        let alone = first.end() >= end || first.next().is_none_or(|next| next.start() >= end);
+        let (from, to) = (start.max(first.start()), end.min(first.end()));
+        if alone && (from == first.start()) != (to == first.end()) {
+            self.cut(held, first, from, to);
+            return Ok(());
+        }
         if start > first.start() {
             if end < first.end() {
                 // There will be one more.
@@ -71,6 +77,26 @@ impl<P: Platform> Mm<P> {
         }
         self.unmap_areas(held, first, count);
         Ok(())
+    }
+
+    /// Unmaps one end of `vma`, from `start` up to `end`: what is left is as if it had been split and the other part had gone,
+    /// but no area is made for that.
+    fn cut(&self, held: &MmapWrite<'_, P>, vma: Vma, start: u64, end: u64) {
+        let (space, flags, pages) = (held.space(), vma.flags(), (end - start) >> PAGE_SHIFT);
+        let keeps_start = start > vma.start();
+        let beyond = vma.next().map_or(0, Vma::start);
+        let (floor, ceiling) = if keeps_start { (start, beyond) } else { (vma.prev().map_or(0, Vma::end), end) };
+        self.unmap_end(held, vma, (start, end), (floor, ceiling), || {
+            let (left, right) = if keeps_start { (vma.start(), start) } else { (end, vma.end()) };
+            held.shrink(vma, left, right);
+        });
+        if flags.contains(VmaFlags::LOCKED) {
+            space.record().locked_vm.drop_by(pages);
+        }
+        vm_stat_account(space, flags, -(pages as i64));
+        if flags.contains(VmaFlags::ACCOUNT) {
+            self.vm_unacct_memory(pages);
+        }
     }
 
     /// Unmaps `count` areas from `first` on (`unmap_region`, `remove_mt`).

@@ -18,6 +18,8 @@ use crate::sync::Plain;
 /// Blocks that the random workload holds at most, and that change hands at a time between pagesets.
 const HOLD: u64 = 1024;
 const BATCH: u64 = 256;
+/// Pages that a program touches.
+const FAULT_PAGES: u64 = 1024;
 /// Most blocks that a table can name.
 const MAX_TABLE: u64 = 1 << 19;
 /// Blocks that can be on their way from a producer to a consumer.
@@ -57,6 +59,17 @@ impl<P: Platform, S: Services> Lane<'_, '_, P, S> {
             Kind::Access => self.accesses(),
             Kind::SlabMix | Kind::VmallocMix | Kind::MemoryMix => self.object_steps(),
             Kind::Scull | Kind::Scullc | Kind::Scullp | Kind::Scullv => self.scull(),
+            Kind::Fault => self.faults(),
+        }
+    }
+
+    /// A program's faults; all that it has goes with it.
+    #[inline(never)]
+    fn faults(&mut self) {
+        let (services, touch, pages) = (self.run.services, self.run.params.fault, self.hold(FAULT_PAGES));
+        match self.phase(Phase::Access, |_| services.run_program(touch, pages)) {
+            Some(faults) => self.run.add(Count::Faults, faults),
+            None => self.run.add(Count::Failed, 1),
         }
     }
 

@@ -13,6 +13,7 @@ use std::time::Instant;
 use pagevisor_mm::check::violations;
 use pagevisor_mm::command::{Commands, Services, execute};
 use pagevisor_mm::hosted::{Machine, Topology};
+use pagevisor_shared::command::workload::Touch;
 use pagevisor_shared::command::workload::{Params, Report};
 use pagevisor_shared::command::{
     BUFFER_BYTES, CommandHeader, Op, OpError, OpResult, RawOp, ReplyHeader, STOP_ON_ERROR, Status,
@@ -53,6 +54,11 @@ impl Services for Threads<'_> {
     }
 
     fn barrier(&self) {}
+
+    fn run_program(&self, touch: Touch, pages: u64) -> Option<u64> {
+        // There is no user mode here.
+        (touch != Touch::Stack).then_some(2 * pages)
+    }
 
     fn shutdown(&self, _code: u16) {}
 }

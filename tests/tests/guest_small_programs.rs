@@ -1,0 +1,46 @@
+//! Small programs that use memory in all the ways there are; each checks what it finds itself, and ends with 42 if all was
+//! right (`tests/programs`).
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use pagevisor_tests::command::{pagevisor, run};
+
+/// Runs `program` with `args` in a guest of two nodes with a CPU each.
+#[track_caller]
+fn fine(name: &str, program: &[u8], args: &[&str]) {
+    let path = std::env::temp_dir().join(format!("pagevisor-program-{name}-{}", std::process::id()));
+    fs::write(&path, program).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let machine = ["run", "--timeout", "100", "--console", "--init"];
+    let command = machine.into_iter().chain([path.to_str().unwrap(), "--"]).chain(args.iter().copied());
+    let output = run(&mut pagevisor(command));
+    let _ = fs::remove_file(path);
+    assert_eq!(output.code(), 42, "{name}: {}\n{}", output.stdout, output.stderr);
+}
+
+macro_rules! program {
+    ($name:literal) => {
+        include_bytes!(concat!(env!("OUT_DIR"), "/", $name))
+    };
+}
+
+#[test]
+fn memory_is_of_the_node_of_who_touches_it_first() {
+    fine("touch", program!("touch"), &["32"]);
+}
+
+#[test]
+fn children_of_children_see_what_copies_would_show() {
+    fine("cow", program!("cow"), &["16", "3", "2"]);
+}
+
+#[test]
+fn rights_are_what_they_were_changed_to_and_stacks_grow() {
+    fine("flip", program!("flip"), &["8"]);
+}
+
+#[test]
+fn no_cpu_finds_what_another_has_taken_away() {
+    fine("stale", program!("stale"), &["4"]);
+}
