@@ -9,11 +9,18 @@ use pagevisor_tests::command::{pagevisor, run};
 /// Runs `program` with `args` in a guest of two nodes with a CPU each.
 #[track_caller]
 fn fine(name: &str, program: &[u8], args: &[&str]) {
+    fine_on(&[], name, program, args);
+}
+
+/// As [`fine`], on the machine that the flags `machine` say.
+#[track_caller]
+fn fine_on(machine: &[&str], name: &str, program: &[u8], args: &[&str]) {
     let path = std::env::temp_dir().join(format!("pagevisor-program-{name}-{}", std::process::id()));
     fs::write(&path, program).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    let machine = ["run", "--timeout", "100", "--console", "--init"];
-    let command = machine.into_iter().chain([path.to_str().unwrap(), "--"]).chain(args.iter().copied());
+    let path_text = path.to_str().unwrap();
+    let mut command = vec!["run", "--timeout", "100", "--console"];
+    command.extend(machine.iter().chain(&["--init", path_text, "--"]).chain(args));
     let output = run(&mut pagevisor(command));
     let _ = fs::remove_file(path);
     assert_eq!(output.code(), 42, "{name}: {}\n{}", output.stdout, output.stderr);
@@ -38,6 +45,12 @@ fn children_of_children_see_what_copies_would_show() {
 #[test]
 fn rights_are_what_they_were_changed_to_and_stacks_grow() {
     fine("flip", program!("flip"), &["8"]);
+}
+
+#[test]
+fn many_threads_on_four_cpus_map_touch_protect_and_unmap_at_once() {
+    let nodes = ["--node", "mem=128M,cpus=2", "--node", "mem=128M,cpus=2"];
+    fine_on(&nodes, "storm", program!("storm"), &["64", "5"]);
 }
 
 #[test]

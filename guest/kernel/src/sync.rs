@@ -33,7 +33,8 @@ impl<T> SpinLock<T> {
     /// Takes the lock if it is free.
     #[inline]
     pub fn try_lock(&self) -> Option<SpinGuard<'_, T>> {
-        sync::try_lock(&self.word).then_some(SpinGuard { lock: self })
+        // Not `then_some`: a guard that is made and dropped gives somebody else's lock back.
+        sync::try_lock(&self.word).then(|| SpinGuard { lock: self })
     }
 
     /// Gives the lock back for somebody else, who has forgotten the guard.

@@ -1,7 +1,7 @@
 //! How tasks end, and how their parents learn of it (`kernel/exit.c`).
 
 use alloc::sync::Arc;
-use core::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use pagevisor_shared::errno::Errno;
 use pagevisor_shared::sched::{TaskState, TaskStruct};
@@ -57,7 +57,7 @@ pub fn exit(code: u32) -> ! {
         Some(process) => leave_process(&task, &process),
         None => {
             let held = table::lock().remove(&task);
-            sched::set_state(TaskState::Dead);
+            sched::set_ended(&task, TaskState::Dead);
             drop(held);
             None
         }
@@ -83,12 +83,12 @@ fn leave_process(task: &Task, process: &Arc<Process>) -> Option<(Arc<Process>, T
     }
     let leads = task.pid() == task.tgid();
     let held = if leads {
-        task.record.state.store(TaskState::Zombie as u32, Release);
+        sched::set_ended(task, TaskState::Zombie);
         None
     } else {
         process.gone.add_task(task);
         process.family.lock().threads.remove(task.addr());
-        task.record.state.store(TaskState::Dead as u32, Release);
+        sched::set_ended(task, TaskState::Dead);
         Some(table.remove(task))
     };
     let notice = if last { ended(&mut table, process) } else { None };

@@ -41,6 +41,16 @@ pub fn set_state(state: TaskState) {
     fence(SeqCst);
 }
 
+/// Says that the current task has ended (`set_special_state`). Not by [`set_state`]: a waker that has just found the task
+/// asleep would make it run again.
+pub(super) fn set_ended(task: &Task, state: TaskState) {
+    let flags = cpu::irq_save();
+    sync::lock(&task.wake_lock, spin_loop);
+    task.record.state.store(state as u32, Release);
+    sync::unlock(&task.wake_lock);
+    cpu::irq_restore(flags);
+}
+
 /// Leaves the CPU to others: until somebody wakes the current task, if it has said that it sleeps ([`set_state`]),
 /// else until its turn comes again (`schedule`).
 pub fn schedule() {

@@ -83,7 +83,7 @@ fn mistakes_are_named_with_their_place() {
     refused(&format!("{start}[[workload]]\nname = \"sequel\"\n"), {
         "e.toml:2: workload \"sequel\", there is no workload \"sequel\"; there are boot, sequential, random, \
          producer-consumer, fragment, dma-exhaust, node-exhaust, pcp-pingpong, replay, access, slab-mix, vmalloc-mix, \
-         memory-mix, scull, scullc, scullp, scullv"
+         memory-mix, scull, scullc, scullp, scullv, fault"
     });
     refused(&format!("{start}{seq}[settings]\n\"vm.swappiness\" = 3\n"), {
         "e.toml:5: unknown setting \"vm.swappiness\"; the settings are append, cpus, vm.lowmem_reserve_ratio, \
