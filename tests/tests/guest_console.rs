@@ -23,7 +23,10 @@ fn a_program_that_cannot_be_run_is_refused_with_the_reason() {
         assert_eq!(output.stderr.lines().count(), 1, "{}", output.stderr);
     };
     refused("no-such-program", "is neither a file nor a program in $PATH");
-    refused("/etc/passwd", "is no executable of x86-64 Linux");
+    let text = std::env::temp_dir().join(format!("pagevisor-no-program-{}", std::process::id()));
+    std::fs::write(&text, "no program\n").unwrap();
+    refused(text.to_str().unwrap(), "is no executable of x86-64 Linux");
+    let _ = std::fs::remove_file(text);
     let arguments = run(&mut pagevisor(["run", "--", "sh"]));
     assert_eq!(arguments.code(), 2);
     assert!(arguments.stderr.contains("--init"), "{}", arguments.stderr);
