@@ -43,7 +43,7 @@ fn a_panic_comes_with_its_message_and_its_callers() {
     let End::Panic(report) = &end else { panic!("{end}") };
     assert!(report.message.starts_with("requested on the command line"), "{end}");
     assert_eq!(report.exception, None);
-    assert_names(&report.backtrace, "kernel_main");
+    assert_names(&report.backtrace, "pagevisor_kernel::ready");
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn an_exception_comes_with_its_registers() {
     let End::Panic(report) = &end else { panic!("{end}") };
     assert_eq!(report.exception.map(|exception| exception.vector), Some(14));
     assert!(end.to_string().contains("CR2: ffffc900deadb000"), "{end}");
-    assert_names(&report.backtrace, "kernel_main");
+    assert_names(&report.backtrace, "pagevisor_kernel::ready");
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn a_triple_fault_comes_with_its_callers_if_the_host_has_the_registers() {
     let End::TripleFault(report) = &end else { panic!("{end}") };
     if report.registers.is_some() {
         assert!(report.rip.as_ref().is_some_and(|rip| rip.symbol.is_some()), "{end}");
-        assert_names(&report.backtrace, "kernel_main");
+        assert_names(&report.backtrace, "pagevisor_kernel::ready");
     }
 }
 
@@ -74,5 +74,5 @@ fn an_unsupported_instruction_is_disassembled_or_runs() {
     }
     let End::InternalError(report) = &end else { panic!("{end}") };
     assert_eq!(report.cpu.disassembly.as_deref(), Some("emms"));
-    assert_names(&report.cpu.backtrace, "kernel_main");
+    assert_names(&report.cpu.backtrace, "pagevisor_kernel::ready");
 }

@@ -132,7 +132,7 @@ fn a_machine_runs_with_its_threads_confined_and_the_programs_own_free() {
     let (mut machines, mut programs) = (0, 0);
     // KVM's own thread (`kvm-nx-lpage-re`) is the kernel's.
     for (name, count) in filters.iter().filter(|(name, _)| !name.starts_with("kvm-")) {
-        let confined = name.starts_with("vcpu") || name == "monitor";
+        let confined = name.starts_with("vcpu") || name == "monitor" || name == "tty";
         assert_eq!(*count, u32::from(confined), "{filters:?}");
         *(if confined { &mut machines } else { &mut programs }) += 1;
     }
