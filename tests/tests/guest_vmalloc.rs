@@ -2,10 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use pagevisor::guest::{Error, Guest as Live};
 use pagevisor::workload::Workload;
 use pagevisor_tests::command::{Guest, run};
-use pagevisor_tests::guest::{guest, sound};
+use pagevisor_tests::guest::{guest, left, sound};
 
 /// Boots with `args`, has the guest try itself, and gives the line in which it tells.
 fn tried(args: &[&str]) -> (Guest, String) {
@@ -61,13 +60,6 @@ fn so_do_four_on_four_nodes() {
     ]);
 }
 
-/// Free pages once nothing is kept for later.
-fn free(guest: &Live) -> Result<u64, Error> {
-    guest.shrink_caches()?;
-    guest.drain_pages()?;
-    Ok(guest.state().free_pages())
-}
-
 /// Four CPUs of two nodes at once, each with areas of its own and those of others to free.
 #[test]
 fn four_cpus_of_two_nodes_leave_nothing() {
@@ -83,10 +75,10 @@ fn four_cpus_of_two_nodes_leave_nothing() {
             Ok(())
         };
         run(operations / 10, 1)?;
-        let before = free(guest)?;
+        let before = left(guest)?;
         run(operations, 2)?;
         sound(guest)?;
-        assert_eq!(free(guest)?, before);
+        assert_eq!(left(guest)?, before);
         Ok(sound(guest)?)
     });
 }
