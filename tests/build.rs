@@ -11,7 +11,9 @@ fn main() {
     println!("cargo:rerun-if-changed=programs/flags");
     let out = std::env::var_os("OUT_DIR").expect("cargo names a directory");
     let out = Path::new(&out);
-    for name in ["user", "files", "mapped", "jobs", "bench", "touch", "cow", "flip", "stale", "storm", "errors"] {
+    for name in
+        ["user", "files", "mapped", "jobs", "bench", "touch", "cow", "flip", "stale", "storm", "errors", "calls"]
+    {
         freestanding(name, out);
     }
     build("threads.c", Command::new("cc").args(["-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread"]), out);

@@ -4,6 +4,7 @@ mod files;
 mod futex;
 mod memory;
 mod names;
+mod numa;
 mod process;
 mod shmem;
 mod signals;
@@ -79,6 +80,7 @@ fn dispatch(number: u32, frame: &mut TrapFrame) -> Option<Outcome> {
                 .or_else(|| tree::call(number, &args))
                 .or_else(|| stat::call(number, &args))
                 .or_else(|| shmem::call(number, &args))
+                .or_else(|| numa::call(number, &args))
                 .or_else(|| process::call(number, &args, frame))
                 .or_else(|| signals::call(number, &args, frame))
                 .or_else(|| time::call(number, &args));

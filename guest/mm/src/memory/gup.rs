@@ -51,7 +51,7 @@ impl<P: Platform> Mm<P> {
 
     /// Calls `work` with the page at `addr` and where in it that is. Meanwhile the page stays, and no fork makes it somebody
     /// else's, too.
-    fn with_page<R>(
+    pub(super) fn with_page<R>(
         &self,
         space: Space,
         addr: VirtAddr,

@@ -2,9 +2,10 @@
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
+use pagevisor_shared::errno::Errno;
 use pagevisor_shared::pgtable::{Entry, level_size};
 use pagevisor_shared::report::process::MappedPage;
-use pagevisor_shared::units::{PAGE_SIZE, Pfn, VirtAddr};
+use pagevisor_shared::units::{NodeId, PAGE_SIZE, Pfn, VirtAddr};
 
 use super::pte::Pte;
 use crate::Mm;
@@ -49,6 +50,26 @@ impl<P: Platform> Mm<P> {
                 addr = stop;
             }
         }
+    }
+
+    /// The node of the page at `addr`, which is brought in if it is not there: the zero page, if nothing was written yet
+    /// (`lookup_node`).
+    ///
+    /// # Errors
+    /// EFAULT if nothing is mapped there, if it may not be read or if a file does not have it, ENOMEM if there is no memory.
+    pub fn lookup_node(&self, space: Space, addr: VirtAddr) -> Result<NodeId, Errno> {
+        self.with_page(space, addr, false, |pfn, _| self.page_to_nid(pfn))?.ok_or(Errno::EFAULT)
+    }
+
+    /// The node of the page that is at `addr` (`do_pages_stat_array`).
+    ///
+    /// # Errors
+    /// EFAULT if nothing is mapped there, and for the zero page, which is nobody's. ENOENT if there is no page: Linux 6.1 says
+    /// so only of files' memory, but by accident, and later ones agree with `move_pages(2)` again.
+    pub fn node_of_page(&self, space: Space, addr: VirtAddr) -> Result<NodeId, Errno> {
+        let guard = self.area_guard(space, addr).ok_or(Errno::EFAULT)?;
+        let pte = Pte(self.entry_at(space, guard.vma(), addr).ok_or(Errno::ENOENT)?.0);
+        if pte.is_special() { Err(Errno::EFAULT) } else { self.page_to_nid(pte.pfn()).ok_or(Errno::EFAULT) }
     }
 
     fn user_page_at(&self, addr: VirtAddr, pte: Pte) -> UserPage {

@@ -1,0 +1,21 @@
+//! System calls that libraries make and shells do not. The program is `tests/programs/calls.c`; each of its parts ends with
+//! 42 if everything was as it should be, and with the number of the line that was not otherwise.
+
+use pagevisor_tests::program::Program;
+
+/// What a part ends with that has found nothing wrong.
+const FINE: i32 = 42;
+
+static PROGRAM: Program = Program::new("calls", include_bytes!(concat!(env!("OUT_DIR"), "/calls")));
+
+/// Runs the parts `parts`, one after the other in one guest of two nodes with a CPU each.
+#[track_caller]
+fn fine(parts: &[&str]) {
+    let output = PROGRAM.run(parts);
+    assert_eq!(output.code(), FINE, "{}\n{}", output.stdout, output.stderr);
+}
+
+#[test]
+fn programs_are_told_of_nodes_and_of_where_pages_are() {
+    fine(&["policies", "pages"]);
+}
