@@ -65,7 +65,8 @@ impl<P: Platform> Mm<P> {
         }
         let wanted = Wanted::new(size, align, gfp);
         let locked = Locked::new(self.platform, root);
-        let found = if reserved { self.take_reserved(areas, wanted) } else { self.take_dynamic(areas, wanted) };
+        let found =
+            if reserved { self.take_reserved(areas, root, wanted) } else { self.take_dynamic(areas, root, wanted) };
         locked.unlock();
         let Some((chunk, at)) = found else { return self.alloc_from_new(areas, size, align, reserved, gfp) };
         if chunk.addr() != areas.first.chunk.addr() {
@@ -93,7 +94,7 @@ impl<P: Platform> Mm<P> {
         let found = self.with_pcpu_mutex(root, || {
             let locked = Locked::new(self.platform, root);
             // Somebody else may have been faster.
-            let found = self.take_dynamic(areas, wanted);
+            let found = self.take_dynamic(areas, root, wanted);
             locked.unlock();
             if found.is_some() {
                 return found;
@@ -101,7 +102,7 @@ impl<P: Platform> Mm<P> {
             let chunk = self.create_chunk(root, grow::memory_gfp(gfp))?;
             let locked = Locked::new(self.platform, root);
             self.enter_chunk(root, chunk);
-            let found = self.take_from(areas, chunk, wanted);
+            let found = self.take_from(areas, root, chunk, wanted);
             locked.unlock();
             found
         });
@@ -144,22 +145,22 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Takes an area of the reserved chunk.
-    fn take_reserved(&self, areas: &Areas, wanted: Wanted) -> Option<(Chunk, usize)> {
-        let chunk = Chunk::at(areas.root.reserved_chunk.get())?;
-        self.take_from(areas, chunk, wanted)
+    fn take_reserved(&self, areas: &Areas, root: &PcpuRoot, wanted: Wanted) -> Option<(Chunk, usize)> {
+        let chunk = Chunk::at(root.reserved_chunk.get())?;
+        self.take_from(areas, root, chunk, wanted)
     }
 
     /// Takes an area of the first chunk that has one, those with small free areas first.
     #[inline(always)]
-    fn take_dynamic(&self, areas: &Areas, wanted: Wanted) -> Option<(Chunk, usize)> {
+    fn take_dynamic(&self, areas: &Areas, root: &PcpuRoot, wanted: Wanted) -> Option<(Chunk, usize)> {
         let first = size_to_slot(wanted.bits as u32 * PCPU_MIN_ALLOC_SIZE as u32);
-        let mut mask = areas.root.slot_mask.get() & areas.serving & (u32::MAX << first);
+        let mut mask = root.slot_mask.get() & areas.serving & (u32::MAX << first);
         while mask != 0 {
             let slot = mask.trailing_zeros() as usize;
-            let mut next = areas.root.slots[slot % PCPU_MAX_SLOTS].get();
+            let mut next = root.slots[slot % PCPU_MAX_SLOTS].get();
             while let Some(chunk) = Chunk::at(next) {
                 next = chunk.next.get();
-                if let Some(found) = self.take_from(areas, chunk, wanted) {
+                if let Some(found) = self.take_from(areas, root, chunk, wanted) {
                     return Some(found);
                 }
             }
@@ -170,7 +171,7 @@ impl<P: Platform> Mm<P> {
 
     /// Takes an area of `chunk`, if there is one.
     #[inline(always)]
-    fn take_from(&self, areas: &Areas, chunk: Chunk, wanted: Wanted) -> Option<(Chunk, usize)> {
+    fn take_from(&self, areas: &Areas, root: &PcpuRoot, chunk: Chunk, wanted: Wanted) -> Option<(Chunk, usize)> {
         let computed;
         let maps = if chunk.addr() == areas.first.chunk.addr() {
             &areas.first.maps
@@ -180,7 +181,7 @@ impl<P: Platform> Mm<P> {
         };
         let populated = wanted.atomic && chunk.immutable.get() == 0;
         let at = hints::find_fit(chunk, maps, wanted.bits, wanted.align, populated)?;
-        area::take(areas.root, chunk, maps, at, wanted.bits);
+        area::take(root, chunk, maps, at, wanted.bits);
         Some((chunk, at))
     }
 
@@ -195,26 +196,29 @@ impl<P: Platform> Mm<P> {
     #[inline]
     pub fn free_percpu(&self, ptr: PerCpuPtr) {
         let Some(Areas { root, first, .. }) = &self.percpu.areas else { return self.report_bad_free(ptr) };
+        let root = *root;
         if self.traces(EventKind::PercpuFreePercpu) {
             self.trace_free_of(root, ptr);
         }
         let locked = Locked::new(self.platform, root);
         let offset = ptr.0.wrapping_sub(first.start);
-        let here = offset < first.len && ptr.0.is_multiple_of(PCPU_MIN_ALLOC_SIZE);
+        if offset >= first.len || !ptr.0.is_multiple_of(PCPU_MIN_ALLOC_SIZE) {
+            return self.free_other(root, locked, ptr, false);
+        }
         let at = first.bit + (offset / PCPU_MIN_ALLOC_SIZE) as usize;
-        if here && area::give(root, first.chunk, &first.maps, at).is_some() {
+        if area::give(root, first.chunk, &first.maps, at) {
             return locked.unlock();
         }
-        self.free_other(root, locked, ptr, here);
+        self.free_other(root, locked, ptr, true);
     }
 
     /// The end of a free of what is not allocated in the dynamic part of the first chunk. `here` tells that it would have to
     /// be.
     #[inline(never)]
     fn free_other(&self, root: &PcpuRoot, locked: Locked<'_, P>, ptr: PerCpuPtr, here: bool) {
-        let freed = if here { None } else { self.free_elsewhere(root, ptr) };
+        let freed = !here && self.free_elsewhere(root, ptr);
         locked.unlock();
-        if freed.is_none() {
+        if !freed {
             self.report_bad_free(ptr);
         }
     }
@@ -231,10 +235,10 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// Frees what is not in the dynamic part of the first chunk.
+    /// Frees what is not in the dynamic part of the first chunk; whether it was allocated.
     #[inline(never)]
-    fn free_elsewhere(&self, root: &PcpuRoot, ptr: PerCpuPtr) -> Option<usize> {
-        let (chunk, maps, at) = self.find_chunk(root, ptr)?;
+    fn free_elsewhere(&self, root: &PcpuRoot, ptr: PerCpuPtr) -> bool {
+        let Some((chunk, maps, at)) = self.find_chunk(root, ptr) else { return false };
         let freed = area::give(root, chunk, &maps, at);
         if balance::is_surplus(root, chunk) {
             root.balance_pending.set(1);

@@ -52,15 +52,14 @@ pub(super) fn take(root: &PcpuRoot, chunk: Chunk, maps: &Maps, at: usize, len: u
     slots::relocate(root, chunk, before);
 }
 
-/// Gives back the area that starts at bit `at`, and tells how many bits it had (`pcpu_free_area`); `None` if there is
-/// none.
+/// Gives back the area that starts at bit `at` (`pcpu_free_area`); false if there is none.
 #[inline(always)]
-pub(super) fn give(root: &PcpuRoot, chunk: Chunk, maps: &Maps, at: usize) -> Option<usize> {
+pub(super) fn give(root: &PcpuRoot, chunk: Chunk, maps: &Maps, at: usize) -> bool {
     let (index, bit) = (at / 64, 1u64 << (at % 64));
-    let (alloc, bound) = (maps.alloc.get(index)?, maps.bound.get(index)?);
+    let (Some(alloc), Some(bound)) = (maps.alloc.get(index), maps.bound.get(index)) else { return false };
     let (taken, starts) = (alloc.get(), bound.get());
     if taken & starts & bit == 0 {
-        return None;
+        return false;
     }
     bound.set(starts & !bit);
     // It ends where another starts, or where nothing is allocated.
@@ -80,7 +79,7 @@ pub(super) fn give(root: &PcpuRoot, chunk: Chunk, maps: &Maps, at: usize) -> Opt
     let empty = hints::update_free(chunk, maps, at, end, taken & bit >> 1 != 0);
     update_empty_pages(root, chunk, 0, empty);
     slots::relocate(root, chunk, before);
-    Some(end - at)
+    true
 }
 
 /// Where the area ends that goes on at `from`, the start of a word.

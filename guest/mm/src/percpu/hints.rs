@@ -318,19 +318,22 @@ fn update_block_free(maps: &Maps, index: usize, first: u32, last: u32) -> (u32, 
 /// may be so even if it does not.
 #[inline(always)]
 pub(super) fn update_free(chunk: Chunk, maps: &Maps, from: usize, to: usize, behind: bool) -> u32 {
+    // It is so, too, if nothing below is free.
+    let behind = behind || (from as u32) < chunk.md.first_free.get();
     if behind && grow_largest(&chunk.md, maps, from as u32, to as u32) {
         return 0;
     }
     update_free_anywhere(chunk, maps, from, to)
 }
 
-/// Adds `[from, to)`, which is behind something allocated, if the largest runs of chunk and block both begin behind it.
+/// Adds `[from, to)`, which is behind something allocated, if the largest runs of chunk and block both begin behind it,
+/// and it does not begin the block.
 #[inline(always)]
 fn grow_largest(all: &PcpuBlock, maps: &Maps, from: u32, to: u32) -> bool {
     let (index, at) = (from / BITS, from % BITS);
     let Some(md) = maps.blocks.get(index as usize) else { return false };
     let (len, start, run) = (to - from, md.contig_hint_start.get(), md.contig_hint.get());
-    if all.contig_hint_start.get() != to || at + len != start || run == 0 {
+    if all.contig_hint_start.get() != to || at + len != start || run == 0 || at == 0 {
         return false;
     }
     md.contig_hint_start.set(at);
