@@ -91,17 +91,26 @@ pub fn is_guard(address: u64) -> bool {
         || page_in_slot(address).is_some_and(|page| !MAPPED.contains(&page))
 }
 
-/// Whether 16 bytes at `address` lie on a stack.
+/// Whether 16 bytes at `address` lie on a stack, mostly that of the current task.
+#[inline(always)]
 fn on_stack(address: u64) -> bool {
+    address.is_multiple_of(8) && (stack::holds(address, address.wrapping_add(15)) || on_other_stack(address))
+}
+
+/// Whether 16 bytes at `address` lie on a stack that is no task's.
+#[cold]
+#[inline(never)]
+fn on_other_stack(address: u64) -> bool {
     let start = (&raw const boot_stack).addr() as u64;
     let end = (&raw const boot_machine_check_top).addr() as u64;
     let last = address.wrapping_add(15);
     let boot = address >= start && last < end;
-    let other = || [address, last].iter().all(|&at| page_in_slot(at).is_some_and(|page| MAPPED.contains(&page)));
-    address.is_multiple_of(8) && (stack::holds(address, last) || boot || other())
+    boot || [address, last].iter().all(|&at| page_in_slot(at).is_some_and(|page| MAPPED.contains(&page)))
 }
 
-/// What is at a frame pointer: the caller's frame pointer and the return address; `None` off the stacks.
+/// What is at a frame pointer: the caller's frame pointer and the return address; `None` off the stacks. Inlined, since
+/// every area of address space is noted with its caller.
+#[inline(always)]
 pub fn read_frame(rbp: u64) -> Option<[u64; 2]> {
     // SAFETY: 16 aligned bytes on a stack, which is mapped (the slot of a CPU that never came up is not, but no
     // frame pointer leads there). Volatile: another CPU's stack may be in use.

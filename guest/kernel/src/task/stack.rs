@@ -99,6 +99,7 @@ pub fn is_guard(address: u64) -> bool {
 }
 
 /// Whether the bytes from `first` to `last` are on the current task's stack.
+#[inline(always)]
 pub fn holds(first: u64, last: u64) -> bool {
     let base = try_current().map_or(0, |task| task.record.stack.load(Relaxed));
     base != 0 && first >= base && first <= last && last - base < THREAD_SIZE
