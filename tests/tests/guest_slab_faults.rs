@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use pagevisor::guest::{CpuHandle, Error, Fault, Gfp, Guest, OpError, SlabCache, SlabFlags};
 use pagevisor::workload::Workload;
 use pagevisor_shared::command::Faulty;
-use pagevisor_tests::guest::{ALWAYS, Outcome, guest, sound};
+use pagevisor_tests::guest::{ALWAYS, Outcome, guest, left, sound};
 
 const TWO_NODES: &str = "[[node]]\nmem = \"64M\"\ncpus = 2\n[[node]]\nmem = \"64M\"\ncpus = 2\n";
 /// Failures are told in the log, which takes long where ring 0 is emulated.
@@ -23,13 +23,6 @@ fn injected(guest: &Guest, of: Faulty) -> u64 {
         Faulty::Pages => settings.fail_page_alloc.failed.load(Relaxed),
         Faulty::Objects => settings.failslab.failed.load(Relaxed),
     }
-}
-
-/// Free pages once nothing is kept for later.
-fn free(guest: &Guest) -> Result<u64, Error> {
-    guest.shrink_caches()?;
-    guest.drain_pages()?;
-    Ok(guest.state().free_pages())
 }
 
 /// What `work` gives, where running out of memory is no failure of the test.
@@ -52,7 +45,7 @@ fn each_failure(guest: &Guest, what: &str, work: impl Fn(&CpuHandle<'_>) -> Outc
 fn each_failure_of(guest: &Guest, of: Faulty, what: &str, work: &impl Fn(&CpuHandle<'_>) -> Outcome) -> Outcome {
     let cpu = guest.cpu(1)?;
     work(&cpu)?;
-    let before = free(guest)?;
+    let before = left(guest)?;
     let set = |nth| match of {
         Faulty::Pages => cpu.fail_nth(nth),
         Faulty::Objects => cpu.failslab_nth(nth),
@@ -62,7 +55,7 @@ fn each_failure_of(guest: &Guest, of: Faulty, what: &str, work: &impl Fn(&CpuHan
         set(nth)?;
         work(&cpu)?;
         set(0)?;
-        assert_eq!(free(guest)?, before, "{what}: pages leak after failure {nth} of {of:?}");
+        assert_eq!(left(guest)?, before, "{what}: pages leak after failure {nth} of {of:?}");
         if injected(guest, of) == failed {
             // Large blocks are no objects.
             assert!(nth > 1 || what == "large kmalloc" && of == Faulty::Objects, "{what}: nothing was made to fail");
@@ -151,7 +144,7 @@ fn mixes_survive_random_failures() {
                 Ok(guest.run(&workload)?)
             };
             run(1)?;
-            let before = free(guest)?;
+            let before = left(guest)?;
             let fault = Fault { probability: 30, times: -1, seed: 5, ..Fault::default() };
             for of in [Faulty::Pages, Faulty::Objects] {
                 let set = |fault| match of {
@@ -166,7 +159,7 @@ fn mixes_survive_random_failures() {
                 if let Ok(report) = report {
                     assert_eq!((report.allocs, report.mismatches), (report.freed, 0), "{kind}: {report}");
                 }
-                assert_eq!(free(guest)?, before, "{kind} without some {of:?}");
+                assert_eq!(left(guest)?, before, "{kind} without some {of:?}");
                 assert!(injected(guest, of) > failed, "{kind}: no {of:?} failed");
                 sound(guest)?;
             }

@@ -1,17 +1,10 @@
 //! Slab caches, `kmalloc`, `vmalloc` and per-CPU memory of live guests, by the host's hand.
 
-use pagevisor::guest::{Error, Gfp, Guest, NodeId, OpError, SlabFlags};
+use pagevisor::guest::{Error, Gfp, NodeId, OpError, SlabFlags};
 use pagevisor::workload::Workload;
-use pagevisor_tests::guest::guest;
+use pagevisor_tests::guest::{guest, left};
 
 const TWO_NODES: &str = "[[node]]\nmem = \"64M\"\ncpus = 2\n[[node]]\nmem = \"64M\"\ncpus = 2\n";
-
-/// Free pages once nothing is kept for later.
-fn free(guest: &Guest) -> Result<u64, Error> {
-    guest.shrink_caches()?;
-    guest.drain_pages()?;
-    Ok(guest.state().free_pages())
-}
 
 fn op<T>(result: Result<T, Error>) -> Option<OpError> {
     result.err().and_then(|error| error.op())
@@ -26,7 +19,7 @@ fn kmalloc_gives_what_is_asked_for_where_it_is_asked_for() {
     guest(TWO_NODES, |guest| {
         let cpus = [guest.cpu(0)?, guest.cpu(2)?];
         drop(cpus[0].kmalloc(8, Gfp::KERNEL)?);
-        let before = free(guest)?;
+        let before = left(guest)?;
         for size in [0, 1, 8, 90, 192, 4000, 8192, 8193, 100_000, 4 << 20] {
             for (cpu, home) in cpus.iter().zip(0..) {
                 let object = cpu.kmalloc(size, Gfp::KERNEL)?;
@@ -50,7 +43,7 @@ fn kmalloc_gives_what_is_asked_for_where_it_is_asked_for() {
         assert_eq!(cpus[0].kmalloc_node(64, Gfp::KERNEL, node(1))?.node()?, node(1));
         assert_eq!(op(cpus[0].kmalloc((4 << 20) + 1, Gfp::KERNEL)), Some(OpError::Invalid));
         assert_eq!(op(cpus[0].kmalloc_node(64, Gfp::KERNEL, node(5))), Some(OpError::Invalid));
-        assert_eq!(free(guest)?, before);
+        assert_eq!(left(guest)?, before);
         Ok(())
     });
 }
@@ -61,7 +54,7 @@ fn caches_live_and_die() {
         let cpu = guest.cpu(1)?;
         // Descriptors' memory stays theirs.
         drop(cpu.kmem_cache_create("first", 300, 0, SlabFlags::NONE)?);
-        let before = free(guest)?;
+        let before = left(guest)?;
         let mut cache = cpu.kmem_cache_create("of-the-test", 300, 0, SlabFlags::HWCACHE_ALIGN)?;
         assert!(guest.show("slabinfo")?.contains("\nof-the-test "));
         let object = cpu.kmem_cache_alloc(&cache, Gfp::KERNEL)?;
@@ -85,7 +78,7 @@ fn caches_live_and_die() {
         assert!(!guest.show("slabinfo")?.contains("of-the-test"));
         assert_eq!(op(cpu.kmem_cache_create("", 300, 0, SlabFlags::NONE)), Some(OpError::Invalid));
         assert_eq!(op(cpu.kmem_cache_create("x", 300, 3, SlabFlags::NONE)), Some(OpError::Invalid));
-        assert_eq!(free(guest)?, before);
+        assert_eq!(left(guest)?, before);
         Ok(())
     });
 }
@@ -109,7 +102,7 @@ fn vmalloc_and_per_cpu_memory_hold_what_is_written() {
     guest(TWO_NODES, |guest| {
         let cpu = guest.cpu(3)?;
         drop((cpu.vmalloc(1, Gfp::KERNEL)?, cpu.alloc_percpu(8, 8)?));
-        let before = free(guest)?;
+        let before = left(guest)?;
         let area = cpu.vmalloc(3 * 4096 + 1, Gfp::KERNEL)?;
         area.fill(1)?;
         // Through the page tables of another CPU.
@@ -124,7 +117,7 @@ fn vmalloc_and_per_cpu_memory_hold_what_is_written() {
         each.check(2)?;
         assert_eq!(op(each.read(4 * 24, &mut [0])), Some(OpError::Invalid));
         drop((area, each));
-        assert_eq!(free(guest)?, before);
+        assert_eq!(left(guest)?, before);
         Ok(())
     });
 }
@@ -143,9 +136,9 @@ fn scull_devices_give_back_what_was_written() {
                 Ok::<_, Box<dyn std::error::Error>>(())
             };
             run(1)?;
-            let before = free(guest)?;
+            let before = left(guest)?;
             run(2)?;
-            assert_eq!(free(guest)?, before, "{kind}");
+            assert_eq!(left(guest)?, before, "{kind}");
         }
         Ok(())
     });

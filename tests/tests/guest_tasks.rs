@@ -28,10 +28,9 @@ fn check(args: &[&str], cpus: u64) {
     let guest = tried(args, "tasks");
     let verdict = run(&mut guest.command(&["verify", guest.name()])).success();
     assert!(verdict.starts_with("sound: "), "{verdict}");
-    // `kthreadd`, and a thread for commands on each CPU; the first task has ended or is about to.
+    // `init`, `kthreadd`, and a thread for commands on each CPU.
     let stack = field(&guest.show(&["meminfo"]), "KernelStack:");
-    let threads = stack / 16;
-    assert!(stack.is_multiple_of(16) && (cpus + 1..=cpus + 2).contains(&threads), "{stack} KiB of stacks");
+    assert_eq!(stack, 16 * (cpus + 2), "KiB of stacks");
     assert_eq!(guest.stop().code(), 0);
 }
 

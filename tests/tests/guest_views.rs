@@ -2,8 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use pagevisor::config::{TopologyArgs, resolve};
 use pagevisor::topology::Topology;
@@ -188,17 +186,8 @@ fn a_proc_directory_holds_the_same_views() {
         ("sys/devices/system/node/node1/distance", "node/1/distance"),
         ("sys/devices/system/node/node0/meminfo", "node/0/meminfo"),
     ] {
-        // Files follow the guest, whose last thread of booting may just be ending.
-        let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
-            let text = fs::read_to_string(folder.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
-            let shown = guest.show(&[view]);
-            if text == shown {
-                break;
-            }
-            assert!(Instant::now() < deadline, "{file}:\n{text}\nis not\n{shown}");
-            thread::sleep(Duration::from_millis(20));
-        }
+        let text = fs::read_to_string(folder.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+        assert_eq!(text, guest.show(&[view]), "{file}");
     }
     guest.stop();
     assert_eq!(fs::read_dir(&folder).expect("the directory").count(), 0, "what was made goes away with the guest");
