@@ -37,8 +37,50 @@ enum Advice {
         /// For writing.
         write: bool,
     },
-    /// Nothing that memory without swap could do better.
-    Nothing,
+    /// Pages will be needed. Those that are not there are nowhere else, so there is nothing to read (`madvise_willneed`, which
+    /// only asks for what is swapped out, and `generic_fadvise` for files without a device).
+    WillNeed,
+    /// Pages will not be needed: nobody wants them back.
+    Cold,
+}
+
+/// What is left of a range whose areas are advised one after the other (`madvise_walk_vmas`).
+#[derive(Debug)]
+struct Walk {
+    at: u64,
+    end: u64,
+    /// Some of what is behind was not mapped.
+    holes: bool,
+}
+
+impl Walk {
+    const fn new(start: u64, end: u64) -> Self {
+        Self { at: start, end, holes: false }
+    }
+
+    /// The next area, and what of it is in the range; none at the range's end. The caller has locked the space, and may
+    /// unlock it before the next one.
+    ///
+    /// # Errors
+    /// ENOMEM if nothing is mapped up to the end.
+    fn next(&mut self, space: Space) -> Result<Option<(Vma, u64, u64)>, Errno> {
+        if self.at >= self.end {
+            return Ok(None);
+        }
+        let vma = vma_at_or_above(space, self.at).filter(|vma| vma.start() < self.end).ok_or(Errno::ENOMEM)?;
+        self.holes |= vma.start() > self.at;
+        let start = vma.start().max(self.at);
+        self.at = vma.end().min(self.end);
+        Ok(Some((vma, start, self.at)))
+    }
+
+    /// Whether all was mapped.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    const fn finish(self) -> Result<(), Errno> {
+        if self.holes { Err(Errno::ENOMEM) } else { Ok(()) }
+    }
 }
 
 impl Advice {
@@ -64,7 +106,8 @@ impl Advice {
             u::MADV_REMOVE => Some(Self::Remove),
             u::MADV_POPULATE_READ => Some(Self::Populate { write: false }),
             u::MADV_POPULATE_WRITE => Some(Self::Populate { write: true }),
-            u::MADV_WILLNEED | u::MADV_COLD | u::MADV_PAGEOUT => Some(Self::Nothing),
+            u::MADV_WILLNEED => Some(Self::WillNeed),
+            u::MADV_COLD | u::MADV_PAGEOUT => Some(Self::Cold),
             _ => None,
         }
     }
@@ -111,7 +154,7 @@ impl<P: Platform> Mm<P> {
                 })
             }
             Advice::Remove => self.advise_remove(space, start, end),
-            Advice::DontNeed { .. } | Advice::Free | Advice::Nothing => self.advise_pages(space, start, end, what),
+            _ => self.advise_pages(space, start, end, what),
         }
     }
 
@@ -123,17 +166,8 @@ impl<P: Platform> Mm<P> {
         end: u64,
         flags_of: impl Fn(Vma) -> Result<VmaFlags, Errno>,
     ) -> Result<(), Errno> {
-        let space = held.space();
-        let (mut at, mut unmapped) = (start, Ok(()));
-        while at < end {
-            let Some(vma) = vma_at_or_above(space, at).filter(|vma| vma.start() < end) else {
-                return Err(Errno::ENOMEM);
-            };
-            if vma.start() > at {
-                unmapped = Err(Errno::ENOMEM);
-                at = vma.start();
-            }
-            let stop = vma.end().min(end);
+        let mut walk = Walk::new(start, end);
+        while let Some((vma, at, stop)) = walk.next(held.space())? {
             let flags = flags_of(vma)?;
             if flags != vma.flags() {
                 let prev = if at > vma.start() { Some(vma) } else { vma.prev() };
@@ -143,25 +177,17 @@ impl<P: Platform> Mm<P> {
                     other => other,
                 })?;
             }
-            at = stop;
         }
-        unmapped
+        walk.finish()
     }
 
     /// Punches holes into the files that are mapped (`madvise_remove`). The space is not locked meanwhile: who punches holes
     /// waits for pages.
     fn advise_remove(&self, space: Space, start: u64, end: u64) -> Result<(), Errno> {
-        let (mut at, mut unmapped) = (start, Ok(()));
-        while at < end {
+        let mut walk = Walk::new(start, end);
+        loop {
             let held = self.mmap_read_lock(space);
-            let Some(vma) = vma_at_or_above(space, at).filter(|vma| vma.start() < end) else {
-                return Err(Errno::ENOMEM);
-            };
-            if vma.start() > at {
-                unmapped = Err(Errno::ENOMEM);
-                at = vma.start();
-            }
-            let stop = vma.end().min(end);
+            let Some((vma, at, stop)) = walk.next(space)? else { return walk.finish() };
             let file = vma.file().filter(|_| !vma.flags().contains(VmaFlags::LOCKED)).ok_or(Errno::EINVAL)?;
             if !vma.flags().contains(VmaFlags::SHARED.with(VmaFlags::WRITE)) {
                 return Err(Errno::EACCES);
@@ -177,43 +203,30 @@ impl<P: Platform> Mm<P> {
             };
             self.mapped_file_put(file);
             removed?;
-            at = stop;
         }
-        unmapped
     }
 
     /// Does something to the pages (`madvise_vma_behavior`).
     fn advise_pages(&self, space: Space, start: u64, end: u64, what: Advice) -> Result<(), Errno> {
         let _held = self.mmap_read_lock(space);
-        let (mut at, mut unmapped) = (start, Ok(()));
-        while at < end {
-            let Some(vma) = vma_at_or_above(space, at).filter(|vma| vma.start() < end) else {
-                return Err(Errno::ENOMEM);
+        let mut walk = Walk::new(start, end);
+        while let Some((vma, at, stop)) = walk.next(space)? {
+            // What must not go (`madvise_dontneed_free_valid_vma`, `can_madv_lru_vma`).
+            let stays = match what {
+                Advice::WillNeed => VmaFlags::NONE,
+                Advice::DontNeed { locked: true } => VmaFlags::PFNMAP,
+                _ => VmaFlags::PFNMAP.with(VmaFlags::LOCKED),
             };
-            if vma.start() > at {
-                unmapped = Err(Errno::ENOMEM);
-                at = vma.start();
+            if vma.flags().intersects(stays) {
+                return Err(Errno::EINVAL);
             }
-            let stop = vma.end().min(end);
-            let flags = vma.flags();
             match what {
-                Advice::DontNeed { locked } => {
-                    let stays = VmaFlags::PFNMAP.with(if locked { VmaFlags::NONE } else { VmaFlags::LOCKED });
-                    if flags.intersects(stays) {
-                        return Err(Errno::EINVAL);
-                    }
-                    self.zap_page_range(vma, at, stop);
-                }
-                Advice::Free => {
-                    if !vma.is_anonymous() {
-                        return Err(Errno::EINVAL);
-                    }
-                    self.madvise_free_range(vma, at, stop);
-                }
+                Advice::DontNeed { .. } => self.zap_page_range(vma, at, stop),
+                Advice::Free if !vma.is_anonymous() => return Err(Errno::EINVAL),
+                Advice::Free => self.madvise_free_range(vma, at, stop),
                 _ => {}
             }
-            at = stop;
         }
-        unmapped
+        walk.finish()
     }
 }
