@@ -141,6 +141,8 @@ impl Entry {
     pub const PROTNONE: u64 = Self::GLOBAL;
     /// The page has no counts of who maps it (`_PAGE_SPECIAL`). For software.
     pub const SPECIAL: u64 = 1 << 9;
+    /// The page is locked by this entry (`PG_mlocked`). For software; Linux asks the area instead.
+    pub const MLOCKED: u64 = 1 << 58;
     /// `_PAGE_NX`.
     pub const NO_EXECUTE: u64 = 1 << 63;
     /// Bits that are an address (`PTE_PFN_MASK`).

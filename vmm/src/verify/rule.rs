@@ -313,6 +313,10 @@ rules! {
     ProgramExclusive = "program-exclusive",
     /// `nr_anon_pages` and `nr_mapped` of a node are the pages that programs map.
     ProgramStat = "program-stat",
+    /// A page is marked as locked if entries of locked areas keep it, and counts these; no other entry locks one.
+    ProgramLocked = "program-locked",
+    /// `nr_mlock`, `nr_zone_unevictable` and `nr_unevictable` are the pages that are locked.
+    MlockStat = "mlock-stat",
     /// `Committed_AS` is the pages of areas that count as promised.
     CommittedAs = "committed-as",
 }

@@ -120,7 +120,7 @@ pub const FREE_LISTS: &[Mutation] = &[
         bench.change(&bench.used_zone().vm_stat[ZoneStat::NrFreeCma.index()], |pages| pages + 512);
     }),
     ("a counter of things there are not", Rule::ZoneCounter, |bench| {
-        bench.set(&bench.used_zone().vm_stat[ZoneStat::NrMlock.index()], 7);
+        bench.set(&bench.used_zone().vm_stat[ZoneStat::NrZoneWritePending.index()], 7);
     }),
 ];
 

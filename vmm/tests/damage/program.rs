@@ -21,7 +21,7 @@ pub const PRIVATE: u64 = 0x1000_0000;
 pub const PRIVATE_PAGES: u64 = 8;
 /// Memory that nobody may come to.
 pub const NONE: u64 = PRIVATE + PRIVATE_PAGES * PAGE;
-/// Shared memory of two pages, both written.
+/// Shared memory of two pages, both written, and locked by the parent.
 pub const SHARED: u64 = 0x3000_0000;
 /// Private memory that is read only, so that it has the zero page; mapped read-only after one page was written.
 pub const READ_ONLY: u64 = 0x5000_0000;
@@ -30,6 +30,7 @@ const PAGE: u64 = 0x1000;
 const MMAP: u32 = 9;
 const MPROTECT: u32 = 10;
 const PAUSE: u32 = 34;
+const MLOCK: u32 = 149;
 const FORK: u32 = 57;
 
 /// Code for 64-bit mode.
@@ -81,6 +82,7 @@ fn elf() -> Vec<u8> {
         .touch(READ_ONLY, 1, true)
         .touch(READ_ONLY, 2, false)
         .call(MPROTECT, &[READ_ONLY, 4 * PAGE, PROT_READ.into()])
+        .call(MLOCK, &[SHARED, 2 * PAGE])
         .call(FORK, &[])
         .touch(PRIVATE, 1, true);
     let code = code.call(PAUSE, &[]).bytes(&[0xeb, 0xfe]).0;

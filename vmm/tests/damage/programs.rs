@@ -8,7 +8,7 @@ use pagevisor_shared::mm_types::{AddressSpace, AnonVma, AnonVmaChain, MappedFile
 use pagevisor_shared::page_flags::PageFlag;
 use pagevisor_shared::sched::TaskStruct;
 use pagevisor_shared::vmalloc::RB_BLACK;
-use pagevisor_shared::vmstat::NodeStat;
+use pagevisor_shared::vmstat::{NodeStat, ZoneStat};
 
 use super::mutations::Mutation;
 use super::program::{NONE, PRIVATE, READ_ONLY, SHARED, TEXT};
@@ -19,6 +19,7 @@ const PAGE: u64 = 0x1000;
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 2;
 const NO_EXECUTE: u64 = 1 << 63;
+const MLOCKED: u64 = 1 << 58;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 impl Bench<'_> {
@@ -183,6 +184,13 @@ pub const TASKS: &[Mutation] = &[
         let counter = &bench.region.nodes()[1].vm_stat[NodeStat::NrMapped.index()];
         bench.change(counter, |pages| pages + 1);
     }),
+    ("locked pages that a zone does not count", Rule::MlockStat, |bench| {
+        let zone = bench.region.zones().iter().find(|zone| zone.vm_stat[ZoneStat::NrMlock.index()].load(SeqCst) != 0);
+        bench.change(&zone.expect("locked pages").vm_stat[ZoneStat::NrMlock.index()], |pages| pages - 1);
+    }),
+    ("a page that cannot be had back and is not locked", Rule::MlockStat, |bench| {
+        bench.change(&bench.region.nodes()[1].vm_stat[NodeStat::NrUnevictable.index()], |pages| pages + 1);
+    }),
 ];
 
 /// Of areas and what they belong to.
@@ -320,6 +328,18 @@ pub const USER_PAGES: &[Mutation] = &[
     }),
     ("a page of which a program has no reference", Rule::ProgramReferences, |bench| {
         bench.set_page(PRIVATE + PAGE, Field::Refcount, |count| count - 1);
+    }),
+    ("an entry that does not lock what its area does", Rule::ProgramLocked, |bench| {
+        bench.set_user_entry(SHARED, |entry| entry & !MLOCKED);
+    }),
+    ("an entry that locks what its area does not", Rule::ProgramLocked, |bench| {
+        bench.set_user_entry(PRIVATE, |entry| entry | MLOCKED);
+    }),
+    ("a locked page that is not marked", Rule::ProgramLocked, |bench| {
+        bench.set_page(SHARED, Field::Flags, |flags| flags & !PageFlag::Mlocked.mask());
+    }),
+    ("a page that is locked more often than it says", Rule::ProgramLocked, |bench| {
+        bench.set_page(SHARED + PAGE, Field::Prev, |count| count + 1);
     }),
     ("a page of nobody's", Rule::ProgramPage, |bench| bench.set_page(PRIVATE, Field::Mapping, |_| 0)),
     ("a page of another family", Rule::ProgramPage, |bench| bench.set_page(PRIVATE, Field::Mapping, |id| id + 2)),

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::vec::Vec;
 
 use pagevisor_shared::mm_types::{MappingId, VmaFlags};
-use pagevisor_shared::page::PG_TABLE;
+use pagevisor_shared::page::{PG_TABLE, Page};
 use pagevisor_shared::page_flags::PageFlag;
 use pagevisor_shared::pgtable::{Entry, level_size};
+use pagevisor_shared::report::counters;
 use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE, Pfn};
-use pagevisor_shared::vmstat::NodeStat;
+use pagevisor_shared::vmstat::{NodeStat, ZoneStat};
 
 use crate::Mm;
 use crate::memory::{Pte, is_anon, is_exclusive, mm_counter};
@@ -48,6 +49,8 @@ struct Recount<'a, P: Platform> {
     found: Vec<UserViolation>,
     /// Entries by frame.
     mapped: BTreeMap<u32, u64>,
+    /// Entries by frame that lock it.
+    locked: BTreeMap<u32, u64>,
     /// Families that areas are linked to, with their links and the areas whose they are.
     families: BTreeMap<u64, (AnonFamily, BTreeSet<u64>, u32)>,
     /// Tables of all spaces.
@@ -61,6 +64,7 @@ pub fn user_violations<P: Platform>(mm: &Mm<P>) -> Vec<UserViolation> {
         mm,
         found: Vec::new(),
         mapped: BTreeMap::new(),
+        locked: BTreeMap::new(),
         families: BTreeMap::new(),
         tables: BTreeSet::new(),
         space: 0,
@@ -167,6 +171,10 @@ impl<P: Platform> Recount<'_, P> {
             return;
         }
         *self.mapped.entry(pte.frame()).or_default() += 1;
+        self.equal("locked", virt, pte.has(Entry::MLOCKED).into(), flags.contains(VmaFlags::LOCKED).into());
+        if pte.has(Entry::MLOCKED) {
+            *self.locked.entry(pte.frame()).or_default() += 1;
+        }
         let page = self.mm.user_page(pte.frame());
         rss[mm_counter(page) as usize] += 1;
         if flags.contains(VmaFlags::SHARED) {
@@ -262,8 +270,10 @@ impl<P: Platform> Recount<'_, P> {
                 if lost && !mapped.contains_key(&(frame as u32)) {
                     self.equal("anonymous page that nobody maps", frame, 1, 0);
                 }
+                self.lock_of_page(page, frame as u32);
             }
         }
+        self.locked_counts();
         for (index, node) in self.mm.nodes.iter().enumerate() {
             let expected = by_node.get(&index).copied().unwrap_or_default();
             for (item, expected) in [NodeStat::NrAnonPages, NodeStat::NrMapped].into_iter().zip(expected) {
@@ -273,6 +283,41 @@ impl<P: Platform> Recount<'_, P> {
                 self.equal(NodeStat::NAMES[item.index()], index as u64, found as u64, expected as u64);
             }
         }
+    }
+}
+
+impl<P: Platform> Recount<'_, P> {
+    /// A page is marked and counts as the entries say that lock it.
+    fn lock_of_page(&mut self, page: &Page, frame: u32) {
+        let locks = self.locked.get(&frame).copied().unwrap_or_default();
+        for flag in [PageFlag::Mlocked, PageFlag::Unevictable] {
+            let is_set = page._refcount.get() != 0 && page.flags.get() & flag.mask() != 0;
+            self.equal("mark of a locked page", frame.into(), is_set.into(), (locks != 0).into());
+        }
+        if locks != 0 {
+            self.equal("mlock_count", frame.into(), page.prev.get().into(), locks);
+        }
+    }
+
+    /// Compares the counters of locked pages with the entries that were found.
+    fn locked_counts(&mut self) {
+        let mut zones = BTreeMap::<usize, u64>::new();
+        for frame in self.locked.keys() {
+            if let Some(zone) = self.mm.page_zone(Pfn::new((*frame).into())) {
+                *zones.entry(zone.index()).or_default() += 1;
+            }
+        }
+        let mut unevictable = 0;
+        for (zone, _) in self.mm.populated_zones() {
+            let expected = zones.get(&zone.index()).copied().unwrap_or_default();
+            for item in [ZoneStat::NrMlock, ZoneStat::NrZoneUnevictable] {
+                let found = self.mm.zone_page_state_snapshot(zone, item);
+                self.equal(ZoneStat::NAMES[item.index()], zone.index() as u64, found, expected);
+            }
+            unevictable += expected;
+        }
+        let found = counters::global_node_page_state(self.mm.region(), NodeStat::NrUnevictable);
+        self.equal("nr_unevictable", 0, found, unevictable);
     }
 }
 

@@ -33,7 +33,8 @@ impl<P: Platform> Mm<P> {
         }
         self.page_add_new_anon_rmap(frame, fault.vma, fault.addr);
         fault.space.rss_stat[MmCounter::Anon as usize].fetch_add(1, Relaxed);
-        let pte = Pte::new(frame, page_prot(fault.vm_flags) | Entry::DIRTY | Entry::WRITABLE);
+        let locked = self.mlock_vma_page(frame, fault.vm_flags);
+        let pte = Pte::new(frame, page_prot(fault.vm_flags) | Entry::DIRTY | Entry::WRITABLE | locked);
         // Release: who finds the page finds it clear.
         word.store(pte.0, Release);
         drop(lock);

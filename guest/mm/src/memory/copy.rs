@@ -88,7 +88,7 @@ impl<P: Platform> Mm<P> {
         if flags.contains(VmaFlags::SHARED) {
             pte = pte.without(Entry::DIRTY);
         }
-        // The child has not looked at it yet.
-        pte.without(Entry::ACCESSED)
+        // The child has not looked at it yet, and has locked nothing.
+        pte.without(Entry::ACCESSED | Entry::MLOCKED)
     }
 }

@@ -82,9 +82,11 @@ impl<P: Platform> Mm<P> {
         let (start, end) = (VirtAddr::new(fault.addr), VirtAddr::new(fault.addr + PAGE_SIZE));
         self.platform.flush_user(fault.space, start, end, false);
         self.page_add_new_anon_rmap(new.raw() as u32, fault.vma, fault.addr);
-        let entry = Pte::new(new.raw() as u32, page_prot(fault.vm_flags) | Entry::DIRTY).maybe_writable(fault.vm_flags);
+        let locked = self.mlock_vma_page(new.raw() as u32, fault.vm_flags);
+        let entry = Pte::new(new.raw() as u32, page_prot(fault.vm_flags) | Entry::DIRTY | locked);
         // Release: who finds the page finds it copied.
-        word.store(entry.0, Release);
+        word.store(entry.maybe_writable(fault.vm_flags).0, Release);
+        self.munlock_vma_page(pte);
         if let Some(old) = old {
             self.page_remove_rmap(old.raw() as u32);
         }

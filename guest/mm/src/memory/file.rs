@@ -52,7 +52,8 @@ impl<P: Platform> Mm<P> {
             let page = self.user_page(frame);
             self.page_add_file_rmap(frame);
             fault.space.rss_stat[mm_counter(page) as usize].fetch_add(1, Relaxed);
-            let mut pte = Pte::new(frame, page_prot(fault.vm_flags));
+            let locked = self.mlock_vma_page(frame, fault.vm_flags);
+            let mut pte = Pte::new(frame, page_prot(fault.vm_flags) | locked);
             if fault.write {
                 mark_dirty(page);
                 pte = pte.with(Entry::DIRTY).maybe_writable(fault.vm_flags);
@@ -90,7 +91,8 @@ impl<P: Platform> Mm<P> {
         if missing {
             self.page_add_new_anon_rmap(copy.raw() as u32, fault.vma, fault.addr);
             fault.space.rss_stat[MmCounter::Anon as usize].fetch_add(1, Relaxed);
-            let pte = Pte::new(copy.raw() as u32, page_prot(fault.vm_flags) | Entry::DIRTY);
+            let locked = self.mlock_vma_page(copy.raw() as u32, fault.vm_flags);
+            let pte = Pte::new(copy.raw() as u32, page_prot(fault.vm_flags) | Entry::DIRTY | locked);
             // Release: who finds the page finds it copied.
             word.store(pte.maybe_writable(fault.vm_flags).0, Release);
         }
@@ -126,8 +128,9 @@ impl<P: Platform> Mm<P> {
             if self.is_page_of(*frame, mapping) && index < pages_of(mapping) {
                 self.page_add_file_rmap(*frame);
                 rss.add(mm_counter(self.user_page(*frame)), 1);
+                let locked = self.mlock_vma_page(*frame, fault.vm_flags);
                 // Release: as for the page itself.
-                word.store(Pte::new(*frame, page_prot(fault.vm_flags)).0, Release);
+                word.store(Pte::new(*frame, page_prot(fault.vm_flags) | locked).0, Release);
                 self.unlock_page(*frame);
                 // The entry has the reference.
                 *frame = 0;

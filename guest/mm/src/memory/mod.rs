@@ -17,6 +17,7 @@
 //! | `gather` | and freed once no processor remembers them |
 //! | `protect` | `mprotect` |
 //! | `remap` | `mremap` |
+//! | `mlock` | pages of locked areas |
 //! | `gup` | pages brought in for somebody else: reading and writing other programs' memory |
 //! | `rmap` | who maps a page |
 //! | `anon_vma` | families of anonymous pages |
@@ -44,6 +45,7 @@ mod file;
 mod gather;
 mod gup;
 mod mapping_table;
+mod mlock;
 mod pages;
 mod protect;
 mod pte;

@@ -9,7 +9,8 @@ use pagevisor_shared::units::{PAGE_SHIFT, Pfn};
 pub(crate) struct Pte(pub(crate) u64);
 
 /// Bits that stay when the protection changes (`_PAGE_CHG_MASK`).
-const KEPT: u64 = Entry::ADDRESS | Entry::ACCESSED | Entry::DIRTY | Entry::SPECIAL | Entry::CACHE_DISABLE;
+const KEPT: u64 =
+    Entry::ADDRESS | Entry::ACCESSED | Entry::DIRTY | Entry::SPECIAL | Entry::MLOCKED | Entry::CACHE_DISABLE;
 
 impl Pte {
     /// Keeps the page at `pfn` (`mk_pte`).

@@ -115,6 +115,7 @@ impl<P: Platform> Mm<P> {
             note_access(page, pte);
             zapped.rss.add(mm_counter(page), -1);
         }
+        self.munlock_vma_page(pte);
         if page._mapcount.fetch_sub(1, AcqRel) == 1 {
             let count = if anon { &mut zapped.anon } else { &mut zapped.file };
             count.add(self, pte.pfn(), -1);

@@ -180,8 +180,9 @@ impl<P: Platform> Mm<P> {
         match (old.contains(VmaFlags::LOCKED), wanted.contains(VmaFlags::LOCKED)) {
             (false, true) => locked.bump(pages),
             (true, false) => locked.drop_by(pages),
-            _ => {}
+            _ => return Ok(vma),
         }
+        self.mlock_vma_pages_range(vma, start, end);
         Ok(vma)
     }
 }

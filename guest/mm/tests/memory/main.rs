@@ -5,6 +5,7 @@ mod changes;
 mod failure;
 mod fork;
 mod known_zero;
+mod locked;
 mod nodes;
 mod storm;
 mod tables;

@@ -1,9 +1,11 @@
 //! Programs: tasks, address spaces, the areas of these, and what their page tables map.
 //!
-//! [`tasks`] the list of tasks; [`tree`] areas; [`families`] anonymous memory; [`files`] files; [`pages`] page tables.
+//! [`tasks`] the list of tasks; [`tree`] areas; [`families`] anonymous memory; [`files`] files; [`pages`] page tables;
+//! [`locked`] what is locked.
 
 mod families;
 mod files;
+mod locked;
 mod pages;
 mod tasks;
 mod tree;
@@ -32,6 +34,8 @@ pub(super) struct Programs {
     pub tables: BTreeSet<u64>,
     /// How often frames are mapped, but for those that nobody counts.
     pub mapped: BTreeMap<u64, u32>,
+    /// How many entries lock frames.
+    pub locked: BTreeMap<u64, u32>,
 }
 
 /// An area with its links.
@@ -120,6 +124,7 @@ impl Verifier<'_> {
             self.check_families(&families)?;
             self.check_files(&files)?;
             self.check_program_stats();
+            self.check_locked_pages();
         }
         Ok(())
     }

@@ -75,6 +75,9 @@ impl Verifier<'_> {
         for page in pages {
             if !self.is_uncounted(page) {
                 *self.programs.mapped.entry(page.pfn()).or_default() += 1;
+                if page.entry.0 & Entry::MLOCKED != 0 {
+                    *self.programs.locked.entry(page.pfn()).or_default() += 1;
+                }
             }
             visit(page);
         }
@@ -118,6 +121,7 @@ impl Verifier<'_> {
                 continue;
             };
             if let Some((area, owners)) = area {
+                self.check_lock(page, area);
                 self.check_page_owner(page, &meta, area, owners);
             }
             if let Some(count) = rss.get_mut(counter_of(&meta) as usize) {
