@@ -1,6 +1,8 @@
 //! What is in regular files: pages that the memory stack keeps, whether they are read, written or mapped
 //! (`fs/ramfs`, `mm/shmem.c`). There is no other copy.
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use pagevisor_mm::filemap::{FileMapping, MappingKind};
 use pagevisor_shared::errno::Errno;
 use pagevisor_shared::mm_types::uapi::F_SEAL_SEAL;
@@ -33,6 +35,29 @@ impl FileSystem {
     /// Whether its files are shared memory: they can be sealed, and have holes punched into them.
     pub const fn is_shmem(self) -> bool {
         matches!(self.kind(), MappingKind::Shmem)
+    }
+
+    /// Lets its files have half of all memory (`shmem_default_max_blocks`).
+    pub fn limit_to_half(self) {
+        if let Some(mm) = platform::mm() {
+            let pages: u64 = mm.region().zones().iter().map(|zone| zone.managed_pages.load(Relaxed)).sum();
+            mm.set_file_system_limit(self.device(), (pages / 2).max(1));
+        }
+    }
+
+    /// Pages that its files may have, 0 for any number, and those that they have.
+    pub fn usage(self) -> (u64, u64) {
+        platform::mm().map_or((0, 0), |mm| mm.file_system_usage(self.device()))
+    }
+
+    /// Its type, as `statfs` tells it (`uapi/linux/magic.h`).
+    pub const fn magic(self) -> u64 {
+        match self {
+            Self::Unnamed | Self::Temporary | Self::Shared => 0x0102_1994,
+            Self::Root => 0x8584_58f6,
+            Self::Proc => 0x9fa0,
+            Self::Pipes => 0x5049_5045,
+        }
     }
 
     /// How pages of its files count.

@@ -50,6 +50,9 @@ pub fn init(archive: &[u8]) {
     let root = root();
     initramfs::unpack(root, archive);
     mount(root, "proc", proc::root());
+    for system in [FileSystem::Temporary, FileSystem::Shared] {
+        system.limit_to_half();
+    }
     mount(root, "tmp", Inode::directory(FileSystem::Temporary, 0o1777));
     let Ok(dev) = path::make_directories(root, "dev") else { return };
     mount(&dev, "shm", Inode::directory(FileSystem::Shared, 0o1777));

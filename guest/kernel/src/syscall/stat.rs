@@ -5,9 +5,10 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::errno::Errno;
 
-use super::{Outcome, tree};
+use super::{Outcome, files, tree};
 use crate::arch::uaccess;
 use crate::clock;
+use crate::fs::content::FileSystem;
 use crate::fs::inode::{CHANGED, Inode, Kind, READ, WRITTEN};
 use crate::fs::path;
 
@@ -29,6 +30,10 @@ const STATX_BASIC: u64 = 0x7ff;
 /// A bit that means nothing yet (`STATX__RESERVED`).
 const STATX_RESERVED: u64 = 1 << 31;
 
+/// `statfs`: the flags are some (`ST_VALID`); bytes at the end that are nothing yet.
+const ST_VALID: u64 = 0x20;
+const SPARE: usize = 32;
+
 const SECOND: u64 = 1_000_000_000;
 
 /// Makes call `number`, if it is one of these.
@@ -37,12 +42,25 @@ pub fn call(number: u32, args: &[u64; 6]) -> Option<Outcome> {
     Some(match number {
         4 => find(tree::AT_FDCWD, a, 0).and_then(|inode| write(b, &inode)),
         6 => find(tree::AT_FDCWD, a, AT_SYMLINK_NOFOLLOW).and_then(|inode| write(b, &inode)),
+        137 => find(tree::AT_FDCWD, a, 0).and_then(|inode| write_system(b, inode.system)),
+        138 => files::own().and_then(|files| write_system(b, files.get(a)?.inode.system)),
         262 if d & !(AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH) != 0 => Err(Errno::EINVAL),
         262 => find(a, b, d).and_then(|inode| write(c, &inode)),
         280 => set_times(a, b, c, d),
         332 => extended(a, b, c, d, e),
         _ => return None,
     })
+}
+
+/// `struct statfs`: type, size of a block; blocks, free ones and those that anybody can have; no number of files is the
+/// most; number, longest name, size of a block once more, flags.
+fn write_system(at: u64, system: FileSystem) -> Outcome {
+    let (max, used) = system.usage();
+    let (free, number) = (max.saturating_sub(used), u64::from(system.device()));
+    let name = path::NAME_MAX as u64;
+    let words = [system.magic(), BLOCK_SIZE, max, free, free, 0, 0, number, name, BLOCK_SIZE, ST_VALID];
+    uaccess::write_words(at, &words)?;
+    uaccess::clear(at + 8 * words.len() as u64, SPARE).map(|()| 0)
 }
 
 /// The file that a path leads to, as `flags` say.

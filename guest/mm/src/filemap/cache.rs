@@ -28,6 +28,8 @@ pub(crate) enum Wanted {
     BehindEnd,
     /// There is no memory.
     NoMemory,
+    /// The file system is full, or no more memory may be promised.
+    NoSpace,
 }
 
 /// Holds a file's tree.
@@ -162,7 +164,7 @@ impl<P: Platform> Mm<P> {
     /// Adds a page of zeros, locked and with a reference beside the tree's; `None` if somebody else did
     /// (`shmem_add_to_page_cache`).
     fn add_page(&self, mapping: FileMapping, index: u64) -> Result<Option<u32>, Wanted> {
-        let frame = self.alloc_promised_page(mapping).ok_or(Wanted::NoMemory)?;
+        let frame = self.alloc_promised_page(mapping)?;
         let page = self.user_page(frame);
         let swapbacked = if is_shmem(mapping) { PageFlag::Swapbacked.mask() } else { 0 };
         page.flags.set(NEW | swapbacked);
@@ -205,20 +207,27 @@ impl<P: Platform> Mm<P> {
         if inserted == Inserted::NeedsNode { Err(Wanted::NoMemory) } else { Ok(None) }
     }
 
-    /// A page of zeros for a file, promised if those of the file are one by one (`shmem_acct_block`).
-    fn alloc_promised_page(&self, mapping: FileMapping) -> Option<u32> {
-        if mapping.record().flags.get() & AddressSpace::NORESERVE != 0 {
-            self.vm_enough_memory(None, 1).ok()?;
+    /// A page of zeros for a file, promised if those of the file are one by one, and counted for its file system
+    /// (`shmem_alloc_and_acct_folio`).
+    fn alloc_promised_page(&self, mapping: FileMapping) -> Result<u32, Wanted> {
+        if !self.take_block(mapping) {
+            return Err(Wanted::NoSpace);
+        }
+        let promises = mapping.record().flags.get() & AddressSpace::NORESERVE != 0;
+        if promises && self.vm_enough_memory(None, 1).is_err() {
+            self.give_block(mapping);
+            return Err(Wanted::NoSpace);
         }
         let frame = self.alloc_zeroed_user_page();
         if frame.is_none() {
             self.unpromise_page(mapping);
         }
-        frame
+        frame.ok_or(Wanted::NoMemory)
     }
 
     /// A page of a file has gone, or has not come.
     fn unpromise_page(&self, mapping: FileMapping) {
+        self.give_block(mapping);
         if mapping.record().flags.get() & AddressSpace::NORESERVE != 0 {
             self.vm_unacct_memory(1);
         }

@@ -11,6 +11,7 @@
 //! | `io` | reading and writing |
 //! | `allocate` | pages before anybody writes |
 //! | `truncate` | files are cut, and who maps them loses the pages |
+//! | `limit` | how much file systems may hold |
 //! | `seal` | what a file must not suffer any more |
 //!
 //! # Counts
@@ -32,6 +33,7 @@
 mod allocate;
 mod cache;
 mod io;
+mod limit;
 mod mapping;
 mod seal;
 mod tree;
@@ -54,10 +56,16 @@ pub(crate) struct FileCaches {
     mappings: RecordCache<AddressSpace>,
     files: RecordCache<MappedFile>,
     nodes: RecordCache<PageNode>,
+    limits: limit::Limits,
 }
 
 impl FileCaches {
     pub(crate) const fn new() -> Self {
-        Self { mappings: RecordCache::new(), files: RecordCache::new(), nodes: RecordCache::new() }
+        Self {
+            mappings: RecordCache::new(),
+            files: RecordCache::new(),
+            nodes: RecordCache::new(),
+            limits: limit::Limits::new(),
+        }
     }
 }

@@ -149,7 +149,7 @@ impl<P: Platform> Mm<P> {
 /// What a fault comes to that finds no page.
 fn no_page(wanted: Wanted) -> FaultResult {
     match wanted {
-        Wanted::BehindEnd => FaultResult::BUS_ADRERR,
+        Wanted::BehindEnd | Wanted::NoSpace => FaultResult::BUS_ADRERR,
         Wanted::NoMemory => FaultResult::Oom,
     }
 }

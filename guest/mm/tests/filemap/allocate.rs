@@ -2,11 +2,12 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
+use pagevisor_mm::memory::FaultResult;
 use pagevisor_shared::errno::Errno;
 use pagevisor_shared::mm_types::uapi::*;
 use pagevisor_shared::units::{PAGE_SIZE, VirtAddr};
 
-use crate::{LIMITS, MappingKind, Stack, assert_sound, close, file, load, machine, map, try_map};
+use crate::{LIMITS, MappingKind, READ_WRITE, Stack, assert_sound, close, file, load, machine, map, try_map};
 
 const RW: u32 = PROT_READ | PROT_WRITE;
 
@@ -111,5 +112,46 @@ fn shared_memory_is_promised_as_a_whole_or_page_by_page() {
     assert_eq!(try_map(mm, space, None, 0, 1 << 20, RW, shared), Err(Errno::ENOMEM));
     assert_eq!(promised(mm), before);
     mm.mmput(space);
+    assert_sound(mm, &[]);
+}
+
+#[test]
+fn a_file_system_holds_no_more_than_it_may() {
+    const DEVICE: u32 = 4;
+    let machine = machine(1);
+    let mm = machine.mm();
+    let before = promised(mm);
+    mm.set_file_system_limit(DEVICE, 5);
+    let made = || mm.mapping_create(MappingKind::Shmem, DEVICE, 9).expect("a file");
+    let (one, other) = (made(), made());
+    let page = [7; PAGE_SIZE as usize];
+    assert_eq!(mm.file_write(one, 0, &[7; 3 * PAGE_SIZE as usize]), Ok(3 * PAGE_SIZE as usize));
+    assert_eq!(mm.file_write(other, 8 * PAGE_SIZE, &page), Ok(page.len()));
+    assert_eq!(mm.file_system_usage(DEVICE), (5, 4));
+    // As much as there is room for.
+    assert_eq!(mm.file_write(other, 2 * PAGE_SIZE, &[7; 3 * PAGE_SIZE as usize]), Ok(page.len()));
+    assert_eq!(mm.file_write(other, 6 * PAGE_SIZE, &page), Err(Errno::ENOSPC));
+    assert_eq!(mm.file_write(one, PAGE_SIZE, &page), Ok(page.len()), "it is there");
+    assert_eq!(mm.fallocate(one, 0, 4 * PAGE_SIZE, false), Err(Errno::ENOSPC));
+    let file = mm.mapped_file_new(other, b"/tmp/other", READ_WRITE).expect("an open file");
+    let space = mm.mm_alloc().expect("a space");
+    let shared = map(mm, space, file, 0, 9, RW, MAP_SHARED);
+    let bus = Some(FaultResult::Sigbus { code: 2 });
+    assert_eq!(mm.user_store(space, VirtAddr::new(shared), 1, &LIMITS).err(), bus);
+    assert_eq!(mm.user_load(space, VirtAddr::new(shared), &LIMITS).err(), bus);
+    assert_eq!(load(mm, space, shared + 8 * PAGE_SIZE).0, 7);
+    // What one gives up the other can have.
+    mm.truncate(one, PAGE_SIZE).expect("cut");
+    assert_eq!(mm.file_system_usage(DEVICE), (5, 3));
+    assert!(mm.user_store(space, VirtAddr::new(shared), 1, &LIMITS).is_ok());
+    // Others have limits of their own, or none.
+    let open = self::file(mm);
+    assert_eq!(mm.file_write(open.0, 0, &[7; 9 * PAGE_SIZE as usize]), Ok(9 * PAGE_SIZE as usize));
+    assert_sound(mm, &[one, other, open.0]);
+    mm.mmput(space);
+    close(mm, open);
+    close(mm, (other, file));
+    mm.mapping_put(one);
+    assert_eq!((mm.file_system_usage(DEVICE), promised(mm)), ((5, 0), before));
     assert_sound(mm, &[]);
 }
