@@ -25,6 +25,7 @@ use crate::arch::entry::FLAG_INTERRUPTS;
 use crate::arch::fpu;
 use crate::arch::gdt::{USER_CODE, USER_DATA};
 use crate::arch::traps::TrapFrame;
+use crate::fs::access::Executed;
 use crate::fs::file::display_name;
 use crate::fs::inode::Inode;
 use crate::fs::path::full_path;
@@ -75,7 +76,7 @@ impl Drop for NewSpace {
 /// (`execve`); it goes on with `frame`.
 ///
 /// # Errors
-/// As [`elf::parse`]; E2BIG, ENOMEM. Then the task is what it was.
+/// As [`elf::parse`]; E2BIG, ENOMEM, ETXTBSY. Then the task is what it was.
 pub fn exec(
     file: &Arc<Inode>,
     path: &str,
@@ -83,7 +84,7 @@ pub fn exec(
     environment: &[Vec<u8>],
     frame: &mut TrapFrame,
 ) -> Result<(), Errno> {
-    let task = task::current();
+    let (task, executed) = (task::current(), Executed::new(file)?);
     let limits = crate::syscall::limits(&task);
     let mut environment = environment.to_vec();
     if fpu::is_emulated() && !environment.iter().any(|word| word.starts_with(b"GLIBC_TUNABLES=")) {
@@ -101,7 +102,7 @@ pub fn exec(
     }
     if let Some(process) = task.process() {
         // What `/proc/PID/exe` is.
-        let old = process.program.lock().replace((Arc::clone(file), full));
+        let old = process.program.lock().replace((executed, full));
         drop(old);
     }
     become_program(&task, path);
@@ -133,7 +134,7 @@ fn path_without_links(task: &Task, file: &Arc<Inode>, path: &str) -> String {
         let process = task.get_process();
         let program = process.as_ref().map(|process| process.program.lock());
         match program.as_ref().and_then(|program| program.as_ref()) {
-            Some((old, path)) if Arc::ptr_eq(old, file) => path.clone(),
+            Some((old, path)) if Arc::ptr_eq(&**old, file) => path.clone(),
             _ => String::from(path),
         }
     })

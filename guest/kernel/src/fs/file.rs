@@ -10,6 +10,7 @@ use pagevisor_mm::mmap::MappedFileRef;
 use pagevisor_shared::errno::Errno;
 use pagevisor_shared::mm_types::MappedFile;
 
+use super::access::Written;
 use super::inode::{Device, Inode, Kind};
 use super::mode;
 use super::path::path_of;
@@ -82,6 +83,8 @@ pub struct File {
     pub position: AtomicU64,
     end: End,
     name: Name,
+    /// That it may be written to, if it is a regular file that was opened for that by a name.
+    _written: Option<Written>,
     /// What areas that map it refer to; made when it is first mapped.
     mapped: SpinLock<Option<MappedFileRef>>,
 }
@@ -100,14 +103,18 @@ impl Drop for File {
 impl File {
     /// `inode`, open with `flags`.
     pub fn new(inode: Arc<Inode>, flags: u32, end: End, name: Name) -> Arc<Self> {
-        let (flags, position) = (AtomicU32::new(flags & !O_CLOEXEC), AtomicU64::new(0));
-        Arc::new(Self { inode, flags, position, end, name, mapped: SpinLock::new(None) })
+        Self::make(inode, flags, end, name, None)
     }
 
-    /// `inode`, which was found by a name.
-    pub fn open(inode: Arc<Inode>, flags: u32, name: Name) -> Arc<Self> {
+    fn make(inode: Arc<Inode>, flags: u32, end: End, name: Name, written: Option<Written>) -> Arc<Self> {
+        let (flags, position) = (AtomicU32::new(flags & !O_CLOEXEC), AtomicU64::new(0));
+        Arc::new(Self { inode, flags, position, end, name, _written: written, mapped: SpinLock::new(None) })
+    }
+
+    /// `inode`, which was found by a name, and is written to as `written` says.
+    pub fn open(inode: Arc<Inode>, flags: u32, name: Name, written: Option<Written>) -> Arc<Self> {
         let end = if matches!(inode.kind, Kind::Proc(_)) { End::Text(SpinLock::new(Vec::new())) } else { End::None };
-        Self::new(inode, flags, end, name)
+        Self::make(inode, flags, end, name, written)
     }
 
     fn has(&self, flag: u32) -> bool {

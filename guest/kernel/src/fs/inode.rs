@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 use pagevisor_mm::filemap::FileMapping;
 use pagevisor_shared::errno::Errno;
 
+use super::access::WriteCount;
 use super::content::{Content, FileSystem};
 use super::mode;
 use super::proc::Node;
@@ -91,6 +92,8 @@ pub struct Inode {
     pub links: AtomicU32,
     /// When it was read last, when what is in it was changed, and when anything about it was, in nanoseconds since boot.
     pub times: [AtomicU64; 3],
+    /// Who writes to it, or executes it.
+    pub writers: WriteCount,
     /// What it is.
     pub kind: Kind,
 }
@@ -119,6 +122,7 @@ impl Inode {
             mode: AtomicU32::new(mode),
             links: AtomicU32::new(u32::from(matches!(kind, Kind::Proc(_)))),
             times: [now; 3].map(AtomicU64::new),
+            writers: WriteCount::default(),
             kind,
         })
     }

@@ -4,6 +4,7 @@
 //! [`inode`] what a tree is made of; [`content`] what is in files; [`initramfs`] how it comes from an archive; [`path`] names; [`file`] open files;
 //! [`table`] their numbers; [`pipe`]; [`proc`].
 
+pub mod access;
 pub mod content;
 pub mod file;
 pub mod initramfs;

@@ -8,6 +8,7 @@ use pagevisor_shared::errno::Errno;
 
 use super::{Outcome, files};
 use crate::arch::uaccess;
+use crate::fs::access::Written;
 use crate::fs::file::{File, Name, O_ACCMODE, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_TRUNC, O_WRONLY};
 use crate::fs::inode::{Device, Inode, Kind};
 use crate::fs::table::directories;
@@ -25,7 +26,7 @@ pub fn call(number: u32, args: &[u64; 6]) -> Option<Outcome> {
     Some(match number {
         2 => open(AT_FDCWD, a, b as u32, c as u32),
         21 => lookup(AT_FDCWD, a, true).map(|_| 0),
-        76 => string(a).and_then(|name| path::lookup(&start(AT_FDCWD)?, &name, true)?.truncate(b)).map(|()| 0),
+        76 => lookup(AT_FDCWD, a, true).and_then(|file| cut(&file, b)),
         77 => files::own().and_then(|files| truncate(&*files.get(a)?, b)),
         86 => hard_link(AT_FDCWD, a, AT_FDCWD, b),
         265 => hard_link(a, b, c, d),
@@ -107,11 +108,24 @@ fn open(directory: u64, name: u64, flags: u32, rights: u32) -> Outcome {
         _ if inode.is_directory() && (flags & O_ACCMODE != O_RDONLY || creates) => return Err(Errno::EISDIR),
         _ if inode.is_directory() => {}
         _ if flags & O_DIRECTORY != 0 => return Err(Errno::ENOTDIR),
-        Kind::Regular(_) if flags & O_TRUNC != 0 && flags & O_ACCMODE != O_RDONLY => inode.truncate(0)?,
         _ => {}
     }
+    let writes = flags & O_ACCMODE != O_RDONLY && matches!(inode.kind, Kind::Regular(_));
+    let written = if writes { Some(Written::new(&inode)?) } else { None };
+    if writes && flags & O_TRUNC != 0 {
+        inode.truncate(0)?;
+    }
     let name = Name::In(place.directory, place.name);
-    files::enter(File::open(inode, flags & !(O_CREAT | O_EXCL | O_TRUNC), name), flags)
+    files::enter(File::open(inode, flags & !(O_CREAT | O_EXCL | O_TRUNC), name, written), flags)
+}
+
+/// `truncate`.
+fn cut(inode: &Arc<Inode>, size: u64) -> Outcome {
+    if inode.is_directory() {
+        return Err(Errno::EISDIR);
+    }
+    let _written = Written::new(inode)?;
+    inode.truncate(size).map(|()| 0)
 }
 
 fn truncate(file: &File, size: u64) -> Outcome {

@@ -53,6 +53,10 @@ pub fn exit(code: u32) -> ! {
     task.record.exit_code.store(code, Relaxed);
     space::exit_space();
     resources::exit(&task);
+    // Before anybody asks for it, its program can be written to.
+    let program =
+        task.process().filter(|process| process.live.load(SeqCst) == 1).map(|process| process.program.lock().take());
+    drop(program);
     let notice = match task.get_process() {
         Some(process) => leave_process(&task, &process),
         None => {

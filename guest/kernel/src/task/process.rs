@@ -12,7 +12,7 @@ use super::list::{List, Nodes};
 use super::object::{Task, TaskRef, current, todo};
 use super::wait::WaitQueue;
 use super::{sched, table};
-use crate::fs::inode::Inode;
+use crate::fs::access::Executed;
 use crate::sync::{Once, SpinLock};
 
 /// Resources that can be limited (`RLIM_NLIMITS`).
@@ -50,7 +50,7 @@ pub struct Process {
     /// Of children that have ended and were asked for.
     pub children: Usage,
     /// The program that it executes, and that program's path (`/proc/PID/exe`).
-    pub program: SpinLock<Option<(Arc<Inode>, String)>>,
+    pub program: SpinLock<Option<(Executed, String)>>,
     parent: SpinLock<Option<Arc<Process>>>,
     /// Taken with the table of tasks locked.
     pub(super) family: SpinLock<Family>,

@@ -167,7 +167,7 @@ pub fn target(pid: u32, item: Item) -> Result<Target, Errno> {
         Item::Exe => {
             let process = task.get_process().ok_or(Errno::ENOENT)?;
             let (file, path) = process.program.lock().clone().ok_or(Errno::ENOENT)?;
-            return Ok(Target::File(file, path));
+            return Ok(Target::File(Arc::clone(&file), path));
         }
         Item::Cwd => directories(&task)?.work(),
         _ => Arc::clone(root()),
