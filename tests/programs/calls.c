@@ -4,6 +4,7 @@
 #include "freestanding.h"
 
 enum { SETAFFINITY = 203, GET_MEMPOLICY = 239, MOVE_PAGES = 279 };
+enum { CLONE3 = 435 };
 enum { ESRCH = 3 };
 #define RW (PROT_READ | PROT_WRITE)
 
@@ -80,13 +81,191 @@ static void pages_of(void)
     CHECK(CALL(MOVE_PAGES, 0, 1, 16, 0, status, 0) == -EFAULT && CALL(MOVE_PAGES, 0, 1, pages, 0, 16, 0) == -EFAULT);
 }
 
+// A file is written to or executed, and not both. `self` is this program.
+static void busy(const char *self)
+{
+    enum { RDONLY = 0, WRONLY = 1, RDWR = 2, CREAT = 0100, TRUNC = 01000, TRUNCATE = 76, ETXTBSY = 26 };
+    static char copy[1 << 17];
+    char *const arguments[] = { "/tmp/copy", 0 };
+    int status, ends[2];
+    CHECK(CALL(OPEN, self, WRONLY) == -ETXTBSY && CALL(OPEN, self, RDWR | TRUNC) == -ETXTBSY);
+    CHECK(CALL(TRUNCATE, self, 0) == -ETXTBSY);
+    long from = CALL(OPEN, self, RDONLY), to = CALL(OPEN, "/tmp/copy", RDWR | CREAT, 0755);
+    long size = CALL(READ, from, copy, sizeof copy);
+    CHECK(size > 0 && size < (long)sizeof copy && CALL(WRITE, to, copy, size) == size);
+    // Open for writing, and mapped so when it is not open any more.
+    CHECK(CALL(EXECVE, "/tmp/copy", arguments, 0) == -ETXTBSY);
+    char *mapped = (char *)CALL(MMAP, 0, PAGE, RW, MAP_SHARED, to, 0);
+    CHECK(!failed(mapped) && CALL(CLOSE, to) == 0 && CALL(EXECVE, "/tmp/copy", arguments, 0) == -ETXTBSY);
+    CHECK(CALL(MUNMAP, mapped, PAGE) == 0 && CALL(PIPE, ends) == 0);
+    long child = CALL(FORK);
+    if (child == 0) {
+        char *const waits[] = { "/tmp/copy", "wait", 0 };
+        CALL(DUP2, ends[0], 0);
+        CALL(EXECVE, "/tmp/copy", waits, 0);
+        finish(1);
+    }
+    // Until the child executes it, it can be written to.
+    while ((to = CALL(OPEN, "/tmp/copy", WRONLY)) >= 0)
+        CHECK(CALL(CLOSE, to) == 0 && CALL(YIELD) == 0);
+    CHECK(to == -ETXTBSY && CALL(TRUNCATE, "/tmp/copy", 0) == -ETXTBSY);
+    CHECK(CALL(WRITE, ends[1], "", 1) == 1 && CALL(WAIT4, child, &status, 0, 0) == child && status == FINE << 8);
+    CHECK((to = CALL(OPEN, "/tmp/copy", WRONLY | TRUNC)) >= 0 && CALL(CLOSE, to) == 0);
+}
+
+// A child by `clone3`, with the words of its arguments.
+static long clone3(u64 *words, u64 size)
+{
+    return CALL(CLONE3, words, size);
+}
+
+static volatile u32 cleared = 1;
+
+static void children(void)
+{
+    enum { VM = 0x100, SIGHAND = 0x800, VFORK = 0x4000, THREAD = 0x10000, PARENT_SETTID = 0x100000, CHILD_CLEARTID = 0x200000 };
+    enum { FLAGS, PIDFD, CHILD_TID, PARENT_TID, EXIT_SIGNAL, STACK, STACK_SIZE, TLS, SET_TID, SET_TID_SIZE, CGROUP, MORE };
+    const u64 clear_sighand = 1ul << 32;
+    u64 words[16] = { 0 };
+    u32 number = 0;
+    int status;
+    words[FLAGS] = PARENT_SETTID | clear_sighand, words[EXIT_SIGNAL] = SIGCHLD, words[PARENT_TID] = (u64)&number;
+    handle(SIGUSR1, note, 0);
+    long child = clone3(words, 88);
+    if (child == 0) {
+        struct action action;
+        CHECK(CALL(SIGACTION, SIGUSR1, 0, &action, 8) == 0 && action.handler == 0);
+        finish(FINE);
+    }
+    CHECK(child > 0 && number == (u32)child && CALL(WAIT4, child, &status, 0, 0) == child && status == FINE << 8);
+    struct action action;
+    CHECK(CALL(SIGACTION, SIGUSR1, 0, &action, 8) == 0 && action.handler == (void *)note);
+    // A child on a stack of its own, in the same memory, whose word is cleared when it is gone. The size is the first ever.
+    char *stack = map(4 * PAGE, RW);
+    memset(words, 0, sizeof words);
+    words[FLAGS] = VM | VFORK | CHILD_CLEARTID, words[CHILD_TID] = (u64)&cleared, words[EXIT_SIGNAL] = SIGCHLD;
+    words[STACK] = (u64)stack, words[STACK_SIZE] = 4 * PAGE;
+    // The child goes on at the end of its stack, where it has nothing to return to.
+    __asm__ volatile("syscall; test %%rax, %%rax; jnz 1f; push $42; pop %%rdi; push %%rdi; mov $60, %%eax; syscall; 1:"
+                     : "=a"(child) : "a"(CLONE3), "D"(words), "S"(64) : "rcx", "r11", "memory");
+    CHECK(child > 0 && CALL(WAIT4, child, &status, 0, 0) == child && status == FINE << 8);
+    CHECK(cleared == 0 && *(u64 *)(stack + 4 * PAGE - 8) == 42);
+    // Sizes: less than ever was, more than a page, more than is known that says something, and nothing.
+    memset(words, 0, sizeof words);
+    words[EXIT_SIGNAL] = 65;
+    CHECK(clone3(words, 56) == -EINVAL && clone3(words, PAGE + 8) == -7 && clone3((u64 *)16, 88) == -EFAULT);
+    CHECK(clone3(words, 88) == -EINVAL && clone3(words, 128) == -EINVAL);
+    words[MORE] = 1;
+    CHECK(clone3(words, 128) == -7);
+    // What contradicts itself.
+    const u64 wrong[][2] = {
+        { FLAGS, 17 }, { FLAGS, 1ul << 40 }, { FLAGS, clear_sighand | SIGHAND | VM }, { FLAGS, SIGHAND }, { STACK, (u64)stack },
+        { STACK_SIZE, PAGE }, { SET_TID_SIZE, 1 }, { SET_TID, (u64)words },
+    };
+    for (u64 index = 0; index < sizeof wrong / sizeof *wrong; index++) {
+        memset(words, 0, sizeof words);
+        words[wrong[index][0]] = wrong[index][1];
+        CHECK(clone3(words, 88) == -EINVAL);
+    }
+    memset(words, 0, sizeof words);
+    words[FLAGS] = THREAD | SIGHAND | VM, words[EXIT_SIGNAL] = SIGCHLD;
+    CHECK(clone3(words, 88) == -EINVAL);
+}
+
+// `/tmp` holds half of all memory, and says so.
+static void room(void)
+{
+    enum { RDWR = 2, CREAT = 0100, STATFS = 137, FSTATFS = 138, SYSINFO = 99, ENOSPC = 28 };
+    u64 info[14], tmp[15], of_file[15], root[15];
+    CHECK(CALL(STATFS, "/tmp", tmp) == 0 && CALL(STATFS, "/", root) == 0 && CALL(STATFS, "/nothing", root) == -ENOENT);
+    CHECK(tmp[0] == 0x01021994 && tmp[1] == PAGE && tmp[8] == 255 && root[0] == 0x858458f6 && root[2] == 0);
+    CHECK(CALL(SYSINFO, info) == 0 && tmp[2] == info[4] / PAGE / 2 && tmp[3] == tmp[2] && tmp[4] == tmp[3]);
+    long file = CALL(OPEN, "/tmp/full", RDWR | CREAT, 0600);
+    CHECK(file >= 0 && CALL(WRITE, file, "x", 1) == 1);
+    CHECK(CALL(FSTATFS, file, of_file) == 0 && of_file[3] == tmp[3] - 1 && CALL(FSTATFS, 99, of_file) == -EBADF);
+    // All but a page, then that, then more.
+    CHECK(CALL(FALLOCATE, file, 0, 0, (tmp[2] - 1) * PAGE) == 0 && CALL(FALLOCATE, file, 0, 0, (tmp[2] + 1) * PAGE) == -ENOSPC);
+    CHECK(CALL(STATFS, "/tmp", tmp) == 0 && tmp[3] == 1);
+    char *mapped = (char *)CALL(MMAP, 0, 2 * PAGE, RW, MAP_SHARED, file, (tmp[2] - 1) * PAGE);
+    CHECK(!failed(mapped) && CALL(FTRUNCATE, file, (tmp[2] + 1) * PAGE) == 0);
+    handle(SIGBUS, note, 0);
+    STORE(mapped); CHECK(seen.count == 0);
+    STORE(mapped + PAGE); CHECK(seen.count == 1 && seen.number == SIGBUS && seen.code == 2);
+    CHECK(CALL(LSEEK, file, (tmp[2] + 1) * PAGE, 0) > 0 && CALL(WRITE, file, "x", 1) == -ENOSPC);
+    // The other one has room of its own.
+    long other = CALL(OPEN, "/dev/shm/some", RDWR | CREAT, 0600);
+    CHECK(other >= 0 && CALL(WRITE, other, "x", 1) == 1);
+    CHECK(CALL(FTRUNCATE, file, 0) == 0 && CALL(STATFS, "/tmp", tmp) == 0 && tmp[3] == tmp[2]);
+}
+
+static u64 now(void)
+{
+    u64 time[2];
+    CHECK(CALL(CLOCK, 1, time) == 0);
+    return time[0] * 1000000000 + time[1];
+}
+static volatile u32 word, handled;
+static void count(int number)
+{
+    (void)number;
+    handled++;
+}
+
+// A wait for a word goes on to its end when a signal has only stopped it, and does not begin anew.
+static void waits(void)
+{
+    enum { WAIT = 0, WAIT_BITSET = 9, PRIVATE = 128, RESTART = 219, ETIMEDOUT = 110 };
+    const u64 moment[2] = { 0, 40000000 }, time[2] = { 0, 400000000 }, past[2] = { 0, 1 };
+    CHECK(CALL(FUTEX, &word, WAIT | PRIVATE, 0, past) == -ETIMEDOUT && CALL(FUTEX, &word, WAIT | PRIVATE, 1, time) == -EAGAIN);
+    CHECK(CALL(RESTART) == -EINTR);
+    // Whoever stops and goes on often enough would wait for ever if the time began anew each time.
+    long me = CALL(GETPID), child = CALL(FORK);
+    if (child == 0) {
+        for (int round = 0; round < 15; round++) {
+            CALL(NANOSLEEP, moment, 0);
+            CHECK(CALL(KILL, me, SIGSTOP) == 0);
+            CALL(NANOSLEEP, moment, 0);
+            CHECK(CALL(KILL, me, SIGCONT) == 0);
+        }
+        finish(FINE);
+    }
+    int status;
+    u64 begin = now();
+    CHECK(CALL(FUTEX, &word, WAIT | PRIVATE, 0, time) == -ETIMEDOUT && now() - begin >= 400000000);
+    // It has not waited until nobody stopped it any more.
+    CHECK(CALL(WAIT4, child, &status, 1, 0) == 0);
+    CHECK(CALL(WAIT4, child, &status, 0, 0) == child && status == FINE << 8);
+    // Whoever handles a signal learns of it, even if calls are to be made again: but for a wait without a time.
+    handle(SIGUSR1, (void *)count, SA_RESTART);
+    child = CALL(FORK);
+    if (child == 0) {
+        CALL(NANOSLEEP, moment, 0);
+        CHECK(CALL(KILL, me, SIGUSR1) == 0);
+        finish(FINE);
+    }
+    const u64 late[2] = { 1000, 0 };
+    CHECK(CALL(FUTEX, &word, WAIT | PRIVATE, 0, late) == -EINTR && handled == 1);
+    CHECK(CALL(RESTART) == -EINTR);
+    CHECK(CALL(WAIT4, child, &status, 0, 0) == child && status == FINE << 8);
+}
+
 static void part(const char *name, u64 *start, const char *self)
 {
-    (void)start, (void)self;
+    (void)start;
     if (same(name, "policies"))
         policies();
     else if (same(name, "pages"))
         pages_of();
+    else if (same(name, "busy"))
+        busy(self);
+    else if (same(name, "wait"))
+        CALL(READ, 0, &(char){ 0 }, 1);
+    else if (same(name, "children"))
+        children();
+    else if (same(name, "room"))
+        room();
+    else if (same(name, "waits"))
+        waits();
     else
         finish(1);
 }

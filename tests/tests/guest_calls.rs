@@ -19,3 +19,23 @@ fn fine(parts: &[&str]) {
 fn programs_are_told_of_nodes_and_of_where_pages_are() {
     fine(&["policies", "pages"]);
 }
+
+#[test]
+fn a_file_is_written_to_or_executed() {
+    fine(&["busy"]);
+}
+
+#[test]
+fn children_are_made_with_arguments_of_any_size() {
+    fine(&["children"]);
+}
+
+#[test]
+fn tmp_holds_half_of_all_memory() {
+    fine(&["room"]);
+}
+
+#[test]
+fn a_wait_that_was_interrupted_goes_on_to_its_end() {
+    fine(&["waits"]);
+}

@@ -269,6 +269,14 @@ pub fn fork(parent: &Task, child: &Task, flags: u64) {
     }
 }
 
+/// `child`, which has actions of its own, handles no signal (`CLONE_CLEAR_SIGHAND`).
+pub fn clear_handlers(child: &Task) {
+    if let Some(actions) = actions_of(child) {
+        let own = actions.for_another_program();
+        child.resources.set(Kind::Signals, Some(Arc::new(own)));
+    }
+}
+
 /// The current task's process ends by signal `number`.
 pub fn die(number: u32) -> ! {
     let task = task::current();

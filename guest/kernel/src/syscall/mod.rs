@@ -1,5 +1,6 @@
 //! System calls: Linux's numbers, arguments and errors (`arch/x86/entry/syscalls/syscall_64.tbl`).
 
+mod clone;
 mod files;
 mod futex;
 mod memory;
@@ -120,10 +121,10 @@ fn is_interrupted(frame: &TrapFrame) -> bool {
     frame.vector == vector::SYSTEM_CALL && frame.rax == Errno::EINTR.to_result()
 }
 
-/// Whether call `number`, when interrupted, is made again if the handler wants that (`ERESTARTSYS`): what has no time.
-const fn can_be_repeated(number: u64) -> bool {
-    // read, write, readv, writev, open, wait4, futex, openat, waitid
-    matches!(number, 0 | 1 | 2 | 19 | 20 | 61 | 202 | 257 | 247)
+/// Whether the call at `frame`, when interrupted, is made again if the handler wants that (`ERESTARTSYS`): what has no time.
+fn can_be_repeated(frame: &TrapFrame) -> bool {
+    // read, write, readv, writev, open, wait4, openat, waitid
+    matches!(frame.error_code, 0 | 1 | 2 | 19 | 20 | 61 | 257 | 247) || frame.error_code == FUTEX && !has_rest(frame)
 }
 
 /// Whether call `number`, when interrupted, is made again only if nothing was handled (`ERESTARTNOHAND`).
@@ -132,12 +133,15 @@ const fn waits_for_signals(number: u64) -> bool {
     matches!(number, 7 | 34 | 130)
 }
 
-/// Whether call `number` sleeps for a time, and goes on with the rest of it if nothing was handled
+/// Whether the call at `frame` sleeps for a time, and goes on with the rest of it if nothing was handled
 /// (`ERESTART_RESTARTBLOCK`).
-const fn has_rest(number: u64) -> bool {
-    // nanosleep, clock_nanosleep, restart_syscall
-    matches!(number, 35 | 230 | RESTART)
+fn has_rest(frame: &TrapFrame) -> bool {
+    // nanosleep, clock_nanosleep; and who waits for a word, until a time in the fourth argument
+    matches!(frame.error_code, 35 | 230 | RESTART) || frame.error_code == FUTEX && frame.arguments()[3] != 0
 }
+
+/// `futex`.
+const FUTEX: u64 = 202;
 
 /// `restart_syscall`.
 const RESTART: u64 = 219;
@@ -151,7 +155,9 @@ fn repeat(frame: &mut TrapFrame) {
 /// A signal is handled before the program goes on with `frame`: makes the call that it has interrupted, if that is so and
 /// `restarts`, be made again behind the handler.
 pub fn before_handler(frame: &mut TrapFrame, restarts: bool) {
-    if is_interrupted(frame) && restarts && can_be_repeated(frame.error_code) {
+    // What the handler interrupts does not go on with the rest of its time.
+    task::current().restart.call.store(0, Relaxed);
+    if is_interrupted(frame) && restarts && can_be_repeated(frame) {
         repeat(frame);
     }
 }
@@ -161,10 +167,10 @@ pub fn without_handler(frame: &mut TrapFrame) {
     if !is_interrupted(frame) {
         return;
     }
-    if has_rest(frame.error_code) {
+    if has_rest(frame) {
         repeat(frame);
         frame.rax = RESTART;
-    } else if can_be_repeated(frame.error_code) || waits_for_signals(frame.error_code) {
+    } else if can_be_repeated(frame) || waits_for_signals(frame.error_code) {
         repeat(frame);
     }
 }

@@ -12,11 +12,11 @@ use pagevisor_shared::report::counters;
 use pagevisor_shared::units::{CpuMask, PAGE_SIZE};
 use pagevisor_shared::vmstat::ZoneStat;
 
-use super::{Outcome, time, tree};
+use super::{Outcome, clone, time, tree};
 use crate::arch::traps::TrapFrame;
 use crate::arch::{cpu, percpu, uaccess};
 use crate::fs::path;
-use crate::task::{self, CloneArgs, NR_LIMITS, Process, Task, TaskRef, Usage, Wait, Which, clone_flags, exited_with};
+use crate::task::{self, NR_LIMITS, Process, Task, TaskRef, Usage, Wait, Which, clone_flags, exited_with};
 use crate::{clock, exec, fs, platform, smp};
 
 /// `arch_prctl`: what to do.
@@ -60,9 +60,10 @@ pub fn call(number: u32, args: &[u64; 6], frame: &TrapFrame) -> Option<Outcome> 
             task::yield_now();
             Ok(0)
         }
-        56 => clone(args, frame),
-        57 => fork(0, frame),
-        58 => fork(clone_flags::VFORK | clone_flags::VM, frame),
+        56 => clone::clone(args, frame),
+        57 => clone::fork(0, frame),
+        58 => clone::fork(clone_flags::VFORK | clone_flags::VM, frame),
+        435 => clone::clone3(a, b, frame),
         60 => exit(a),
         61 => wait(a as i32, b, c, d),
         63 => system(a),
@@ -101,18 +102,6 @@ pub fn call(number: u32, args: &[u64; 6], frame: &TrapFrame) -> Option<Outcome> 
         318 => random(a, b),
         _ => return None,
     })
-}
-
-fn clone(args: &[u64; 6], frame: &TrapFrame) -> Outcome {
-    let [flags, stack, parent_tid, child_tid, tls, _] = *args;
-    let exit_signal = (flags & clone_flags::CSIGNAL) as u32;
-    let args = CloneArgs { flags: flags & !clone_flags::CSIGNAL, exit_signal, stack, parent_tid, child_tid, tls };
-    task::clone(&args, frame).map(u64::from)
-}
-
-fn fork(flags: u64, frame: &TrapFrame) -> Outcome {
-    let args = CloneArgs { flags, exit_signal: crate::signal::SIGCHLD, ..CloneArgs::default() };
-    task::clone(&args, frame).map(u64::from)
 }
 
 fn exit(code: u64) -> ! {

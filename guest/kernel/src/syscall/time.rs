@@ -17,6 +17,9 @@ const LAST_CLOCK: u32 = 11;
 /// The time is one of the clock's, not one from now.
 const TIMER_ABSTIME: u32 = 1;
 
+/// [`task::Restart::call`] of a sleeper.
+const RESTARTS_SLEEP: u32 = 1;
+
 /// Makes call `number`, if it is one of these.
 pub fn call(number: u32, args: &[u64; 6]) -> Option<Outcome> {
     let [a, b, c, d, ..] = *args;
@@ -27,10 +30,7 @@ pub fn call(number: u32, args: &[u64; 6]) -> Option<Outcome> {
             let now = clock::nanos() / SECOND;
             if a == 0 { Ok(now) } else { uaccess::write_u64(a, now).map(|()| now) }
         }
-        219 => {
-            let restart = &task::current().restart;
-            sleep(restart.until.load(Relaxed), restart.rest.load(Relaxed))
-        }
+        219 => restart(),
         228 => now(a as u32).and_then(|now| write(b, now)),
         229 if a as u32 > LAST_CLOCK => Err(Errno::EINVAL),
         229 if b == 0 => Ok(0),
@@ -85,12 +85,22 @@ fn pause(clock: u32, flags: u32, wanted: u64, rest: u64) -> Outcome {
 fn sleep(until: u64, rest: u64) -> Outcome {
     let Err(error) = task::sleep_until(until, true) else { return Ok(0) };
     let restart = &task::current().restart;
+    restart.call.store(RESTARTS_SLEEP, Relaxed);
     restart.until.store(until, Relaxed);
-    restart.rest.store(rest, Relaxed);
+    restart.at.store(rest, Relaxed);
     if rest != 0 {
         write(rest, until.saturating_sub(clock::nanos()))?;
     }
     Err(error)
+}
+
+/// `restart_syscall`: goes on with what was interrupted, if that can be.
+fn restart() -> Outcome {
+    let restart = &task::current().restart;
+    match restart.call.swap(0, Relaxed) {
+        RESTARTS_SLEEP => sleep(restart.until.load(Relaxed), restart.at.load(Relaxed)),
+        call => super::futex::restart(call, restart),
+    }
 }
 
 /// Ticks of a hundredth of a second, for `times`.

@@ -26,3 +26,13 @@ pub const PARENT_SETTID: u64 = 0x10_0000;
 pub const CHILD_CLEARTID: u64 = 0x20_0000;
 /// The child's number is written to its own memory.
 pub const CHILD_SETTID: u64 = 0x100_0000;
+/// Namespaces of its own, of all kinds but of mounts.
+pub const NEW_NAMESPACES: u64 = 0x80 | 0x200_0000 | 0x400_0000 | 0x800_0000 | 0x1000_0000 | 0x2000_0000 | 0x4000_0000;
+/// The parent gets a file that stands for the child.
+pub const PIDFD: u64 = 0x1000;
+/// Means nothing any more.
+pub const DETACHED: u64 = 0x40_0000;
+/// Signals that are not ignored do what they do at first.
+pub const CLEAR_SIGHAND: u64 = 1 << 32;
+/// A control group is given.
+pub const INTO_CGROUP: u64 = 1 << 33;

@@ -70,7 +70,7 @@ pub use affinity::{nice, set_affinity, set_nice};
 pub use exit::{Wait, Which, exit, exit_group, exited_with, killed_by, set_notice, wait4};
 pub use fork::{CloneArgs, clone};
 pub use kthread::{begin, kthread_run};
-pub use object::{Entry, Task, TaskRef, current, todo, try_current};
+pub use object::{Entry, Restart, Task, TaskRef, current, todo, try_current};
 pub use process::{NO_LIMIT, NR_LIMITS, Process, Usage};
 pub use resources::{Kind, Resource};
 pub use sched::{

@@ -272,10 +272,16 @@ impl fmt::Debug for Task {
 /// What a call needs to know that goes on after it was interrupted (`struct restart_block`).
 #[derive(Debug, Default)]
 pub struct Restart {
+    /// Which call it is: a number of the calls' own, 0 for none.
+    pub call: AtomicU32,
     /// When its time is over.
     pub until: AtomicU64,
-    /// Where to note the rest.
-    pub rest: AtomicU64,
+    /// Of one that sleeps: where to note the rest. Of one that waits for a word: the word.
+    pub at: AtomicU64,
+    /// The value that the word has.
+    pub value: AtomicU32,
+    /// Wakers to wait for.
+    pub bits: AtomicU32,
 }
 
 /// A task's name.
