@@ -172,6 +172,81 @@ static void children(void)
     CHECK(clone3(words, 88) == -EINVAL);
 }
 
+// The number that a file of `/proc` says behind the first `name` that begins a line.
+static u64 told(const char *path, const char *name)
+{
+    static char text[1 << 15];
+    long file = CALL(OPEN, path, 0), size = 0, got;
+    CHECK(file >= 0);
+    while ((got = CALL(READ, file, text + size, (long)sizeof text - 1 - size)) > 0)
+        size += got;
+    CHECK(got == 0 && CALL(CLOSE, file) == 0);
+    text[size] = 0;
+    for (const char *line = text; *line; line++) {
+        u64 length = 0, value = 0;
+        while (name[length] && line[length] == name[length])
+            length++;
+        if (!name[length]) {
+            for (line += length; *line == ' ' || *line == '\t'; line++)
+                ;
+            for (; *line >= '0' && *line <= '9'; line++)
+                value = 10 * value + (u64)(*line - '0');
+            return value;
+        }
+        while (*line && *line != '\n')
+            line++;
+        CHECK(*line);
+    }
+    finish(2);
+    return 0;
+}
+
+// So many pages are locked, as all files have it that tell of them.
+static void expect_locked(u64 pages)
+{
+    CHECK(told("/proc/meminfo", "Mlocked:") == 4 * pages && told("/proc/meminfo", "Unevictable:") == 4 * pages);
+    CHECK(told("/proc/vmstat", "nr_mlock ") == pages && told("/proc/vmstat", "nr_unevictable ") == pages);
+}
+
+static void locked(void)
+{
+    enum { MLOCK = 149, MUNLOCK = 150, MLOCK2 = 325, DONTNEED = 4, FREE = 8, ONFAULT = 1 };
+    int status;
+    char *pages = map(16 * PAGE, RW);
+    for (u64 page = 0; page < 4; page++)
+        pages[page * PAGE] = 1;
+    CHECK(*(volatile char *)(pages + 5 * PAGE) == 0);
+    expect_locked(0);
+    CHECK(CALL(MLOCK2, pages, 16 * PAGE, ONFAULT) == 0);
+    expect_locked(4);
+    CHECK(told("/proc/self/status", "VmLck:") == 64 && told("/proc/self/smaps_rollup", "Locked:") == 16);
+    pages[5 * PAGE] = pages[6 * PAGE] = 1;
+    expect_locked(6);
+    CHECK(CALL(MADVISE, pages, 16 * PAGE, DONTNEED) == -EINVAL && CALL(MADVISE, pages, 16 * PAGE, FREE) == -EINVAL);
+    CHECK(CALL(MLOCK, pages, 16 * PAGE) == 0);
+    expect_locked(16);
+    // A child has the pages, not the locks; its copies are its own.
+    long child = CALL(FORK);
+    if (child == 0) {
+        CHECK(told("/proc/self/status", "VmLck:") == 0);
+        pages[0] = 2;
+        expect_locked(16);
+        CHECK(CALL(MLOCK, pages, 2 * PAGE) == 0);
+        // Both are copies: what is locked is brought in to be written to.
+        expect_locked(18);
+        CHECK(pages[PAGE] == 1);
+        finish(FINE);
+    }
+    CHECK(CALL(WAIT4, child, &status, 0, 0) == child && status == FINE << 8);
+    expect_locked(16);
+    CHECK(CALL(MUNLOCK, pages + 2 * PAGE, 3 * PAGE) == 0);
+    expect_locked(13);
+    CHECK(CALL(MUNMAP, pages, 4 * PAGE) == 0);
+    expect_locked(11);
+    CHECK(CALL(MUNMAP, pages, 16 * PAGE) == 0);
+    expect_locked(0);
+}
+
 // `/tmp` holds half of all memory, and says so.
 static void room(void)
 {
@@ -262,6 +337,8 @@ static void part(const char *name, u64 *start, const char *self)
         CALL(READ, 0, &(char){ 0 }, 1);
     else if (same(name, "children"))
         children();
+    else if (same(name, "locked"))
+        locked();
     else if (same(name, "room"))
         room();
     else if (same(name, "waits"))

@@ -31,6 +31,11 @@ fn children_are_made_with_arguments_of_any_size() {
 }
 
 #[test]
+fn locked_pages_are_counted() {
+    fine(&["locked"]);
+}
+
+#[test]
 fn tmp_holds_half_of_all_memory() {
     fine(&["room"]);
 }
