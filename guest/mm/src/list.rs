@@ -121,6 +121,24 @@ pub fn remove(memmap: Memmap, list: &ListHead, pfn: u32, page: &Page) {
     }
 }
 
+/// Takes the frames from `first` to `last`, neighbours in that order, out of a zone list, linked as they are but with 0
+/// before the first.
+#[inline(always)]
+pub fn remove_chain(memmap: Memmap, list: &ListHead, first: u32, last: u32) {
+    let (before, behind) = (prev(first, memmap.page(first)), next(last, memmap.page(last)));
+    if before == 0 {
+        list.first.set(behind);
+    } else {
+        memmap.page(before).next.set(encode_next(before, behind));
+    }
+    if behind == 0 {
+        list.last.set(before);
+    } else {
+        memmap.page(behind).prev.set(encode_prev(behind, before));
+    }
+    memmap.page(first).prev.set(encode_prev(first, 0));
+}
+
 /// Takes the first frame `pfn` off a pageset list.
 #[inline(always)]
 pub fn pcp_pop_head(list: &ListHead, pfn: u32, page: &Page) {

@@ -9,7 +9,7 @@ use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MIGRATE_PCPTYPES;
 use pagevisor_shared::page::Page;
 use pagevisor_shared::page_flags::PageFlag;
-use pagevisor_shared::region::zone::{NR_PCP_LISTS, PCP_LOW_ORDERS};
+use pagevisor_shared::region::zone::{NR_PCP_LISTS, PCP_LOW_ORDERS, PcpState};
 use pagevisor_shared::units::Order;
 use pagevisor_shared::vmstat::{NumaStat, VmEvent};
 use pagevisor_shared::zone::ZoneIndex;
@@ -21,10 +21,18 @@ use crate::pcp::{keeps_none, order_to_pindex, pcp_allowed_order};
 use crate::platform::Platform;
 use crate::sync::{self, Plain};
 
+/// How many pages on a pageset make it give some back when blocks of `order` are freed to it: all, if it is to keep none;
+/// but what comes after it was emptied can as well go together, since it is freed in the same order.
+#[inline(always)]
+fn shrinks_from(pcp: &PcpState, order: u32, emptied: bool) -> u32 {
+    if keeps_none(pcp, order) && !emptied { 0 } else { pcp.high.get() }
+}
+
 impl<P: Platform> Mm<P> {
     /// Takes up to `most` blocks of `order` off this CPU's pageset of its nearest node with memory, as far as the short
     /// way can give them: they are compound if that was asked for, and not cleared. `take` is called for each, with the
-    /// pageset's lock held; it may write the block's metadata but for its references, and nothing else. Gives how many.
+    /// pageset's lock held; it may write the block's metadata but for its references, and nothing else. They stay linked
+    /// to each other as they were on the list, whose next one the last is still linked to. Gives how many.
     #[inline(always)]
     pub(crate) fn alloc_blocks_here(
         &self,
@@ -84,11 +92,22 @@ impl<P: Platform> Mm<P> {
             return (pfn, 0);
         }
         let index = ZoneIndex(zone as u16);
-        let (mut freed, mut emptied, mut pindex) = (0, false, 0);
+        let (mut freed, mut emptied, mut pindex, mut known) = (0, false, 0, None);
+        let (mut count, mut limit) = (pcp.count.get(), shrinks_from(pcp, raw, emptied));
         while pfn != 0
             && let Some(home) = self.frames.home(pfn as u64)
-            && home.zone() == zone
         {
+            if known != Some(home) {
+                if home.zone() != zone {
+                    break;
+                }
+                known = Some(home);
+                pindex = if raw < PCP_LOW_ORDERS as u32 {
+                    MIGRATE_PCPTYPES * raw as usize + home.migratetype()
+                } else {
+                    NR_PCP_LISTS - 1
+                };
+            }
             let page = self.memmap().page(pfn);
             let next = list::next(pfn, page);
             // AcqRel: what others did with the page before they dropped their references comes before its next use.
@@ -98,23 +117,19 @@ impl<P: Platform> Mm<P> {
             clear(pfn, page);
             page.flags.set(Self::pcp_flags(raw));
             page.index.set(home.migratetype() as u32);
-            pindex = if raw < PCP_LOW_ORDERS as u32 {
-                MIGRATE_PCPTYPES * raw as usize + home.migratetype()
-            } else {
-                NR_PCP_LISTS - 1
-            };
             list::pcp_push_head(self.memmap(), &pcp.lists[pindex.min(NR_PCP_LISTS - 1)], pfn, page);
-            let count = pcp.count.get() + (1 << raw);
-            pcp.count.set(count);
+            count += 1 << raw;
             freed += 1;
             pfn = next;
-            let none = keeps_none(pcp, raw);
-            // What comes after an emptied pageset was emptied can as well go together: it is freed in the same order.
-            if count >= pcp.high.get() || none && !emptied {
+            if count >= limit {
+                pcp.count.set(count);
+                let none = keeps_none(pcp, raw);
                 self.shrink_pageset(index, pcp, pindex, none);
                 emptied = none;
+                (count, limit) = (pcp.count.get(), shrinks_from(pcp, raw, emptied));
             }
         }
+        pcp.count.set(count);
         if emptied && pcp.count.get() != 0 && keeps_none(pcp, raw) {
             self.shrink_pageset(index, pcp, pindex, true);
         }

@@ -41,7 +41,7 @@ pub struct FrameTables {
 
 /// Zone index plus one and, in the low two bits, the migrate type of a page block; 0 when not known, or when frees to
 /// it take the general way.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Home(u16);
 
 impl Home {

@@ -169,6 +169,8 @@ impl<P: Platform> LockedNode<'_, P> {
         let offset = record.obj_offset.get() as u64 + mm.virt(Pfn::new(0).addr()).raw();
         let colour_off = record.colour_off.get() as u64;
         let mut count = 0;
+        // Slabs that are neighbours on the list, with the last on it first, move together.
+        let mut run = (0, 0);
         for object in objects {
             let addr = object.get();
             let pfn = mm.pfn_of(VirtAddr::new(addr));
@@ -182,12 +184,27 @@ impl<P: Platform> LockedNode<'_, P> {
             page._mapcount.set(0);
             page.private.set(1);
             mm.slab_memory().byte(addr).set(0);
-            list::remove(memmap, &state.slabs_full, pfn as u32, page);
-            list::push_head(memmap, &state.slabs_free, pfn as u32, page);
+            let pfn = pfn as u32;
+            if run.0 == 0 || list::next(pfn, page) != run.0 {
+                self.full_to_free(run);
+                run = (pfn, pfn);
+            }
+            run.0 = pfn;
             count += 1;
         }
+        self.full_to_free(run);
         state.free_slabs.bump(count as u64);
         count
+    }
+
+    /// Moves slabs from the list of the full ones to the front of that of the free ones: from the first to the last, as they
+    /// are linked; none if those are 0.
+    #[inline]
+    fn full_to_free(&self, (first, last): (u32, u32)) {
+        if first != 0 {
+            list::remove_chain(self.memmap, &self.state.slabs_full, first, last);
+            list::push_head_chain(self.memmap, &self.state.slabs_free, first, last);
+        }
     }
 
     /// Takes the last `slabs` of the free slabs off the lists, or all, and links them in front of those in `doomed`, in

@@ -12,7 +12,7 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::gfp::Gfp;
-use pagevisor_shared::page::Page;
+use pagevisor_shared::page::{Page, encode_prev};
 use pagevisor_shared::page_flags::PageFlag;
 use pagevisor_shared::region::zone::ListHead;
 use pagevisor_shared::slab::{SlabFlags, SlabWord};
@@ -21,7 +21,6 @@ use pagevisor_shared::units::{Order, Pfn};
 use super::Cache;
 use super::grow::{PASSED_ON, gfp_exact_node, vmstat_of};
 use crate::Mm;
-use crate::list;
 use crate::platform::Platform;
 use crate::sync::Plain;
 
@@ -80,7 +79,12 @@ impl<P: Platform> Mm<P> {
                 page.mapping.set(words[1]);
                 page.index.set(tail);
             });
-            list::push_head(memmap, &full, pfn, page);
+            // They come linked to each other, both ways.
+            if full.first.get() == 0 {
+                full.first.set(pfn);
+                page.prev.set(encode_prev(pfn, 0));
+            }
+            full.last.set(pfn);
             let mut object = base + Pfn::new(pfn as u64).addr().raw() + colour as u64 * colour_off + offset;
             if num == 1
                 && let Some((slot, others)) = slots.split_first()
