@@ -41,6 +41,9 @@ pub mod monitor {
     pub const QUEUE_REPLY: u32 = 1;
     /// Queue 2: what programs write to the console, guest to host, as bytes.
     pub const QUEUE_CONSOLE: u32 = 2;
+    /// Queue 3: what programs read from the console, host to guest, as bytes. Each buffer that the guest gives is a
+    /// question, which is answered when there is something to read; an answer without bytes is an end of file.
+    pub const QUEUE_INPUT: u32 = 3;
     /// Largest queue size offered.
     pub const QUEUE_MAX: u16 = 256;
     /// Shared-memory region id of the state region.

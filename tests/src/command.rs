@@ -84,7 +84,12 @@ pub struct Running {
 
 /// Starts a command and collects its output in the background.
 pub fn start(command: &mut Command) -> Running {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    start_with(command, Stdio::null())
+}
+
+/// As [`start`], with this standard input.
+pub fn start_with(command: &mut Command, stdin: impl Into<Stdio>) -> Running {
+    command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
     let started = Instant::now();
     let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
     let stdout = collect(child.stdout.take());

@@ -1,8 +1,9 @@
 //! The driver of the monitor device: virtio-mmio, version 2 registers, virtio 1.2 section 4.2.
 //!
-//! The device is named on the command line. It gives the memory of the state region and three queues (commands,
-//! replies, and what programs print). The driver sets the queues up; what goes through them is [`crate::command`]'s. Virtio-mmio knows no message-signalled interrupts, so the message is told to the device
-//! through its own configuration space.
+//! The device is named on the command line. It gives the memory of the state region and four queues (commands,
+//! replies, what programs print and what they read). The driver sets the queues up; what goes through them is
+//! [`crate::command`]'s and [`crate::console`]'s. Virtio-mmio knows no message-signalled interrupts, so the message is told
+//! to the device through its own configuration space.
 
 use core::ptr::with_exposed_provenance_mut;
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -13,7 +14,7 @@ use pagevisor_shared::ABI_VERSION;
 use pagevisor_shared::command::NR_BUFFERS;
 use pagevisor_shared::device::monitor::{
     CONFIG_ABI, CONFIG_MSI_ADDR, CONFIG_MSI_DATA, CONFIG_STATE, DEVICE_ID, MMIO_SIZE, QUEUE_COMMAND, QUEUE_CONSOLE,
-    QUEUE_REPLY, SHM_STATE,
+    QUEUE_INPUT, QUEUE_REPLY, SHM_STATE,
 };
 use pagevisor_shared::region::GuestState;
 use pagevisor_shared::units::{PAGE_SIZE, PhysAddr};
@@ -81,6 +82,7 @@ pub const DRIVER_OFFSET: u64 = 16 * QUEUE_SIZE as u64;
 pub const DEVICE_OFFSET: u64 = (DRIVER_OFFSET + 6 + 2 * QUEUE_SIZE as u64).next_multiple_of(64);
 /// Bytes of a queue's parts.
 pub const QUEUE_BYTES: u64 = 1024;
+const _: () = assert!(4 * QUEUE_BYTES <= PAGE_SIZE);
 const _: () = assert!(DEVICE_OFFSET + 6 + 8 * QUEUE_SIZE as u64 <= QUEUE_BYTES);
 
 static DEVICE: Once<Monitor> = Once::new();
@@ -213,7 +215,7 @@ pub fn start(memblock: &mut Memblock) {
     let Some(device) = DEVICE.get() else { return };
     let page = direct_map::new_table(memblock).raw();
     let places = (0..).map(|index| page + index * QUEUE_BYTES);
-    let mut queues = [QUEUE_COMMAND, QUEUE_REPLY, QUEUE_CONSOLE].into_iter().zip(places);
+    let mut queues = [QUEUE_COMMAND, QUEUE_REPLY, QUEUE_CONSOLE, QUEUE_INPUT].into_iter().zip(places);
     let size = match queues.try_fold(QUEUE_SIZE, |_, (queue, place)| device.set_up_queue(queue, place)) {
         Ok(size) => size,
         Err(reason) => {
@@ -227,12 +229,12 @@ pub fn start(memblock: &mut Memblock) {
         Ok(buffers) => command::init(device, size as u16, page, buffers.raw()),
         Err(error) => pr_err!("monitor: no memory for commands: {error}"),
     }
-    console::init(device, size as u16, page + 2 * QUEUE_BYTES);
+    console::init(device, size as u16, page + 2 * QUEUE_BYTES, page + 3 * QUEUE_BYTES);
     let address = MSI_ADDRESS | (percpu::this().apic_id() as u64) << 12;
     device.write_pair(register::CONFIG + CONFIG_MSI_ADDR, address);
     device.write(register::CONFIG + CONFIG_MSI_DATA, Irq::Monitor.vector() as u32);
     device.add_status(status::DRIVER_OK);
-    pr_info!("monitor: 3 queues of {QUEUE_SIZE}, state region at {} ({} KiB)", device.shm.0, device.shm.1 >> 10);
+    pr_info!("monitor: 4 queues of {QUEUE_SIZE}, state region at {} ({} KiB)", device.shm.0, device.shm.1 >> 10);
 }
 
 /// Maps the registers anew, by `ioremap`, which was not there when the device was found, and gives the window of boot's

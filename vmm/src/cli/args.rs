@@ -139,7 +139,7 @@ pub struct RunArgs {
     /// Run this program in the guest: a static executable of x86-64 Linux
     ///
     /// Found as a shell finds it; the guest has it as /bin/PROGRAM, or it is a path in the --initrd. What it prints goes to
-    /// stdout. When it ends, so does the guest, with its exit status (128 and the signal's number if a signal ended it).
+    /// stdout, what it reads comes from stdin. When it ends, so does the guest, with its exit status (128 and the signal's number if a signal ended it).
     #[arg(long, value_name = "PROGRAM", conflicts_with = "kernel")]
     pub init: Option<PathBuf>,
 

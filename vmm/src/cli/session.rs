@@ -100,7 +100,7 @@ impl<'a> Session<'a> {
         }
         confine(args, claim.as_ref().map(Claim::directory), proc_dir.as_ref())?;
         let serial = SerialLog::new(args.console);
-        let tty = tty(args)?;
+        let (tty, input) = (tty(args)?, input(args)?);
         let stop = StopEvent::new().map_err(host("cannot make an eventfd"))?;
         let status = Arc::new(AtomicU8::new(0));
         grace::watch(signals, &stop, status.clone(), args.sandbox()).map_err(host("cannot start a thread"))?;
@@ -111,6 +111,7 @@ impl<'a> Session<'a> {
             exit_when_ready: !args.stays() && work.is_empty() && init.is_none(),
             init,
             tty,
+            input,
             console: Box::new(serial.clone()),
             notice: Arc::new(|line| notice(format_args!("warning: {line}"))),
             layout: layout.clone(),
@@ -334,6 +335,16 @@ fn tty(args: &RunArgs) -> Result<Box<dyn Write + Send>, Failure> {
     // Neither buffered nor locked: both are the main thread's.
     let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(host("cannot duplicate standard output"))?;
     Ok(Box::new(File::from(stdout)))
+}
+
+/// What programs read: our standard input. A guest in the background has nobody who would type.
+fn input(args: &RunArgs) -> Result<Option<OwnedFd>, Failure> {
+    if args.detach {
+        return Ok(None);
+    }
+    // The main thread reads nothing from it.
+    let stdin = io::stdin().as_fd().try_clone_to_owned();
+    Ok(Some(stdin.map_err(host("cannot duplicate standard input"))?))
 }
 
 /// The guest's description, for who attaches to it.

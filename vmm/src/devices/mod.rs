@@ -4,12 +4,14 @@
 //! error state or a log line, never with a panic.
 
 mod bus;
+mod input;
 pub mod monitor;
 mod power;
 mod serial;
 mod tty;
 
 pub use bus::{Bus, Device};
+pub use input::{Input, InputReader};
 pub use power::{I8042_COMMAND, PowerRequest, PowerSink, ResetPort, ShutdownPort};
 pub use serial::{Console, SERIAL_PORTS, SerialConsole};
 pub use tty::{Tty, TtyWriter};

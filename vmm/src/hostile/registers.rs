@@ -36,6 +36,7 @@ fn monitor() -> (Arc<GuestMemory>, Monitor) {
         notice: Arc::new(|_| {}),
         mailbox: Arc::default(),
         tty: Arc::default(),
+        input: Arc::default(),
     };
     (memory.clone(), Monitor::new(memory, Box::new(Nowhere), hooks).unwrap())
 }
@@ -52,7 +53,7 @@ fn set_up(device: &Monitor) {
     set(device, reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
     set(device, reg::VIRTIO_MMIO_DRIVER_FEATURES, 1);
     set(device, reg::VIRTIO_MMIO_STATUS, 11);
-    for queue in 0..3 {
+    for queue in 0..4 {
         let base = QUEUES_AT as u32 + queue * 0x1000;
         set(device, reg::VIRTIO_MMIO_QUEUE_SEL, queue);
         set(device, reg::VIRTIO_MMIO_QUEUE_NUM, QUEUE_SIZE);
@@ -66,7 +67,7 @@ fn set_up(device: &Monitor) {
 
 /// Fills a queue: descriptors that may point anywhere, a ring with any heads, an index somewhat ahead.
 fn scribble(random: &mut Random, memory: &GuestMemory) {
-    let base = QUEUES_AT + random.below(3) * 0x1000;
+    let base = QUEUES_AT + random.below(4) * 0x1000;
     let ram = memory.ram();
     for index in 0..u64::from(QUEUE_SIZE) {
         let address = random.edge(0x20_0000);

@@ -27,7 +27,7 @@ mod wait;
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 
 use crate::boot::Init;
 use crate::devices::monitor::{Bequest, Monitor, MonitorWorker, NoReply, Notice, Signals, Traffic, Waiting};
-use crate::devices::{Console, PowerRequest, TtyWriter};
+use crate::devices::{Console, InputReader, PowerRequest, TtyWriter};
 use crate::error::StartError;
 use crate::kvm::{Cause, KVM_DEVICE};
 use crate::layout::Layout;
@@ -87,6 +87,9 @@ pub struct MachineConfig {
     pub init: Option<Init>,
     /// Where what programs write to the console goes.
     pub tty: Box<dyn Write + Send>,
+    /// What programs read from the console; without it they are at the end of file at once. It is read when a program
+    /// asks for it, and no further.
+    pub input: Option<OwnedFd>,
     /// Words for the kernel's command line.
     pub append: String,
     /// Ask the kernel to power off once it is ready.
@@ -114,6 +117,7 @@ impl MachineConfig {
             initrd: None,
             init: None,
             tty: Box::new(io::sink()),
+            input: None,
             append: String::new(),
             exit_when_ready: false,
             console: Box::new(io::sink()),
@@ -140,6 +144,7 @@ pub struct Machine {
     vcpus: Vec<JoinHandle<Option<()>>>,
     worker: Option<MonitorWorker>,
     tty: TtyWriter,
+    _input: Option<InputReader>,
     monitor: Arc<Monitor>,
     memory: Arc<GuestMemory>,
     kernel: KernelSource,

@@ -18,7 +18,8 @@ use super::{KernelImage, KernelSource, Machine, MachineConfig, kernel_elf};
 use crate::boot::{BootPlan, CommandLine, Init};
 use crate::devices::monitor::{Monitor, MonitorHooks, MonitorWorker, Notice};
 use crate::devices::{
-    Console, I8042_COMMAND, PowerSink, ResetPort, SERIAL_PORTS, SerialConsole, ShutdownPort, Tty, TtyWriter,
+    Console, I8042_COMMAND, Input, InputReader, PowerSink, ResetPort, SERIAL_PORTS, SerialConsole, ShutdownPort, Tty,
+    TtyWriter,
 };
 use crate::error::StartError;
 use crate::kvm::{Buses, Cause, KvmSystem, Vcpu, Vm, has_hardware_virtualization};
@@ -46,15 +47,28 @@ pub(super) fn start(config: MachineConfig) -> Result<Machine, StartError> {
     let lifecycle = Lifecycle::new(config.topology.nr_cpus(), vm.interrupter()).map_err(host("make an eventfd"))?;
     let lifecycle = Arc::new(lifecycle);
     let tty = Arc::new(Tty::default());
-    let monitor = monitor(&vm, &memory, &lifecycle, config.notice, tty.clone())?;
+    let input = Arc::new(Input::default());
+    let ends = Ends { tty: tty.clone(), input: input.clone() };
+    let monitor = monitor(&vm, &memory, &lifecycle, config.notice.clone(), ends)?;
     let buses = Arc::new(buses(config.console, &monitor, &lifecycle));
     let vcpus = create_vcpus(&vm, &config.topology, entry)?;
     let worker = MonitorWorker::start(monitor.clone(), config.sandbox).map_err(host("start the monitor's thread"))?;
     let worker = Some(worker);
     let tty = TtyWriter::start(tty, config.tty, config.sandbox).map_err(host("start the console's thread"))?;
-    let vcpu_threads = Vec::new();
-    let mut machine =
-        Machine { lifecycle, vcpus: vcpu_threads, worker, tty, monitor, memory, kernel, started, exec_to_start };
+    let reader = |source| InputReader::start(input, source, config.notice, config.sandbox);
+    let input = config.input.map(reader).transpose().map_err(host("start the thread of the programs' input"))?;
+    let mut machine = Machine {
+        lifecycle,
+        vcpus: Vec::new(),
+        worker,
+        tty,
+        _input: input,
+        monitor,
+        memory,
+        kernel,
+        started,
+        exec_to_start,
+    };
     for vcpu in vcpus {
         // If this fails, dropping the machine ends the threads that run already.
         machine.run(vcpu, buses.clone(), config.sandbox)?;
@@ -112,12 +126,18 @@ fn prepare_memory(config: &MachineConfig, kernel: &[u8], memory: &GuestMemory) -
     Ok(plan.write(memory.ram())?)
 }
 
+/// The host's ends of the console.
+struct Ends {
+    tty: Arc<Tty>,
+    input: Arc<Input>,
+}
+
 fn monitor(
     vm: &Vm,
     memory: &Arc<GuestMemory>,
     lifecycle: &Arc<Lifecycle>,
     notice: Notice,
-    tty: Arc<Tty>,
+    Ends { tty, input }: Ends,
 ) -> Result<Arc<Monitor>, StartError> {
     let progress = lifecycle.clone();
     let state = move |state| {
@@ -125,7 +145,7 @@ fn monitor(
             progress.set_ready();
         }
     };
-    let hooks = MonitorHooks { state: Box::new(state), notice, mailbox: lifecycle.mailbox.clone(), tty };
+    let hooks = MonitorHooks { state: Box::new(state), notice, mailbox: lifecycle.mailbox.clone(), tty, input };
     let monitor = Monitor::new(memory.clone(), vm.msi_route(), hooks).map_err(host("make an eventfd"))?;
     vm.connect(&monitor)?;
     Ok(Arc::new(monitor))

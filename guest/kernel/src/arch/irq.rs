@@ -71,7 +71,10 @@ pub fn handle(vector: u64) {
     }
     apic::eoi();
     match irq {
-        Irq::Monitor => crate::command::receive(),
+        Irq::Monitor => {
+            crate::command::receive();
+            crate::console::receive();
+        }
         Irq::CallFunction => crate::smp::run_called_functions(),
         Irq::Timer => crate::task::timer_interrupt(),
         Irq::Reschedule => {

@@ -230,7 +230,8 @@ impl File {
             (Kind::Proc(node), _) if node.is_directory() => Err(Errno::EISDIR),
             (Kind::Proc(node), End::Text(text)) => read_text(*node, text, to, offset),
             (Kind::Regular(_), _) => Ok(self.inode.read(offset, to)),
-            // Nobody types; and zeros come another way.
+            (Kind::Device(Device::Console), _) => console::read(to, self.has(O_NONBLOCK)),
+            // Zeros come another way.
             (Kind::Device(_), _) => Ok(0),
             (_, End::Pipe(pipe)) => pipe.read(to, self.has(O_NONBLOCK)),
             (Kind::Link(_) | Kind::Pipe | Kind::Proc(_), _) => Err(Errno::EINVAL),

@@ -8,10 +8,11 @@ use pagevisor_shared::errno::Errno;
 use super::{Outcome, shmem, stat};
 use crate::arch::uaccess;
 use crate::fs::file::{File, O_ACCMODE, O_APPEND, O_CLOEXEC, O_NONBLOCK};
+use crate::fs::inode::{Device, Kind};
 use crate::fs::pipe::Pipe;
 use crate::fs::table::{Files, files};
 use crate::signal::{self, Info, SIGPIPE};
-use crate::task;
+use crate::{console, task};
 
 /// Most bytes that are moved by a call (`MAX_RW_COUNT`), and most pieces (`UIO_MAXIOV`).
 const MAX_COUNT: u64 = 0x7fff_f000;
@@ -259,6 +260,10 @@ fn ready(file: &File, wanted: u64) -> u64 {
             let reading = if len > 0 { POLLIN } else { 0 } | if writers { 0 } else { POLLHUP };
             let writing = if room { POLLOUT } else { 0 } | if readers { 0 } else { POLLERR };
             if file.reads() { reading } else { writing }
+        }
+        None if matches!(file.inode.kind, Kind::Device(Device::Console)) => {
+            let reading = if wanted & POLLIN != 0 && console::is_readable() { POLLIN } else { 0 };
+            reading | POLLOUT
         }
         None => POLLIN | POLLOUT,
     };

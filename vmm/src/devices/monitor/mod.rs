@@ -26,8 +26,8 @@ use pagevisor_shared::device::monitor;
 use pagevisor_shared::region::GuestState;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::Tty;
 use super::bus::Device;
+use super::{Input, Tty};
 use crate::memory::GuestMemory;
 use crate::topology::AddrRange;
 
@@ -53,6 +53,8 @@ pub struct MonitorHooks {
     pub mailbox: Arc<Mailbox>,
     /// Where what programs write to the console goes.
     pub tty: Arc<Tty>,
+    /// What programs read from the console.
+    pub input: Arc<Input>,
 }
 
 /// The device.
@@ -97,11 +99,13 @@ impl Monitor {
         let doorbell = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
         let console = doorbell()?;
         hooks.tty.ring_for_room(console.try_clone()?);
+        let input = doorbell()?;
+        hooks.input.ring_for_answers(input.try_clone()?);
         Ok(Self {
             inner: Mutex::new(Inner { registers: Registers::new(shm), notices: 0, signals: Signals::default() }),
             memory,
             interrupt: Interrupt::new(route)?,
-            doorbells: [doorbell()?, doorbell()?, console],
+            doorbells: [doorbell()?, doorbell()?, console, input],
             mailbox: hooks.mailbox.clone(),
             hooks,
         })
@@ -190,6 +194,7 @@ impl Monitor {
         match index as u32 {
             monitor::QUEUE_REPLY => self.receive(inner),
             monitor::QUEUE_CONSOLE => self.print(inner),
+            monitor::QUEUE_INPUT => self.feed(inner),
             _ => self.send(inner),
         }
     }
@@ -203,6 +208,13 @@ impl Monitor {
             let _ = self.doorbells[monitor::QUEUE_CONSOLE as usize].write(1);
         }
         self.used(inner, monitor::QUEUE_CONSOLE, printed.map(|printed| printed.map(|printed| printed.interrupt)));
+    }
+
+    /// Gives programs what there is to read for them.
+    fn feed(&self, inner: &mut Inner) {
+        let ram = self.memory.ram();
+        let fed = inner.live_queue(monitor::QUEUE_INPUT).map(|queue| transfer::feed(queue, ram, &self.hooks.input));
+        self.used(inner, monitor::QUEUE_INPUT, fed);
     }
 
     /// Puts commands that wait into the buffers that are there.

@@ -25,7 +25,7 @@ const VERSION: u32 = 2;
 /// Where the configuration space starts.
 const CONFIG: u64 = reg::VIRTIO_MMIO_CONFIG as u64;
 /// Number of queues.
-pub const QUEUES: usize = 3;
+pub const QUEUES: usize = 4;
 /// What the driver must take, by bit.
 const REQUIRED: u64 = 1 << VIRTIO_F_VERSION_1;
 /// What the device can do, by bit.
@@ -140,7 +140,7 @@ impl Registers {
             driver_features: 0,
             queue_sel: 0,
             setup: [QueueSetup::default(); QUEUES],
-            queues: [None, None, None],
+            queues: [const { None }; QUEUES],
             interrupt_status: 0,
             shm_sel: 0,
             shm,

@@ -14,7 +14,7 @@ use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::mailbox::Mailbox;
-use crate::devices::Tty;
+use crate::devices::{Input, Tty};
 
 type Chain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
 
@@ -128,6 +128,31 @@ pub(super) fn print(queue: &mut Queue, ram: &GuestMemoryMmap, tty: &Tty) -> Resu
     }
     let more = queue.enable_notification(ram)?;
     Ok(Received { interrupt: used && wants_interrupt(queue, ram)?, more })
+}
+
+/// Puts what `input` has into buffers of programs that read; where it has nothing yet it rings when it has. Then asks the
+/// driver to tell of the next one. Whether to interrupt.
+pub(super) fn feed(queue: &mut Queue, ram: &GuestMemoryMmap, input: &Input) -> Result<bool, Error> {
+    let mut used = false;
+    // A driver that goes on and on, which costs it a buffer each time, waits for the next doorbell.
+    for _ in 0..queue.size() {
+        let Some(chain) = queue.iter(ram)?.next() else {
+            if queue.enable_notification(ram)? {
+                continue;
+            }
+            break;
+        };
+        let head = chain.head_index();
+        let room = chain.clone().writable().fold(0, |room: usize, part| room.saturating_add(part.len() as usize));
+        let Some(bytes) = input.take(room) else {
+            queue.go_to_previous_position();
+            break;
+        };
+        write(chain, ram, &bytes)?;
+        queue.add_used(ram, head, bytes.len() as u32)?;
+        used = true;
+    }
+    Ok(used && wants_interrupt(queue, ram)?)
 }
 
 /// Reads the buffer, but no more of it than a message may have.

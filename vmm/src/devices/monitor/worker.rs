@@ -55,8 +55,8 @@ fn serve(monitor: &Monitor, quit: &EventFd) {
             // SAFETY: both eventfds are borrowed by this function, which outlives the poll.
             PollFd::new(unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }, PollFlags::POLLIN)
         };
-        let [command, reply, console] = &monitor.doorbells;
-        let mut fds = [wait(command), wait(reply), wait(console), wait(quit)];
+        let [command, reply, console, input] = &monitor.doorbells;
+        let mut fds = [wait(command), wait(reply), wait(console), wait(input), wait(quit)];
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) => {}
             Err(Errno::EINTR) => continue,

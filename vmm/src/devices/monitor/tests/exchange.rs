@@ -1,5 +1,6 @@
 //! Commands and replies, with a driver that the test plays.
 
+use std::io::Write;
 use std::time::Instant;
 
 use pagevisor_shared::command::{Op, OpResult, ReplyHeader, Status};
@@ -15,14 +16,14 @@ const NEXT: u16 = 1;
 /// A driver of which everything can be wrong.
 struct Driver {
     rig: Rig,
-    offered: [u16; 3],
+    offered: [u16; QUEUES],
 }
 
 impl Driver {
     fn new() -> Self {
         let rig = rig();
         rig.set_up();
-        Self { rig, offered: [0; 3] }
+        Self { rig, offered: [0; QUEUES] }
     }
 
     fn buffer(queue: u64, index: u16) -> u64 {
@@ -135,7 +136,7 @@ fn a_driver_is_disturbed_and_asked_only_when_that_helps() {
     const EVENT_IDX: u32 = 1 << 29;
     let rig = rig();
     rig.set_up_with(EVENT_IDX);
-    let mut driver = Driver { rig, offered: [0; 3] };
+    let mut driver = Driver { rig, offered: [0; QUEUES] };
     let word = |queue: u64, offset: u64| GuestAddress(QUEUE_AT + queue * 0x1000 + offset);
     let event = |driver: &Driver, queue| -> u16 {
         let at = word(queue, USED + 4 + 8 * u64::from(QUEUE_SIZE));
@@ -167,7 +168,7 @@ fn a_driver_is_disturbed_and_asked_only_when_that_helps() {
     }
     assert_eq!((driver.used(1), driver.rig.monitor.signals().interrupts), (5, 2));
     assert!(waiting.into_iter().all(|waiting| waiting.wait(PATIENCE).is_ok()));
-    assert_eq!(driver.rig.monitor.signals().kicks, [5, 5, 0]);
+    assert_eq!(driver.rig.monitor.signals().kicks, [5, 5, 0, 0]);
 }
 
 #[test]
@@ -317,7 +318,7 @@ fn a_reset_loses_what_was_sent_and_keeps_what_was_not() {
     driver.rig.set(reg::VIRTIO_MMIO_STATUS, 0);
     assert_eq!(sent.wait(PATIENCE), Err(NoReply::Reset));
     driver.rig.set_up();
-    driver.offered = [0; 3];
+    driver.offered = [0; QUEUES];
     driver.rig.monitor.memory.ram().write_obj(0u16, GuestAddress(QUEUE_AT + USED + 2)).unwrap();
     driver.post(1);
     let tag = driver.tag(1);
@@ -381,6 +382,49 @@ fn what_programs_print_arrives_and_its_buffers_come_back() {
     let sink = Box::new(Sink(sender));
     drop(crate::devices::TtyWriter::start(tty, sink, crate::sandbox::Mode::Off).unwrap());
     assert_eq!(written.into_iter().flatten().collect::<Vec<u8>>(), b"one two ");
+}
+
+#[test]
+fn what_there_is_to_read_arrives_when_a_buffer_waits_for_it() {
+    let mut driver = Driver::new();
+    let (source, mut writer) = std::io::pipe().unwrap();
+    let (input, quiet) = (driver.rig.monitor.hooks.input.clone(), Arc::new(|_: &str| {}));
+    let _reader = crate::devices::InputReader::start(input, source.into(), quiet, crate::sandbox::Mode::Off).unwrap();
+    let _worker = MonitorWorker::start(driver.rig.monitor.clone(), crate::sandbox::Mode::Off).unwrap();
+    let ask = |driver: &mut Driver, index: u16, len: u32| {
+        driver.describe(3, index, Driver::buffer(3, index), len, WRITE_ONLY, 0);
+        driver.offer(3, index);
+    };
+    let answered = |driver: &Driver, count: u16| {
+        let began = Instant::now();
+        while driver.used(3) < count {
+            assert!(began.elapsed() < PATIENCE);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let entry = QUEUE_AT + 3 * 0x1000 + USED + 4 + 8 * u64::from(count - 1);
+        let ram = driver.rig.monitor.memory.ram();
+        let [index, len]: [u32; 2] = [0, 4].map(|at| ram.read_obj(GuestAddress(entry + at)).unwrap());
+        let mut bytes = vec![0; len as usize];
+        ram.read_slice(&mut bytes, GuestAddress(Driver::buffer(3, index as u16))).unwrap();
+        bytes
+    };
+    ask(&mut driver, 0, 4);
+    assert_eq!(driver.used(3), 0);
+    writer.write_all(b"one two").unwrap();
+    assert_eq!(answered(&driver, 1), b"one ");
+    assert!(driver.rig.interrupted());
+    ask(&mut driver, 1, 64);
+    assert_eq!(answered(&driver, 2), b"two");
+    drop(writer);
+    ask(&mut driver, 2, 64);
+    assert_eq!(answered(&driver, 3), b"");
+    // A buffer out of memory breaks the device, not the host.
+    driver.describe(3, 3, u64::MAX - 8, 16, WRITE_ONLY, 0);
+    driver.offer(3, 3);
+    let began = Instant::now();
+    while driver.rig.get(reg::VIRTIO_MMIO_STATUS) & 0x40 == 0 {
+        assert!(began.elapsed() < PATIENCE);
+    }
 }
 
 struct Sink(Sender<Vec<u8>>);
