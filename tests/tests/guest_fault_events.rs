@@ -83,9 +83,21 @@ fn every_error_code_is_told_and_decoded() {
 
 #[test]
 fn workloads_of_faults_have_exactly_the_faults_they_ask_for() {
-    for (kind, faults) in
-        [("anon", 40), ("zero", 40), ("cow", 80), ("cow-reuse", 80), ("file", 40), ("stack", 40), ("mprotect", 40)]
-    {
+    let kinds = [
+        ("anon", 40),
+        ("zero", 40),
+        ("cow", 80),
+        ("cow-reuse", 80),
+        ("file", 40),
+        ("stack", 40),
+        ("mprotect", 40),
+        // 16 pages are brought in at a time.
+        ("file-read", 3),
+        ("file-write", 40),
+        ("private-read", 3),
+        ("private-write", 40),
+    ];
+    for (kind, faults) in kinds {
         let workload = format!("fault:kind={kind},pages=40");
         let output = run(&mut pagevisor(["run", "--workload", workload.as_str(), "--show", "vmstat"]));
         let (stdout, told) = (output.stdout.clone(), output.stderr.clone() + &output.stdout);
@@ -94,4 +106,24 @@ fn workloads_of_faults_have_exactly_the_faults_they_ask_for() {
         let counted = stdout.lines().find_map(|line| line.strip_prefix("pgfault ")?.parse::<u64>().ok());
         assert!(counted >= Some(faults) && counted <= Some(faults + 4), "{kind}: {counted:?}");
     }
+}
+
+#[test]
+fn pages_of_another_node_are_touched_from_there() {
+    let nodes = ["--node", "mem=128M,cpus=1", "--node", "mem=128M,cpus=1"];
+    for (kind, crossing) in [("node-local", false), ("node-remote", true)] {
+        let workload = format!("fault:kind={kind},pages=20,cpus=0");
+        let guest = Guest::keep(kind, &[&RECORDING[..], &nodes, &["--workload", &workload]].concat());
+        let told = faults(&guest, |told| told.len() >= 40);
+        let cpus: Vec<u64> = told.iter().filter_map(|fault| fault["cpu"].as_u64()).collect();
+        let expected: Vec<u64> = (0..40).map(|fault| u64::from(crossing && fault >= 20)).collect();
+        assert_eq!(cpus, expected, "{kind}: {told:?}");
+        assert!(told.iter().all(|fault| fault["kind"] == "file"), "{kind}: {told:?}");
+        guest.stop();
+    }
+    let alone = ["--node", "mem=128M,cpus=1", "--workload", "fault:kind=node-remote,pages=20"];
+    let output = run(&mut pagevisor(["run"].into_iter().chain(alone)));
+    let told = output.stderr.clone() + &output.stdout;
+    output.success();
+    assert!(told.contains("1 failed") && !told.contains("page faults"), "{told}");
 }

@@ -76,16 +76,66 @@ pub enum Touch {
     Stack = 5,
     /// As [`Self::Anon`], then takes the right to write away, gives it back, and writes again.
     Mprotect = 6,
+    /// Reads a file of its own in memory, mapped shared: faults bring pages around in (`do_fault_around`).
+    FileRead = 7,
+    /// Writes to such a file.
+    FileWrite = 8,
+    /// As [`Self::FileRead`], mapped private.
+    PrivateRead = 9,
+    /// Writes to such a mapping, which copies the file's pages.
+    PrivateWrite = 10,
+    /// As [`Self::File`], then gives the page table entries up, and writes again on the same CPU.
+    NodeLocal = 11,
+    /// As [`Self::NodeLocal`], but writes again on a CPU of another node: from there the pages are remote. Fails where there
+    /// is no such CPU.
+    NodeRemote = 12,
 }
 
 impl Touch {
     /// All of them, by number.
-    pub const ALL: [Self; 7] =
-        [Self::Anon, Self::Zero, Self::Cow, Self::CowReuse, Self::File, Self::Stack, Self::Mprotect];
+    pub const ALL: [Self; 13] = [
+        Self::Anon,
+        Self::Zero,
+        Self::Cow,
+        Self::CowReuse,
+        Self::File,
+        Self::Stack,
+        Self::Mprotect,
+        Self::FileRead,
+        Self::FileWrite,
+        Self::PrivateRead,
+        Self::PrivateWrite,
+        Self::NodeLocal,
+        Self::NodeRemote,
+    ];
+
+    /// Whether it maps a file that is there before.
+    pub const fn has_file(self) -> bool {
+        matches!(self, Self::FileRead | Self::FileWrite | Self::PrivateRead | Self::PrivateWrite)
+    }
+
+    /// Whether its memory is shared.
+    pub const fn is_shared(self) -> bool {
+        matches!(self, Self::File | Self::FileRead | Self::FileWrite | Self::NodeLocal | Self::NodeRemote)
+    }
 
     /// Its name for users.
     pub const fn name(self) -> &'static str {
-        ["anon", "zero", "cow", "cow-reuse", "file", "stack", "mprotect"][self as usize]
+        match self {
+            Self::Anon => "anon",
+            Self::Zero => "zero",
+            Self::Cow => "cow",
+            Self::CowReuse => "cow-reuse",
+            Self::File => "file",
+            Self::Stack => "stack",
+            Self::Mprotect => "mprotect",
+            Self::FileRead => "file-read",
+            Self::FileWrite => "file-write",
+            Self::PrivateRead => "private-read",
+            Self::PrivateWrite => "private-write",
+            Self::NodeLocal => "node-local",
+            Self::NodeRemote => "node-remote",
+        }
     }
 
     /// The one of that name.

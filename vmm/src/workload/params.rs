@@ -14,7 +14,7 @@
 //! | `hold` | number | most blocks held at a time, or KiB of a scull device; a `fragment` that says neither this nor `fill` takes 16384 |
 //! | `touch` | 0 to 64 | cache lines written and read in each page |
 //! | `keep` | `yes`, `no` | whether pages stay allocated at the end; those of a `fragment` do |
-//! | `kind` | `anon`, `zero`, `cow`, `cow-reuse`, `file`, `stack`, `mprotect` | what the program of a `fault` does |
+//! | `kind` | `anon`, `zero`, `cow`, `cow-reuse`, `file`, `stack`, `mprotect`, `file-read`, `file-write`, `private-read`, `private-write`, `node-local`, `node-remote` | what the program of a `fault` does ([`Touch`]) |
 //! | `pages` | number | pages that it touches |
 //! | `file` | path | trace to replay: the text of `trace_pipe` or `pagevisor events` |
 
@@ -251,7 +251,8 @@ mod tests {
         let fault = decoded("fault:kind=cow-reuse,pages=4096").unwrap();
         assert_eq!(fault, Params { fault: Touch::CowReuse, hold: 4096, ..Params::new(Kind::Fault) });
         assert_eq!(Params::decode(&fault.encode()), Ok(fault));
-        let kinds = "anon, zero, cow, cow-reuse, file, stack, mprotect";
+        let kinds = "anon, zero, cow, cow-reuse, file, stack, mprotect, file-read, file-write, private-read, \
+                     private-write, node-local, node-remote";
         assert_eq!(refused("fault:kind=page"), format!("kind: \"page\" is none of {kinds}"));
         assert_eq!(refused("random:pages=3"), "pages: only a fault has one");
         assert_eq!(refused("random:file=x"), "file: only a replay has one");
