@@ -6,7 +6,6 @@ use std::process::Command;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=programs/freestanding.h");
     println!("cargo:rerun-if-changed=programs/bare.h");
     println!("cargo:rerun-if-changed=programs/flags");
     let out = std::env::var_os("OUT_DIR").expect("cargo names a directory");

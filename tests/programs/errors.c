@@ -20,7 +20,7 @@ static void note(int number, struct info *info, struct context *context)
 static void begin(u64 *start)
 {
     (void)start;
-    CHECK(handle(SIGSEGV, note) == 0);
+    handle(SIGSEGV, note, SA_NODEFER);
     char *gone = map(PAGE, PROT_RW), *page = map(PAGE, PROT_RW), *fresh = map(2 * PAGE, PROT_RW);
     CHECK(CALL(MUNMAP, gone, PAGE) == 0);
     page[0] = 1;

@@ -1,9 +1,9 @@
 // What guests run in the tests of files and of memory that is a file's. As user.c: each part ends with 42, or with the
-// number of the line that found something wrong.
+// 1 and a line that says what was wrong.
 
-#include "freestanding.h"
+#define PARTS
+#include "bare.h"
 
-#define RW (PROT_READ | PROT_WRITE)
 
 static char text[1 << 16];
 
@@ -30,7 +30,7 @@ static char *find(char *in, const char *what)
     return 0;
 }
 // The number behind `key` in `at`.
-static u64 number(char *at, const char *key)
+static u64 figure(char *at, const char *key)
 {
     u64 value = 0;
     CHECK((at = find(at, key)) != 0);
@@ -43,7 +43,7 @@ static u64 number(char *at, const char *key)
 static u64 meminfo(const char *key)
 {
     slurp("/proc/meminfo");
-    return number(text, key);
+    return figure(text, key);
 }
 static char *map_file(long file, u64 pages, int prot, int flags)
 {
@@ -56,7 +56,7 @@ static void coherent(const char *name)
     char byte;
     long file = CALL(OPEN, name, 0102, 0644);
     CHECK(file >= 0 && CALL(FTRUNCATE, file, 2 * PAGE + 100) == 0);
-    char *shared = map_file(file, 4, RW, MAP_SHARED), *private = map_file(file, 4, RW, MAP_PRIVATE);
+    char *shared = map_file(file, 4, PROT_RW, MAP_SHARED), *private = map_file(file, 4, PROT_RW, MAP_PRIVATE);
     CHECK(!failed(shared) && !failed(private) && shared[0] == 0 && private[PAGE] == 0);
     CHECK(CALL(WRITE, file, "abc", 3) == 3 && shared[0] == 'a' && private[2] == 'c');
     shared[PAGE] = 'x';
@@ -100,11 +100,11 @@ static void rights(void)
     long writes = CALL(OPEN, "/tmp/rights", 1), directory = CALL(OPEN, "/tmp", 0);
     CHECK(both >= 0 && reads >= 0 && writes >= 0 && directory >= 0 && CALL(PIPE, ends) == 0);
     CHECK(CALL(FTRUNCATE, both, PAGE) == 0 && CALL(FTRUNCATE, reads, 0) == -EINVAL);
-    CHECK(CALL(MMAP, 0, PAGE, RW, MAP_SHARED, reads, 0) == -EACCES);
+    CHECK(CALL(MMAP, 0, PAGE, PROT_RW, MAP_SHARED, reads, 0) == -EACCES);
     CHECK(CALL(MMAP, 0, PAGE, PROT_READ, MAP_SHARED, writes, 0) == -EACCES);
-    CHECK(CALL(MMAP, 0, PAGE, RW, MAP_PRIVATE, writes, 0) == -EACCES);
-    char *page = map_file(reads, 1, PROT_READ, MAP_SHARED), *own = map_file(reads, 1, RW, MAP_PRIVATE);
-    CHECK(!failed(page) && !failed(own) && CALL(MPROTECT, page, PAGE, RW) == -EACCES);
+    CHECK(CALL(MMAP, 0, PAGE, PROT_RW, MAP_PRIVATE, writes, 0) == -EACCES);
+    char *page = map_file(reads, 1, PROT_READ, MAP_SHARED), *own = map_file(reads, 1, PROT_RW, MAP_PRIVATE);
+    CHECK(!failed(page) && !failed(own) && CALL(MPROTECT, page, PAGE, PROT_RW) == -EACCES);
     own[0] = 'o';
     CHECK(page[0] == 0 && own[0] == 'o');
     CHECK(CALL(MMAP, 0, PAGE, PROT_READ, MAP_PRIVATE, directory, 0) == -ENODEV);
@@ -123,9 +123,9 @@ static void shared(void)
 {
     long zero = CALL(OPEN, "/dev/zero", 2);
     char *areas[3] = {
-        (char *)CALL(MMAP, 0, 8 * PAGE, RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0),
-        map_file(zero, 8, RW, MAP_SHARED),
-        map_file(zero, 8, RW, MAP_PRIVATE),
+        (char *)CALL(MMAP, 0, 8 * PAGE, PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0),
+        map_file(zero, 8, PROT_RW, MAP_SHARED),
+        map_file(zero, 8, PROT_RW, MAP_PRIVATE),
     };
     int status;
     for (int index = 0; index < 3; index++) {
@@ -161,7 +161,7 @@ static void memfd(void)
     CHECK(plain >= 0 && file >= 0 && CALL(MEMFD_CREATE, "x", 64) == -EINVAL && CALL(MEMFD_CREATE, 8, 0) == -EFAULT);
     CHECK(CALL(FCNTL, plain, GET_SEALS) == SEAL && CALL(FCNTL, plain, ADD_SEALS, GROW) == -EPERM);
     CHECK(CALL(FCNTL, file, GET_SEALS) == 0 && CALL(FTRUNCATE, file, 8 * PAGE) == 0);
-    char *area = map_file(file, 8, RW, MAP_SHARED);
+    char *area = map_file(file, 8, PROT_RW, MAP_SHARED);
     for (u64 page = 0; page < 8; page++)
         area[page * PAGE] = (char)(page + 1), area[page * PAGE + 9] = 9;
     // Holes, by both ways; the size stays.
@@ -170,7 +170,7 @@ static void memfd(void)
     CHECK(area[0] == 1 && area[PAGE] == 0 && area[2 * PAGE] == 0 && area[3 * PAGE] == 0 && area[3 * PAGE + 9] == 9);
     CHECK(CALL(MADVISE, area + 4 * PAGE, PAGE, 9) == 0 && area[4 * PAGE] == 0 && area[5 * PAGE] == 6);
     CHECK(CALL(MADVISE, area, 8 * PAGE, 3) == 0);
-    char *copy = map_file(file, 8, RW, MAP_PRIVATE), *none = map(PAGE, RW);
+    char *copy = map_file(file, 8, PROT_RW, MAP_PRIVATE), *none = map(PAGE, PROT_RW);
     CHECK(CALL(MADVISE, copy, PAGE, 9) == -EACCES && CALL(MADVISE, none, PAGE, 9) == -EINVAL);
     u64 stat[18];
     CHECK(CALL(FSTAT, file, stat) == 0 && stat[6] == 8 * PAGE && stat[8] <= 8 * 8);
@@ -182,7 +182,7 @@ static void memfd(void)
     CHECK(CALL(FTRUNCATE, file, 11 * PAGE) == -EPERM && CALL(FALLOCATE, file, 0, 10 * PAGE, 1) == -EPERM);
     CHECK(CALL(FCNTL, file, ADD_SEALS, SEAL_WRITE) == -EBUSY && CALL(MUNMAP, area, 8 * PAGE) == 0);
     CHECK(CALL(FCNTL, file, ADD_SEALS, SEAL_WRITE) == 0 && CALL(WRITE, file, "x", 1) == -EPERM);
-    CHECK(CALL(MMAP, 0, PAGE, RW, MAP_SHARED, file, 0) == -EPERM && CALL(FALLOCATE, file, 3, 0, PAGE) == -EPERM);
+    CHECK(CALL(MMAP, 0, PAGE, PROT_RW, MAP_SHARED, file, 0) == -EPERM && CALL(FALLOCATE, file, 3, 0, PAGE) == -EPERM);
     CHECK(CALL(LSEEK, file, 5 * PAGE, 0) == 5 * PAGE && CALL(READ, file, &byte, 1) == 1 && byte == 6);
     CHECK(CALL(FCNTL, file, ADD_SEALS, SEAL) == 0 && CALL(FCNTL, file, ADD_SEALS, FUTURE) == -EPERM);
     CHECK(CALL(FCNTL, file, GET_SEALS) == (SEAL | SHRINK | GROW | SEAL_WRITE));
@@ -222,7 +222,7 @@ static void counters(void)
         CHECK(CALL(WRITE, files[1], block, PAGE) == PAGE);
     GREW(2 * PAGES, PAGES, 0, PAGES);
     // Pages around the one that is touched are mapped with it: 16 here.
-    char *areas[2] = { map_file(files[0], PAGES, RW, MAP_SHARED), map_file(files[1], PAGES, PROT_READ, MAP_PRIVATE) };
+    char *areas[2] = { map_file(files[0], PAGES, PROT_RW, MAP_SHARED), map_file(files[1], PAGES, PROT_READ, MAP_PRIVATE) };
     CHECK(areas[0][17 * PAGE] == 1 && areas[1][40 * PAGE] == 1);
     LOOK(after);
     CHECK(after[MAPPED] == before[MAPPED] + 32 && after[COMMITTED] == before[COMMITTED] + PAGES);
@@ -233,12 +233,12 @@ static void counters(void)
     CHECK(CALL(FTRUNCATE, files[0], 0) == 0 && CALL(CLOSE, files[1]) == 0 && CALL(UNLINK, "/count") == 0);
     GREW(0, 0, 0, 0);
     // Memory without a file is promised as a whole, unless nobody wants that.
-    char *whole = (char *)CALL(MMAP, 0, PAGES * PAGE, RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    char *whole = (char *)CALL(MMAP, 0, PAGES * PAGE, PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     GREW(0, 0, 0, PAGES);
     whole[0] = 1;
     GREW(1, 1, 1, PAGES);
     CHECK(CALL(MUNMAP, whole, PAGES * PAGE) == 0);
-    whole = (char *)CALL(MMAP, 0, PAGES * PAGE, RW, MAP_SHARED | MAP_ANONYMOUS | 0x4000, -1, 0);
+    whole = (char *)CALL(MMAP, 0, PAGES * PAGE, PROT_RW, MAP_SHARED | MAP_ANONYMOUS | 0x4000, -1, 0);
     whole[0] = 1;
     GREW(1, 1, 1, 1);
     CHECK(CALL(MUNMAP, whole, PAGES * PAGE) == 0);
@@ -251,22 +251,22 @@ static void maps(void)
     u64 stat[18];
     long file = CALL(OPEN, "/tmp/shown", 0102, 0644);
     CHECK(CALL(FTRUNCATE, file, 4 * PAGE) == 0 && CALL(FSTAT, file, stat) == 0 && stat[0] == 4);
-    char *area = (char *)CALL(MMAP, 0, 2 * PAGE, RW, MAP_SHARED, file, PAGE);
-    volatile char *own = map_file(file, 2, RW, MAP_PRIVATE);
+    char *area = (char *)CALL(MMAP, 0, 2 * PAGE, PROT_RW, MAP_SHARED, file, PAGE);
+    volatile char *own = map_file(file, 2, PROT_RW, MAP_PRIVATE);
     area[0] = 1;
     CHECK(own[PAGE] == 1);
     own[0] = 2;
     slurp("/proc/self/maps");
     char *line = find(text, " rw-s 00001000 00:04 ");
-    CHECK(line != 0 && number(line + 20, " ") == stat[1] && find(line, "/tmp/shown\n") != 0);
+    CHECK(line != 0 && figure(line + 20, " ") == stat[1] && find(line, "/tmp/shown\n") != 0);
     CHECK(find(text, " r-xp 0000") != 0 && find(text, "/bin/") != 0 && find(text, "[stack]\n") != 0);
     slurp("/proc/self/smaps");
     CHECK((line = find(text, " rw-s 00001000 00:04 ")) != 0);
     // The page is mapped twice, and was written to; and one is the program's own.
-    CHECK(number(line, "Rss:") == 4 && number(line, "Shared_Dirty:") == 4 && number(line, "Private_Dirty:") == 0);
-    CHECK(number(line, "Pss:") == 2 && number(line, "Anonymous:") == 0 && find(line, "VmFlags: rd wr sh mr mw me ms") != 0);
+    CHECK(figure(line, "Rss:") == 4 && figure(line, "Shared_Dirty:") == 4 && figure(line, "Private_Dirty:") == 0);
+    CHECK(figure(line, "Pss:") == 2 && figure(line, "Anonymous:") == 0 && find(line, "VmFlags: rd wr sh mr mw me ms") != 0);
     CHECK((line = find(text, " rw-p 00000000 00:04 ")) != 0);
-    CHECK(number(line, "Rss:") == 8 && number(line, "Private_Dirty:") == 4 && number(line, "Anonymous:") == 4);
+    CHECK(figure(line, "Rss:") == 8 && figure(line, "Private_Dirty:") == 4 && figure(line, "Anonymous:") == 4);
     CHECK(CALL(RENAME, "/tmp/shown", "/tmp/moved") == 0 && CALL(UNLINK, "/tmp/moved") == 0);
     CHECK(CALL(MUNMAP, area, 2 * PAGE) == 0);
 }

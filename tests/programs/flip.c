@@ -38,7 +38,7 @@ static void begin(u64 *start)
     u64 rounds = start[0] > 1 ? number(arguments[1]) : 20, random = 88172645463325252ul;
     enum { PAGES = 16 };
     int rights[PAGES];
-    CHECK(handle(SIGSEGV, note) == 0);
+    handle(SIGSEGV, note, SA_NODEFER);
     char *at = map(PAGES * PAGE, PROT_RW);
     CHECK(!failed(at));
     for (u64 page = 0; page < PAGES; page++)

@@ -1,9 +1,9 @@
 // What guests run in the tests of stopping and sleeping, and of what is left behind. As user.c: each part ends with 42, or
-// with the number of the line that found something wrong.
+// with 1 and a line that says what was wrong.
 
-#include "freestanding.h"
+#define PARTS
+#include "bare.h"
 
-#define RW (PROT_READ | PROT_WRITE)
 #define MS 1000000ul
 
 static u64 now(void)
@@ -33,7 +33,7 @@ enum { NOHANG = 1, UNTRACED = 2, CONTINUED = 8 };
 // A child that counts in shared memory is stopped and goes on, and the parent learns of both.
 static void stops(void)
 {
-    volatile u64 *shared = (u64 *)CALL(MMAP, 0, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    volatile u64 *shared = (u64 *)CALL(MMAP, 0, PAGE, PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     handle(SIGCHLD, told, SA_RESTART);
     int status;
     long child = CALL(FORK);
@@ -114,7 +114,7 @@ struct both { struct robust head; struct mutex mutexes[3]; };
 
 static void robust(void)
 {
-    struct both *both = (struct both *)CALL(MMAP, 0, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    struct both *both = (struct both *)CALL(MMAP, 0, PAGE, PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     int status;
     CHECK(CALL(SET_ROBUST_LIST, both, 8) == -EINVAL);
     long child = CALL(FORK);
@@ -175,7 +175,7 @@ static void oops(void)
         CHECK(CALL(WAIT4, child, &status, 0, 0) == child && status == SIGKILL);
     }
     // All goes on: memory, files, children.
-    char *page = map(PAGE, RW);
+    char *page = map(PAGE, PROT_RW);
     page[0] = 1;
     CHECK(CALL(OPEN, "/tmp/after", 0102, 0644) >= 0 && CALL(MUNMAP, page, PAGE) == 0);
 }

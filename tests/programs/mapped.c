@@ -1,11 +1,9 @@
 // A program with memory of all kinds at addresses that its test knows, and a child that has a part of it. It reads its own
 // files in /proc, prints them, and sleeps, so that others can look at it while it is as it was when it read them.
 
-#include "freestanding.h"
+#define PARTS
+#include "bare.h"
 
-#define MAP_FIXED 0x10
-#define RW (PROT_READ | PROT_WRITE)
-enum { SETAFFINITY = 203 };
 
 // Where what is; the test has the same numbers.
 #define UNTOUCHED 0x10000000ul
@@ -32,11 +30,6 @@ static void write_pages(u64 at, u64 pages)
     for (u64 page = 0; page < pages; page++)
         *(volatile u64 *)(at + page * PAGE) = page + 1;
 }
-static void run_on(u64 cpu)
-{
-    u64 mask = 1ul << cpu;
-    CHECK(CALL(SETAFFINITY, 0, sizeof mask, &mask) == 0);
-}
 static u64 length(const char *text)
 {
     u64 count = 0;
@@ -44,7 +37,7 @@ static u64 length(const char *text)
         count++;
     return count;
 }
-static void print(const char *text, u64 count)
+static void put(const char *text, u64 count)
 {
     for (long done; count != 0; text += done, count -= (u64)done)
         CHECK((done = CALL(WRITE, 1, text, count)) > 0);
@@ -85,20 +78,20 @@ static void print_frames(u64 count)
         for (int digit = 0; digit < 16; digit++)
             line[digit] = "0123456789abcdef"[frames[index] >> (60 - 4 * digit) & 15];
         line[16] = '\n';
-        print(line, sizeof line);
+        put(line, sizeof line);
     }
 }
 static void print_all(void)
 {
     for (int index = 0; index < FILES; index++) {
-        print("== ", 3);
-        print(files[index], length(files[index]));
-        print("\n", 1);
-        print(texts[index], (u64)sizes[index]);
+        put("== ", 3);
+        put(files[index], length(files[index]));
+        put("\n", 1);
+        put(texts[index], (u64)sizes[index]);
     }
-    print("== frames\n", 10);
+    put("== frames\n", 10);
     print_frames(4);
-    print("== end\n", 7);
+    put("== end\n", 7);
 }
 
 // Tells by its name how far it is.
@@ -121,10 +114,10 @@ static void be_busy(void)
         long child = CALL(FORK);
         CHECK(child >= 0);
         if (child == 0) {
-            map_at(COPIED, 16, RW, MAP_PRIVATE);
+            map_at(COPIED, 16, PROT_RW, MAP_PRIVATE);
             write_pages(COPIED, 16);
             CHECK(CALL(MUNMAP, COPIED, 8 * PAGE) == 0);
-            map_at(SHARED, 4, RW, MAP_SHARED);
+            map_at(SHARED, 4, PROT_RW, MAP_SHARED);
             write_pages(SHARED, 4);
             finish(FINE);
         }
@@ -139,12 +132,12 @@ static void part(const char *name, u64 *start, const char *self)
     if (same(name, "busy"))
         be_busy();
     CHECK(same(name, "rest"));
-    map_at(UNTOUCHED, 8, RW, MAP_PRIVATE);
-    map_at(COPIED, 16, RW, MAP_PRIVATE);
+    map_at(UNTOUCHED, 8, PROT_RW, MAP_PRIVATE);
+    map_at(COPIED, 16, PROT_RW, MAP_PRIVATE);
     map_at(NONE, 4, PROT_NONE, MAP_PRIVATE);
-    map_at(ZERO, 4, RW, MAP_PRIVATE);
-    map_at(SHARED, 8, RW, MAP_SHARED);
-    map_at(NODES, 16, RW, MAP_PRIVATE);
+    map_at(ZERO, 4, PROT_RW, MAP_PRIVATE);
+    map_at(SHARED, 8, PROT_RW, MAP_SHARED);
+    map_at(NODES, 16, PROT_RW, MAP_PRIVATE);
     write_pages(COPIED, 16);
     write_pages(SHARED, 5);
     u64 heap = (u64)CALL(BRK, 0);
@@ -165,15 +158,15 @@ static void part(const char *name, u64 *start, const char *self)
             CALL(PAUSE);
     }
     CHECK(CALL(READ, ends[0], &byte, 1) == 1);
-    run_on(1);
+    CHECK(on_cpu(1));
     write_pages(NODES + 8 * PAGE, 8);
-    run_on(0);
+    CHECK(on_cpu(0));
     write_pages(NODES, 8);
     memset(texts, 1, sizeof texts);
     // The first time it touches what the second time finds.
     read_files();
     read_frames();
-    print("", 0);
+    put("", 0);
     print_frames(0);
     rename_to("reading");
     read_files();

@@ -87,7 +87,8 @@ static void begin(u64 *start)
     CHECK(CALL(GETAFFINITY, 0, sizeof cpus, &cpus) > 0);
     int first = __builtin_ctzl(cpus);
     other_cpu = cpus & (cpus - 1) ? __builtin_ctzl(cpus & (cpus - 1)) : first;
-    CHECK(on_cpu((u64)first) && handle(SIGSEGV, note) == 0);
+    CHECK(on_cpu((u64)first));
+    handle(SIGSEGV, note, SA_NODEFER);
     char *stack = map(STACK, PROT_RW);
     CHECK(!failed(stack) && spawn(watch, 0, stack + STACK, &tid) > 0);
     page = map(PAGE, PROT_RW);

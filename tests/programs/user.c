@@ -1,20 +1,21 @@
 // What guests run in the tests: a program without a C library. Its arguments name parts, which run one after the other;
-// each ends the program with the number of the line that found something wrong. 42 is nothing wrong.
+// each ends the program with 1, and a line that says what, if something is wrong. 42 is nothing wrong.
 
-#include "freestanding.h"
+#define PARTS
+#include "bare.h"
 
 static void faults(void)
 {
     handle(SIGSEGV, note, 0);
     // Nothing is there: read 4, write 6, fetch 0x14. MAPERR is 1.
-    char *gone = map(PAGE, PROT_READ | PROT_WRITE);
+    char *gone = map(PAGE, PROT_RW);
     CHECK(CALL(MUNMAP, gone, PAGE) == 0);
     LOAD(gone); expect(SIGSEGV, 1, 4, gone);
     STORE(gone); expect(SIGSEGV, 1, 6, gone);
     EXECUTE(gone); expect(SIGSEGV, 1, 0x14, gone);
     LOAD(0); expect(SIGSEGV, 1, 4, 0);
     // A page is there that does not allow it: ACCERR is 2.
-    char *page = map(PAGE, PROT_READ | PROT_WRITE);
+    char *page = map(PAGE, PROT_RW);
     STORE(page); CHECK(seen.count == 0);
     CHECK(CALL(MPROTECT, page, PAGE, PROT_READ) == 0);
     LOAD(page); CHECK(seen.count == 0);
@@ -58,7 +59,7 @@ static void exceptions(void)
 static void addresses(void)
 {
     char *bad = (char *)0x10, *kernel = (char *)0xffff888000000000ul;
-    char *pages = map(2 * PAGE, PROT_READ | PROT_WRITE);
+    char *pages = map(2 * PAGE, PROT_RW);
     CHECK(CALL(MUNMAP, pages + PAGE, PAGE) == 0);
     int ends[2];
     CHECK(CALL(PIPE, bad) == -EFAULT && CALL(PIPE, kernel) == -EFAULT);
@@ -77,7 +78,7 @@ static void addresses(void)
     CHECK(CALL(OPEN, pages + PAGE - 4, 0) == -ENOENT);
     CHECK(CALL(UNAME, pages + PAGE - 100) == -EFAULT);
     // What was never touched is brought in for the kernel as for the program.
-    char *fresh = map(PAGE, PROT_READ | PROT_WRITE);
+    char *fresh = map(PAGE, PROT_RW);
     CHECK(CALL(UNAME, fresh) == 0 && same(fresh, "Linux"));
     char *readable = map(PAGE, PROT_READ);
     CHECK(CALL(UNAME, readable) == -EFAULT);
@@ -88,7 +89,7 @@ static void addresses(void)
 
 static void memory(void)
 {
-    char *at = map(4 * PAGE, PROT_READ | PROT_WRITE);
+    char *at = map(4 * PAGE, PROT_RW);
     CHECK(!failed(at));
     for (u64 page = 0; page < 4; page++) {
         CHECK(at[page * PAGE] == 0);
@@ -106,7 +107,7 @@ static void memory(void)
     CHECK(CALL(MMAP, 0, 0, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == -EINVAL);
     CHECK(CALL(MUNMAP, 1, PAGE) == -EINVAL);
     // Code of the program's own making.
-    u8 *code = map(PAGE, PROT_READ | PROT_WRITE);
+    u8 *code = map(PAGE, PROT_RW);
     memcpy(code, "\xb8\x2a\0\0\0\xc3", 6);
     CHECK(CALL(MPROTECT, code, PAGE, PROT_READ | PROT_EXEC) == 0);
     CHECK(((int (*)(void))code)() == 42);
@@ -122,7 +123,7 @@ static void stack(void)
 {
     CHECK(deep(1000) == 0);
     // Beyond the limit there is a signal, for which there must be another stack.
-    char *other = map(16 * PAGE, PROT_READ | PROT_WRITE);
+    char *other = map(16 * PAGE, PROT_RW);
     u64 alternative[3] = { (u64)other, 0, 16 * PAGE };
     CHECK(CALL(SIGALTSTACK, alternative, 0) == 0);
     handle(SIGSEGV, note, SA_ONSTACK);
@@ -144,7 +145,7 @@ static volatile int shared_word = 1;
 
 static void children(void)
 {
-    char *page = map(PAGE, PROT_READ | PROT_WRITE);
+    char *page = map(PAGE, PROT_RW);
     page[0] = 'a';
     int ends[2], status = 0;
     CHECK(CALL(PIPE, ends) == 0);
@@ -209,21 +210,6 @@ static void vfork_(void)
     CHECK(word == 5 && CALL(WAIT4, child, &status, 0, 0) == child && status == 3 << 8);
 }
 
-// A thread that begins in `function` on the stack below `top`.
-static long spawn(void (*function)(void *), void *argument, char *top, u32 *tid)
-{
-    u64 *frame = (u64 *)top - 2;
-    frame[0] = (u64)function, frame[1] = (u64)argument;
-    // VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, PARENT_SETTID, CHILD_CLEARTID
-    u64 flags = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000 | 0x100000 | 0x200000;
-    long result;
-    register u32 *r10 __asm__("r10") = tid;
-    __asm__ volatile("syscall; test %%rax, %%rax; jnz 1f; pop %%rax; pop %%rdi; call *%%rax; mov $60, %%eax; syscall; 1:"
-                     : "=a"(result)
-                     : "a"(CLONE), "D"(flags), "S"(frame), "d"(tid), "r"(r10)
-                     : "rcx", "r11", "memory");
-    return result;
-}
 static u32 lock_word, turns;
 static void lock(void)
 {
@@ -250,12 +236,11 @@ static void threads(void)
 {
     static u32 tids[4];
     for (int index = 0; index < 4; index++) {
-        char *pages = map(4 * PAGE, PROT_READ | PROT_WRITE);
+        char *pages = map(4 * PAGE, PROT_RW);
         CHECK(spawn(work, (void *)100, pages + 4 * PAGE, &tids[index]) > 0);
     }
     for (int index = 0; index < 4; index++)
-        for (u32 tid; (tid = __atomic_load_n(&tids[index], __ATOMIC_ACQUIRE)) != 0;)
-            CALL(FUTEX, &tids[index], 0, tid, 0);
+        join(&tids[index]);
     CHECK(turns == 400);
     u64 soon[2] = { 0, 1000000 };
     CHECK(CALL(FUTEX, &turns, 0, 400, soon) == -110 && CALL(FUTEX, &turns, 0, 1, 0) == -EAGAIN);

@@ -1,6 +1,6 @@
 //! Programs in user mode: their memory, faults, signals and children, and what the kernel says when they are wrong. The
-//! programs are one, `tests/programs/user.c`; each of its parts ends with 42 if everything was as it should be, and with
-//! the number of the line that was not otherwise.
+//! programs are one, `tests/programs/user.c`; each of its parts ends with 42 if everything was as it should be, and else
+//! with 1 and a line that says what was not.
 
 use pagevisor_tests::command::Output;
 use pagevisor_tests::program::Program;
