@@ -164,6 +164,41 @@ static void cow(void)
     CALL(MUNMAP, at, FAULTS * PAGE);
 }
 
+// A file in memory whose pages are all there.
+static void files(void)
+{
+    int file = (int)CALL(MEMFD_CREATE, "bench", 0);
+    CHECK(file >= 0 && CALL(FTRUNCATE, file, FAULTS * PAGE) == 0);
+#define MAPPED(flags) ((char *)CALL(MMAP, 0, FAULTS * PAGE, PROT_RW, flags, file, 0))
+    char *all = MAPPED(MAP_SHARED);
+    CHECK(!failed(all));
+    touch(all, FAULTS, store);
+    CALL(MUNMAP, all, FAULTS * PAGE);
+    BENCH("tmpfs_read_fault_per_page") {
+        char *at = MAPPED(MAP_SHARED);
+        runs[run] = touch(at, FAULTS, load);
+        CALL(MUNMAP, at, FAULTS * PAGE);
+    }
+    BENCH("tmpfs_shared_write_fault") {
+        char *at = MAPPED(MAP_SHARED);
+        runs[run] = touch(at, FAULTS, store);
+        CALL(MUNMAP, at, FAULTS * PAGE);
+    }
+    BENCH("munmap_touched_tmpfs") {
+        char *at = MAPPED(MAP_SHARED);
+        touch(at, FAULTS, load);
+        u64 start = now();
+        CALL(MUNMAP, at, FAULTS * PAGE);
+        runs[run] = now() - start;
+    }
+    BENCH("tmpfs_private_write_fault") {
+        char *at = MAPPED(MAP_PRIVATE);
+        runs[run] = touch(at, FAULTS, store);
+        CALL(MUNMAP, at, FAULTS * PAGE);
+    }
+    CALL(CLOSE, file);
+}
+
 #undef OPS
 #define OPS 1000ul
 
@@ -240,6 +275,7 @@ static void begin(u64 *start)
     wanted_names = start[0] > 1 ? arguments[1] : "";
     first_touch();
     cow();
+    files();
     calls();
     maps();
     forks();

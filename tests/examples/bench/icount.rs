@@ -41,6 +41,7 @@ const USER_BOUNDS: &[(&str, f64)] = &[
     ("anon_read_zero_page", 500.0),
     ("cow_fault_copy", 1500.0),
     ("cow_fault_reuse", 500.0),
+    ("tmpfs_read_fault_per_page", 250.0),
     ("munmap_touched_anon", 350.0),
     ("mmap_munmap_1page", 2500.0),
     ("mprotect_1page_own_vma", 900.0),
