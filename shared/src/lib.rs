@@ -8,7 +8,7 @@
 //! - page-table entries ([`pgtable`]) and the areas of the kernel's address space ([`vmalloc`]);
 //! - per-CPU memory ([`percpu`]);
 //! - tasks ([`sched`]), the address spaces of programs and what their pages belong to ([`mm_types`]), and the errors that
-//!   programs are told ([`errno`]);
+//!   programs are told ([`errno`]), and the names of system calls ([`syscalls`]);
 //! - the devices through which they meet ([`device`]);
 //! - the commands that the host sends and the replies ([`command`]), and how seldom the two disturb each other
 //!   ([`virtq`]);
@@ -36,6 +36,7 @@ pub mod report;
 pub mod sched;
 pub mod slab;
 pub mod sync;
+pub mod syscalls;
 pub mod units;
 pub mod virtq;
 pub mod vmalloc;

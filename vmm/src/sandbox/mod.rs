@@ -21,7 +21,6 @@
 
 mod calls;
 mod files;
-mod names;
 mod violation;
 
 use std::cell::Cell;

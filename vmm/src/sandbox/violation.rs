@@ -5,9 +5,10 @@ use std::io;
 use std::sync::OnceLock;
 
 use nix::sys::signal::{SigSet, Signal};
+use pagevisor_shared::syscalls;
 use vmm_sys_util::signal::register_signal_handler;
 
-use super::{ROLE, names};
+use super::ROLE;
 use crate::error::exit_status;
 
 /// Sees to it that a violation in the calling thread, from now on, is told and ends the process.
@@ -34,7 +35,7 @@ extern "C" fn on_violation(_: c_int, _: *mut libc::siginfo_t, context: *mut c_vo
     line.push(" thread made the system call ");
     line.push_number(number.unsigned_abs());
     line.push(" (");
-    line.push(names::name(number));
+    line.push(u64::try_from(number).ok().and_then(syscalls::name).unwrap_or_default());
     line.push("), which it is not meant to (--no-sandbox would let it)\n");
     // SAFETY: the buffer is valid for the length given; `_exit` ends the process at once.
     unsafe {

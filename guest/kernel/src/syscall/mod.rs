@@ -4,7 +4,6 @@ mod clone;
 mod files;
 mod futex;
 mod memory;
-mod names;
 mod numa;
 mod process;
 mod shmem;
@@ -18,6 +17,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_mm::mmap::Limits;
 use pagevisor_shared::errno::Errno;
+use pagevisor_shared::syscalls;
 
 use crate::arch::traps::{TrapFrame, vector};
 use crate::log::pr_info;
@@ -98,7 +98,7 @@ fn unknown(number: u32, frame: &TrapFrame) -> Outcome {
     let told = TOLD.get(word).is_some_and(|told| told.fetch_or(bit, Relaxed) & bit != 0);
     if !told {
         let task = task::current();
-        let name = names::of(number).unwrap_or("?");
+        let name = syscalls::name(number.into()).unwrap_or("?");
         pr_info!(
             "{}[{}]: system call {number} ({name}) is not implemented, ip {:x}",
             task.name(),
