@@ -1,18 +1,11 @@
 // Calls that libraries make and shells do not: on nodes, on memory. Its arguments name parts, which run one after the other;
-// each ends the program with the number of the line that found something wrong. 42 is nothing wrong.
+// each ends the program with 1, and a line that says what, if something is wrong. 42 is nothing wrong.
 
-#include "freestanding.h"
+#define PARTS
+#include "bare.h"
 
-enum { SETAFFINITY = 203, GET_MEMPOLICY = 239, MOVE_PAGES = 279 };
-enum { CLONE3 = 435 };
+enum { GET_MEMPOLICY = 239, CLONE3 = 435 };
 enum { ESRCH = 3 };
-#define RW (PROT_READ | PROT_WRITE)
-
-static void run_on(u64 cpu)
-{
-    u64 mask = 1ul << cpu;
-    CHECK(CALL(SETAFFINITY, 0, sizeof mask, &mask) == 0);
-}
 
 // What the default policy is, which nodes there are, and where pages are. Of two nodes with a CPU each.
 static void policies(void)
@@ -20,13 +13,13 @@ static void policies(void)
     enum { NODE = 1, ADDR = 2, ALLOWED = 4 };
     u64 mask[2] = { 9, 9 };
     int policy = 9;
-    char *pages = map(4 * PAGE, RW), *closed = map(PAGE, PROT_NONE);
+    char *pages = map(4 * PAGE, PROT_RW), *closed = map(PAGE, PROT_NONE);
     CHECK(CALL(GET_MEMPOLICY, &policy, mask, 128, 0, 0) == 0 && policy == 0 && mask[0] == 0 && mask[1] == 0);
     policy = mask[0] = mask[1] = 9;
     CHECK(CALL(GET_MEMPOLICY, &policy, mask, 64, 0, ALLOWED) == 0 && policy == 0 && mask[0] == 3 && mask[1] == 9);
     CHECK(CALL(GET_MEMPOLICY, 0, 0, 0, 0, 0) == 0 && CALL(GET_MEMPOLICY, &policy, 0, 0, pages, ADDR) == 0 && policy == 0);
     for (u64 node = 0; node < 2; node++) {
-        run_on(node);
+        CHECK(on_cpu(node));
         pages[node * PAGE] = 1;
     }
     for (u64 node = 0; node < 2; node++)
@@ -51,10 +44,10 @@ static void policies(void)
 // Where pages are, one's own and another's.
 static void pages_of(void)
 {
-    char *own = map(4 * PAGE, RW), *shared;
-    shared = (char *)CALL(MMAP, 0, 2 * PAGE, RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    char *own = map(4 * PAGE, PROT_RW), *shared;
+    shared = (char *)CALL(MMAP, 0, 2 * PAGE, PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     for (u64 node = 0; node < 2; node++) {
-        run_on(1 - node);
+        CHECK(on_cpu(1 - node));
         own[node * PAGE] = shared[node * PAGE] = 1;
     }
     CHECK(*(volatile char *)(own + 2 * PAGE) == 0);
@@ -95,7 +88,7 @@ static void busy(const char *self)
     CHECK(size > 0 && size < (long)sizeof copy && CALL(WRITE, to, copy, size) == size);
     // Open for writing, and mapped so when it is not open any more.
     CHECK(CALL(EXECVE, "/tmp/copy", arguments, 0) == -ETXTBSY);
-    char *mapped = (char *)CALL(MMAP, 0, PAGE, RW, MAP_SHARED, to, 0);
+    char *mapped = (char *)CALL(MMAP, 0, PAGE, PROT_RW, MAP_SHARED, to, 0);
     CHECK(!failed(mapped) && CALL(CLOSE, to) == 0 && CALL(EXECVE, "/tmp/copy", arguments, 0) == -ETXTBSY);
     CHECK(CALL(MUNMAP, mapped, PAGE) == 0 && CALL(PIPE, ends) == 0);
     long child = CALL(FORK);
@@ -141,7 +134,7 @@ static void children(void)
     struct action action;
     CHECK(CALL(SIGACTION, SIGUSR1, 0, &action, 8) == 0 && action.handler == (void *)note);
     // A child on a stack of its own, in the same memory, whose word is cleared when it is gone. The size is the first ever.
-    char *stack = map(4 * PAGE, RW);
+    char *stack = map(4 * PAGE, PROT_RW);
     memset(words, 0, sizeof words);
     words[FLAGS] = VM | VFORK | CHILD_CLEARTID, words[CHILD_TID] = (u64)&cleared, words[EXIT_SIGNAL] = SIGCHLD;
     words[STACK] = (u64)stack, words[STACK_SIZE] = 4 * PAGE;
@@ -158,13 +151,13 @@ static void children(void)
     words[MORE] = 1;
     CHECK(clone3(words, 128) == -7);
     // What contradicts itself.
-    const u64 wrong[][2] = {
+    const u64 refused[][2] = {
         { FLAGS, 17 }, { FLAGS, 1ul << 40 }, { FLAGS, clear_sighand | SIGHAND | VM }, { FLAGS, SIGHAND }, { STACK, (u64)stack },
         { STACK_SIZE, PAGE }, { SET_TID_SIZE, 1 }, { SET_TID, (u64)words },
     };
-    for (u64 index = 0; index < sizeof wrong / sizeof *wrong; index++) {
+    for (u64 index = 0; index < sizeof refused / sizeof *refused; index++) {
         memset(words, 0, sizeof words);
-        words[wrong[index][0]] = wrong[index][1];
+        words[refused[index][0]] = refused[index][1];
         CHECK(clone3(words, 88) == -EINVAL);
     }
     memset(words, 0, sizeof words);
@@ -212,7 +205,7 @@ static void locked(void)
 {
     enum { MLOCK = 149, MUNLOCK = 150, MLOCK2 = 325, DONTNEED = 4, FREE = 8, ONFAULT = 1 };
     int status;
-    char *pages = map(16 * PAGE, RW);
+    char *pages = map(16 * PAGE, PROT_RW);
     for (u64 page = 0; page < 4; page++)
         pages[page * PAGE] = 1;
     CHECK(*(volatile char *)(pages + 5 * PAGE) == 0);
@@ -261,7 +254,7 @@ static void room(void)
     // All but a page, then that, then more.
     CHECK(CALL(FALLOCATE, file, 0, 0, (tmp[2] - 1) * PAGE) == 0 && CALL(FALLOCATE, file, 0, 0, (tmp[2] + 1) * PAGE) == -ENOSPC);
     CHECK(CALL(STATFS, "/tmp", tmp) == 0 && tmp[3] == 1);
-    char *mapped = (char *)CALL(MMAP, 0, 2 * PAGE, RW, MAP_SHARED, file, (tmp[2] - 1) * PAGE);
+    char *mapped = (char *)CALL(MMAP, 0, 2 * PAGE, PROT_RW, MAP_SHARED, file, (tmp[2] - 1) * PAGE);
     CHECK(!failed(mapped) && CALL(FTRUNCATE, file, (tmp[2] + 1) * PAGE) == 0);
     handle(SIGBUS, note, 0);
     STORE(mapped); CHECK(seen.count == 0);
