@@ -10,9 +10,22 @@ fn main() {
     println!("cargo:rerun-if-changed=programs/flags");
     let out = std::env::var_os("OUT_DIR").expect("cargo names a directory");
     let out = Path::new(&out);
-    for name in
-        ["user", "files", "mapped", "jobs", "bench", "touch", "cow", "flip", "stale", "storm", "errors", "calls"]
-    {
+    let names = [
+        "user",
+        "files",
+        "mapped",
+        "jobs",
+        "bench",
+        "touch",
+        "cow",
+        "flip",
+        "stale",
+        "storm",
+        "errors",
+        "calls",
+        "registers",
+    ];
+    for name in names {
         freestanding(name, out);
     }
     build("threads.c", Command::new("cc").args(["-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread"]), out);

@@ -57,3 +57,8 @@ fn many_threads_on_four_cpus_map_touch_protect_and_unmap_at_once() {
 fn no_cpu_finds_what_another_has_taken_away() {
     fine("stale", program!("stale"), &["4"]);
 }
+
+#[test]
+fn threads_keep_their_registers() {
+    fine("registers", program!("registers"), &["4"]);
+}

@@ -124,29 +124,49 @@ fn no_processor_remembers_what_was_unmapped() {
     assert!(output.contains("selftest: vmalloc ok"), "{output}");
 }
 
+/// Runs `program` with `arguments`, on two processors of the kind `cpu`; what it printed. It is to end with 42.
+#[track_caller]
+fn run_program(cpu: &str, name: &str, program: &[u8], arguments: &str) -> String {
+    let init = Init {
+        path: format!("/bin/{name}"),
+        program: Some(program.to_vec()),
+        arguments: arguments.split_whitespace().map(|part| part.as_bytes().to_vec()).collect(),
+    };
+    let archive = std::env::temp_dir().join(format!("pagevisor-qemu-{name}-{}.cpio", std::process::id()));
+    std::fs::write(&archive, init.archive()).unwrap();
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args("-accel tcg -nodefaults -no-user-config -display none -no-reboot -m 256M -smp 2".split(' '))
+        .args(["-cpu", cpu, "-serial", "stdio", "-append", &format!("rdinit=/bin/{name}"), "-initrd"])
+        .arg(&archive)
+        // Its exit status is twice the code that the guest ends with, and 1.
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-kernel"])
+        .arg(kernel_elf());
+    let output = run(&mut qemu);
+    std::fs::remove_file(&archive).unwrap();
+    assert_eq!(output.code(), 42 << 1 | 1, "{cpu}: {}", output.stdout);
+    output.stdout
+}
+
 /// On KVM without hardware virtualization `syscall` comes as a page fault; here it enters the kernel itself.
 #[test]
 fn programs_run_with_system_calls_by_the_instruction() {
     let parts = "hello files faults exceptions addresses memory stack heap children vfork threads signals pipes registers \
                  unknown exec";
-    let init = Init {
-        path: "/bin/user".into(),
-        program: Some(include_bytes!(concat!(env!("OUT_DIR"), "/user")).to_vec()),
-        arguments: parts.split_whitespace().map(|part| part.as_bytes().to_vec()).collect(),
-    };
-    let archive = std::env::temp_dir().join(format!("pagevisor-qemu-{}.cpio", std::process::id()));
-    std::fs::write(&archive, init.archive()).unwrap();
     for cpu in ["qemu64,+rdrand", "qemu64,+rdrand,+smep"] {
-        let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args("-accel tcg -nodefaults -no-user-config -display none -no-reboot -m 256M -smp 2".split(' '))
-            .args(["-cpu", cpu, "-serial", "stdio", "-append", "rdinit=/bin/user", "-initrd"])
-            .arg(&archive)
-            // Its exit status is twice the code that the guest ends with, and 1.
-            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-kernel"])
-            .arg(kernel_elf());
-        let output = run(&mut qemu);
-        assert_eq!(output.code(), 42 << 1 | 1, "{cpu}: {}", output.stdout);
-        assert_eq!(output.stdout.matches("hello, world").count(), 2, "{cpu}: {}", output.stdout);
+        let printed = run_program(cpu, "user", include_bytes!(concat!(env!("OUT_DIR"), "/user")), parts);
+        assert_eq!(printed.matches("hello, world").count(), 2, "{cpu}: {printed}");
     }
-    std::fs::remove_file(&archive).unwrap();
+}
+
+/// With XSAVE where there is AVX, and with FXSAVE.
+#[test]
+fn threads_keep_their_registers_avx_s_among_them() {
+    for (cpu, told) in [("max", "with AVX"), ("qemu64,+rdrand", "without AVX")] {
+        let program = include_bytes!(concat!(env!("OUT_DIR"), "/registers"));
+        let printed = run_program(cpu, "registers", program, "5");
+        assert!(
+            printed.contains(&format!("\n{told}\n")) || printed.contains(&format!("\r\n{told}\r\n")),
+            "{cpu}: {printed}"
+        );
+    }
 }

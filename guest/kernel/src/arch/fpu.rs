@@ -2,8 +2,9 @@
 //! registers while a program is in the kernel, and is exchanged when another program gets the CPU: eagerly, as emulated
 //! ring 0 cannot be told of the first use.
 //!
-//! Where the processor has XSAVE and something that FXSAVE leaves out, that is used, with room as CPUID says. Where ring 0 is emulated it does not execute
-//! (`pagevisor.emulated`): FXSAVE does, which leaves out what came with AVX.
+//! Where the processor has XSAVE and something that FXSAVE leaves out, that is used, with room as CPUID says. Where ring 0
+//! is emulated it does not execute (`pagevisor.emulated`): FXSAVE does, which leaves out what came with AVX. So it is where
+//! the parts that were turned on do not stay so (`keeps_parts`): then programs see XSAVE off, and keep off AVX.
 
 use core::arch::asm;
 use core::sync::atomic::Ordering::Relaxed;
@@ -15,6 +16,7 @@ use pagevisor_shared::slab::SlabFlags;
 use pagevisor_shared::units::VirtAddr;
 
 use super::cpu;
+use crate::log::pr_info;
 use crate::platform;
 use crate::sync::Once;
 
@@ -54,9 +56,17 @@ pub fn init(emulated: bool) {
         }
     }
     enable();
-    if PARTS.load(Relaxed) != 0 {
+    let parts = PARTS.load(Relaxed);
+    if parts != 0 {
         // For the parts that are on.
-        BYTES.store(cpu::cpuid(0xd, 0).ebx as u64, Relaxed);
+        let bytes = cpu::cpuid(0xd, 0).ebx as u64;
+        if keeps_parts(parts, bytes) {
+            BYTES.store(bytes, Relaxed);
+        } else {
+            pr_info!("fpu: XCR0 does not stay {parts:#x}: no AVX for programs");
+            PARTS.store(0, Relaxed);
+            disable();
+        }
     }
     if let Some(mm) = platform::mm() {
         let flags = SlabFlags::HWCACHE_ALIGN.with(SlabFlags::PANIC);
@@ -83,6 +93,27 @@ pub fn enable() {
                 options(nostack, preserves_flags));
         }
     }
+}
+
+/// Whether the processor has taken note that `parts` are on, and says that they take `bytes`, which is the case
+/// (`paranoid_xstate_size_valid`). CPUID, which virtual machines leave for, was asked in between: QEMU 7.2's emulated SVM
+/// does not intercept XSETBV, so that KVM never hears of it and takes the parts away on the way back.
+fn keeps_parts(parts: u64, bytes: u64) -> bool {
+    let (low, high): (u32, u32);
+    // SAFETY: XSAVE is on; it reads which parts are.
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
+    }
+    let others = (2..u64::BITS).filter(|part| parts & 1 << part != 0);
+    let end = others.map(|part| cpu::cpuid(0xd, part)).map(|leaf| leaf.eax as u64 + leaf.ebx as u64).max();
+    ((high as u64) << 32 | low as u64) == parts && end.is_none_or(|end| end <= bytes)
+}
+
+/// Turns XSAVE off in this CPU.
+fn disable() {
+    let [_, _, cr4] = cpu::control_registers();
+    // SAFETY: ring 0 uses none of it, and there are no programs yet.
+    unsafe { asm!("mov cr4, {}", in(reg) cr4 & !CR4_OSXSAVE, options(nostack, preserves_flags)) };
 }
 
 /// Room for a program's state, which is what a new program begins with; its address, or `None` without memory.
@@ -172,27 +203,62 @@ pub unsafe fn bytes_of<'a>(state: u64) -> &'a [u8] {
     unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(state as usize), bytes()) }
 }
 
+/// Bytes of the state in a signal frame.
+pub fn frame_bytes() -> usize {
+    if PARTS.load(Relaxed) != 0 { bytes() + size_of::<u32>() } else { bytes() }
+}
+
+/// Whether signal frames have more than FXSAVE knows, and say so (`UC_FP_XSTATE`).
+pub fn frames_extend() -> bool {
+    PARTS.load(Relaxed) != 0
+}
+
+/// What a signal frame says of the state in it, in bytes that FXSAVE leaves alone (`struct _fpx_sw_bytes`).
+const SOFTWARE_BYTES: usize = 464;
+/// `FP_XSTATE_MAGIC1`, where those bytes begin, and `FP_XSTATE_MAGIC2` behind the state.
+const MAGIC_1: u32 = 0x4650_5853;
+const MAGIC_2: u32 = 0x4650_5845;
+
+/// Says in `frame`, which begins with a state and is [`frame_bytes`] long, what it is (`save_sw_bytes`).
+pub fn describe(frame: &mut [u8]) {
+    let parts = PARTS.load(Relaxed);
+    if parts != 0 {
+        let size = bytes();
+        frame[SOFTWARE_BYTES..][..4].copy_from_slice(&MAGIC_1.to_ne_bytes());
+        frame[SOFTWARE_BYTES + 4..][..4].copy_from_slice(&(frame_bytes() as u32).to_ne_bytes());
+        frame[SOFTWARE_BYTES + 8..][..8].copy_from_slice(&parts.to_ne_bytes());
+        frame[SOFTWARE_BYTES + 16..][..4].copy_from_slice(&(size as u32).to_ne_bytes());
+        frame[size..][..4].copy_from_slice(&MAGIC_2.to_ne_bytes());
+    }
+}
+
+/// Whether `frame` has more than FXSAVE knows (`check_xstate_in_sigframe`).
+fn is_extended(frame: &[u8]) -> bool {
+    let is_at = |at: usize, magic: u32| frame.get(at..at + 4) == Some(&magic.to_ne_bytes()[..]);
+    is_at(SOFTWARE_BYTES, MAGIC_1) && is_at(bytes(), MAGIC_2)
+}
+
 /// Puts what a program says its state is into `state`, so that [`restore`] takes it: without what the processor would refuse
-/// (`fpu__restore_sig`).
+/// (`fpu__restore_sig`). Parts that are not in its frame begin anew.
 ///
 /// # Safety
 /// It is from [`alloc`], and nobody else uses it.
-pub unsafe fn set_user(state: u64, bytes: &[u8]) {
+pub unsafe fn set_user(state: u64, frame: &[u8]) {
     /// Bits of MXCSR that every processor with SSE2 has.
     const MXCSR_MASK: u32 = 0xffff;
     /// The header behind what FXSAVE knows: which parts are there, their form, zeros.
     const HEADER_WORDS: usize = 8;
     let at = core::ptr::with_exposed_provenance_mut::<u8>(state as usize);
-    let len = bytes.len().min(self::bytes());
+    let len = frame.len().min(bytes());
     // SAFETY: the caller's promise; all that is written is inside, and aligned as its type.
     unsafe {
-        core::ptr::copy_nonoverlapping(bytes.as_ptr(), at, len);
+        core::ptr::copy_nonoverlapping(frame.as_ptr(), at, len);
         let mxcsr = at.add(MXCSR_OFFSET as usize).cast::<u32>();
         mxcsr.write(mxcsr.read() & MXCSR_MASK);
         let parts = PARTS.load(Relaxed);
         if parts != 0 {
             let header = at.add(FXSAVE_BYTES as usize).cast::<u64>();
-            header.write(header.read() & parts);
+            header.write(if is_extended(frame) { header.read() & parts } else { FXSAVE_PARTS });
             header.add(1).write_bytes(0, HEADER_WORDS - 1);
         }
     }

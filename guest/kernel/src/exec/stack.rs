@@ -110,7 +110,7 @@ pub fn contents(top: u64, program: &Program, path: &[u8], arguments: &[Vec<u8>],
         [AT_HWCAP2, 0],
         [AT_EXECFN, name],
         [AT_PLATFORM, platform],
-        [AT_MINSIGSTKSZ, SIGNAL_FRAME + crate::arch::fpu::bytes() as u64],
+        [AT_MINSIGSTKSZ, SIGNAL_FRAME + crate::arch::fpu::frame_bytes() as u64],
         [AT_NULL, 0],
     ];
     let mut words = Vec::new();

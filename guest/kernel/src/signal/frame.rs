@@ -38,6 +38,11 @@ const AT_INFO: usize = AT_MASK + 1;
 /// What lies below the stack pointer belongs to the program (the ABI's red zone).
 const RED_ZONE: u64 = 128;
 
+/// Flags of a context: its floating-point state says itself what it is, SS is in it, and is taken from it.
+const UC_FP_XSTATE: u64 = 1;
+const UC_SIGCONTEXT_SS: u64 = 2;
+const UC_STRICT_RESTORE_SS: u64 = 4;
+
 /// The stack for handlers is not there.
 pub const SS_DISABLE: u64 = 2;
 /// A handler is on it.
@@ -82,7 +87,7 @@ pub fn push(task: &Task, frame: &mut TrapFrame, info: &Info, action: &Action, ma
     if action.wants_stack() && stack_size != 0 && !is_on_stack(task, frame.rsp) {
         sp = stack + stack_size;
     }
-    let fpu_at = sp.wrapping_sub(fpu::bytes() as u64) & !63;
+    let fpu_at = sp.wrapping_sub(fpu::frame_bytes() as u64) & !63;
     // Aligned as behind a call.
     let at = (fpu_at.wrapping_sub(8 * WORDS as u64) & !15).wrapping_sub(8);
     if at >= TASK_SIZE_MAX {
@@ -90,6 +95,7 @@ pub fn push(task: &Task, frame: &mut TrapFrame, info: &Info, action: &Action, ma
     }
     let mut words = [0; WORDS];
     words[0] = action.way_back().ok_or(Errno::EFAULT)?;
+    words[AT_CONTEXT] = UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS | if fpu::frames_extend() { UC_FP_XSTATE } else { 0 };
     words[AT_STACK] = stack;
     words[AT_STACK + 1] = match stack_size {
         0 => SS_DISABLE,
@@ -139,7 +145,7 @@ fn restore(task: &Task, frame: &mut TrapFrame) -> Result<(), Errno> {
     }
     let fpu_at = words[AT_REGISTERS + 23];
     if fpu_at != 0 {
-        let mut state = vec![0; fpu::bytes()];
+        let mut state = vec![0; fpu::frame_bytes()];
         uaccess::read(&mut state, fpu_at)?;
         task::replace_fpu(&state);
     }

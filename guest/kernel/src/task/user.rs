@@ -108,14 +108,15 @@ pub fn with_saved_fpu<R>(work: impl FnOnce(&[u8]) -> R) -> R {
         return work(&[]);
     }
     // Copied: the task may be switched away from, which saves its state again, while this one is used.
-    let mut copy = alloc::vec![0; fpu::bytes()];
+    let mut copy = alloc::vec![0; fpu::frame_bytes()];
     let flags = cpu::irq_save();
     // SAFETY: the registers are the current task's, and so is the state.
     unsafe {
         fpu::save(state);
-        copy.copy_from_slice(fpu::bytes_of(state));
+        copy[..fpu::bytes()].copy_from_slice(fpu::bytes_of(state));
     }
     cpu::irq_restore(flags);
+    fpu::describe(&mut copy);
     work(&copy)
 }
 
