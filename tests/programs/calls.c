@@ -247,7 +247,9 @@ static void room(void)
     u64 info[14], tmp[15], of_file[15], root[15];
     CHECK(CALL(STATFS, "/tmp", tmp) == 0 && CALL(STATFS, "/", root) == 0 && CALL(STATFS, "/nothing", root) == -ENOENT);
     CHECK(tmp[0] == 0x01021994 && tmp[1] == PAGE && tmp[8] == 255 && root[0] == 0x858458f6 && root[2] == 0);
-    CHECK(CALL(SYSINFO, info) == 0 && tmp[2] == info[4] / PAGE / 2 && tmp[3] == tmp[2] && tmp[4] == tmp[3]);
+    // Of what there was when it was mounted: what the archive of files was in came later.
+    CHECK(CALL(SYSINFO, info) == 0 && tmp[2] <= info[4] / PAGE / 2 && tmp[2] > info[4] / PAGE * 15 / 32);
+    CHECK(tmp[3] == tmp[2] && tmp[4] == tmp[3]);
     long file = CALL(OPEN, "/tmp/full", RDWR | CREAT, 0600);
     CHECK(file >= 0 && CALL(WRITE, file, "x", 1) == 1);
     CHECK(CALL(FSTATFS, file, of_file) == 0 && of_file[3] == tmp[3] - 1 && CALL(FSTATFS, 99, of_file) == -EBADF);
