@@ -73,6 +73,9 @@ pub mod cmdline {
     pub const ZEROED: &str = "pagevisor.zeroed";
     /// `pagevisor.exit`: power off once the machine is ready instead of idling.
     pub const EXIT: &str = "pagevisor.exit";
+    /// `pagevisor.idle_clear=PAGES`: how many pages of free memory a CPU that has nothing to do clears before it halts.
+    pub const IDLE_CLEAR: &str = "pagevisor.idle_clear";
+
     /// `pagevisor.emulated`: the host has no hardware virtualization, ring 0 is emulated.
     pub const EMULATED: &str = "pagevisor.emulated";
     /// `rdinit=PATH`, Linux's: the program in the initrd to start once the machine is ready.

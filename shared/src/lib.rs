@@ -44,7 +44,7 @@ pub mod vmstat;
 pub mod zone;
 
 /// Version of everything in this crate that host and guest must agree on. A reader refuses any other.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Most NUMA nodes a machine may have (`MAX_NUMNODES`, here bounded by the node masks' 64 bits).
 pub const MAX_NUMNODES: usize = 64;

@@ -60,7 +60,7 @@ pub enum PageFlag {
 pub const NR_PAGEFLAGS: usize = 25;
 
 /// Own flag, above Linux's: the page's content is not known to be zero. It is clear on memory that nobody has used
-/// since the machine started, and lets `__GFP_ZERO` skip clearing.
+/// since the machine started or that was cleared while free, and lets `__GFP_ZERO` skip clearing.
 pub const PG_NOTZERO: u32 = 1 << 31;
 
 /// Own field, above Linux's flags: the order of the block that this page heads while it is allocated or on a per-CPU
@@ -71,7 +71,10 @@ pub const PG_ORDER_MASK: u32 = 0xf << PG_ORDER_SHIFT;
 /// Own flag, above Linux's: the owner has written `mapping`, `private` or `_mapcount` since the page was allocated, so
 /// they must be looked at when it is freed.
 pub const PG_OWNED: u32 = 1 << 30;
-const _: () = assert!(PG_ORDER_MASK & (PG_NOTZERO | PG_OWNED) == 0);
+/// Own flag, above Linux's, of the head of a free block with [`PG_NOTZERO`]: some of it has been cleared since it became free.
+/// It goes when the block leaves its list or becomes part of another.
+pub const PG_CLEARING: u32 = 1 << 29;
+const _: () = assert!(PG_ORDER_MASK & (PG_NOTZERO | PG_OWNED | PG_CLEARING) == 0);
 
 impl PageFlag {
     /// `PG_anon_exclusive`: an anonymous page that one address space alone can come to, so that it may write to it. The

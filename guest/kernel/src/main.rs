@@ -93,6 +93,7 @@ extern "C" fn kernel_main(tsc: u64, start_info: u64) -> ! {
     let (region, machine) = bring_up(start_info, &options);
     task::init();
     fpu::init(options.emulated);
+    idle::set_clear(options.idle_clear);
     entry::init();
     cpu::irq_enable();
     smp::start(&machine);

@@ -10,6 +10,7 @@ use pagevisor_shared::units::{NodeId, NodeMask, PAGE_SHIFT};
 use pagevisor_shared::zone::ZoneIndex;
 
 use crate::Mm;
+use crate::buddy::Clearing;
 use crate::contig::{CmaAreas, dma_contiguous_reserve};
 use crate::filemap::FileCaches;
 use crate::hooks::Hooks;
@@ -122,6 +123,7 @@ impl<P: Platform> Mm<P> {
             frames,
             online_nodes: NodeMask(memory.0 | cpus.0),
             fresh_is_zero,
+            clearing: Clearing::new(),
             hooks,
             reports: Reports::new(),
             cma: CmaAreas::new(),

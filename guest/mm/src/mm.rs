@@ -10,6 +10,7 @@ use pagevisor_shared::region::zone::{PcpState, ZoneState};
 use pagevisor_shared::units::{NodeId, NodeMask, Pfn, PhysAddr, VirtAddr};
 use pagevisor_shared::zone::{MAX_NR_ZONES, ZoneIndex};
 
+use crate::buddy::Clearing;
 use crate::contig::CmaAreas;
 use crate::filemap::FileCaches;
 use crate::hooks::Hooks;
@@ -43,6 +44,8 @@ pub struct Mm<P: Platform> {
     pub(crate) frames: FrameTables,
     pub(crate) online_nodes: NodeMask,
     pub(crate) fresh_is_zero: bool,
+    /// How far idle CPUs have come with clearing free memory.
+    pub(crate) clearing: Clearing,
     pub(crate) hooks: Hooks<P>,
     pub(crate) reports: Reports,
     pub(crate) cma: CmaAreas,

@@ -89,6 +89,8 @@ pub struct CpuState {
     pub pages_cleared: AtomicU64,
     /// Pages of zeros that needed no clearing, since they were known to be zero.
     pub clears_saved: AtomicU64,
+    /// Free pages that were cleared because there was nothing else to do.
+    pub idle_cleared: AtomicU64,
 }
 
 /// What a CPU holds back of a node's counters (`struct per_cpu_nodestat`).

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::migrate::{MIGRATE_PCPTYPES, MigrateType};
 use pagevisor_shared::page::PG_BUDDY;
-use pagevisor_shared::page_flags::PG_NOTZERO;
+use pagevisor_shared::page_flags::{PG_CLEARING, PG_NOTZERO};
 use pagevisor_shared::region::zone::ZoneState;
 use pagevisor_shared::units::{MAX_ORDER, Order, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER};
 use pagevisor_shared::zone::{MAX_NR_ZONES, ZoneIndex, ZoneType};
@@ -131,7 +131,7 @@ impl Verifier<'_> {
             let evidence = format_args!("{list}: _refcount is {}", page.refcount);
             found.add(Rule::FreeListReferences, place, evidence);
         }
-        if page.flags & !PG_NOTZERO != 0 {
+        if !matches!(page.flags & !PG_NOTZERO, 0 | PG_CLEARING) || page.flags == PG_CLEARING {
             let evidence = format_args!("{list}: flags are {:#x}", page.flags);
             found.add(Rule::FreeListFlags, place, evidence);
         }

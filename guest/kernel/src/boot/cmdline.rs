@@ -13,6 +13,9 @@ pub struct Options {
     pub zeroed: bool,
     /// `pagevisor.emulated`: ring 0 is emulated.
     pub emulated: bool,
+    /// `pagevisor.idle_clear=PAGES`: how much free memory a CPU clears before it halts; none unless it is said, so that
+    /// runs of a machine leave the same.
+    pub idle_clear: u32,
     /// `pagevisor.exit`: power off when ready.
     pub exit: bool,
     /// `loglevel=N`.
@@ -36,6 +39,7 @@ pub fn parse(line: &'static str) -> Options {
             cmdline::VIRTIO_MMIO => options.monitor = device(value),
             cmdline::ZEROED => options.zeroed = true,
             cmdline::EMULATED => options.emulated = true,
+            cmdline::IDLE_CLEAR => options.idle_clear = value.parse().unwrap_or(0),
             cmdline::EXIT => options.exit = true,
             cmdline::LOGLEVEL => options.loglevel = value.parse().ok(),
             cmdline::DUMP => options.dump = Some(value),

@@ -14,10 +14,12 @@ mod carve;
 mod fallback;
 mod free;
 mod handover;
+mod idle;
 mod isolate;
 mod lock;
 mod rmqueue;
 
 pub(crate) use fallback::AllocFlags;
 pub use free::Placement;
+pub(crate) use idle::Clearing;
 pub(crate) use lock::{Block, LockedZone};

@@ -2,7 +2,7 @@
 
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::page::{PG_BUDDY, Page};
-use pagevisor_shared::page_flags::PG_NOTZERO;
+use pagevisor_shared::page_flags::{PG_CLEARING, PG_NOTZERO};
 use pagevisor_shared::region::zone::ZoneState;
 use pagevisor_shared::units::{MAX_ORDER, PAGEBLOCK_ORDER, Pfn};
 
@@ -56,7 +56,10 @@ impl Checker<'_, '_> {
             self.equal("zone of a free block", frame, zone as u64, self.zone.0 as u64);
         }
         self.equal("references to a free block", at, page._refcount.get() as u64, 0);
-        self.equal("flags of a free block", at, (page.flags.get() & !PG_NOTZERO) as u64, 0);
+        let flags = page.flags.get() & !PG_NOTZERO;
+        // Only what is not zero is cleared.
+        let flags = if page.flags.get() & PG_NOTZERO != 0 { flags & !PG_CLEARING } else { flags };
+        self.equal("flags of a free block", at, flags as u64, 0);
         if !is_untouched(page, order) {
             self.equal("mark of a free block", at, page._mapcount.get() as u64, PG_BUDDY as u64);
             self.equal("order in a free block", at, page.private.get() as u64, order as u64);

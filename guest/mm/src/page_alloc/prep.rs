@@ -49,13 +49,13 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// Clears a block that is on no list and has no owner.
+    /// Clears a block that has no owner and cannot get one meanwhile.
     #[allow(unsafe_code, reason = "the one place where the allocator writes to the memory it hands out")]
     pub(crate) fn clear_block(&self, pfn: u32, order: u32) {
         let Ok(order) = Order::new(order) else { return };
         // SAFETY: only called on a block that the calling function has just taken off the free lists and not yet
-        // given to anyone, or whose last owner has just given it up and that is not on a list yet; blocks on those
-        // lists are RAM.
+        // given to anyone, or whose last owner has just given it up and that is not on a list yet, or part of one that
+        // cannot leave its list because the zone's lock is held; blocks on those lists are RAM.
         unsafe { self.direct_map().clear(Pfn::new(pfn as u64), order) };
     }
 }

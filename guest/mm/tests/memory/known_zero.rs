@@ -53,6 +53,75 @@ fn without_the_promise_of_zeros_all_is_cleared() {
     mm.mmput(space);
 }
 
+fn idle_cleared(mm: &Stack) -> u64 {
+    mm.region().cpus().iter().map(|cpu| cpu.idle_cleared.load(Relaxed)).sum()
+}
+
+#[test]
+fn memory_cleared_while_idle_is_not_cleared_again_unless_somebody_used_it() {
+    let machine = Topology::new().node(&[(16 * MIB, 24 * MIB)], 1).boot();
+    let mm = machine.mm();
+    // All that there is, dirty; then in pieces and whole.
+    let take_all = |order: u32| {
+        let order = Order::new(order).expect("small");
+        let blocks: Vec<_> =
+            std::iter::from_fn(|| mm.alloc_pages(Gfp::KERNEL | Gfp::NOWARN | Gfp::NORETRY, order)).collect();
+        blocks.iter().for_each(|pfn| fill(mm, *pfn, order));
+        blocks.into_iter().for_each(|pfn| mm.free_pages(pfn, order));
+        mm.drain_local_pages();
+    };
+    take_all(0);
+    assert_eq!(idle_cleared(mm), 0);
+    let begun: u32 = (0..20).map(|_| mm.clear_idle()).sum();
+    assert!((20..=320).contains(&begun), "parts of blocks: {begun}");
+    assert_sound(mm);
+    // The block that was begun is used meanwhile.
+    take_all(3);
+    let buddyinfo = |mm: &Stack| mm.region().zones().iter().map(free_blocks).collect::<Vec<_>>();
+    let lists = buddyinfo(mm);
+    let mut pages = 0;
+    while let cleared @ 1.. = mm.clear_idle() {
+        pages += u64::from(cleared);
+        assert!(pages < 10_000, "there is an end");
+    }
+    assert!(pages >= 1024 && idle_cleared(mm) == pages + u64::from(begun), "{pages}");
+    assert_eq!(buddyinfo(mm), lists, "no list is another");
+    assert_sound(mm);
+    let before = clears(mm);
+    let block = Order::new(8).expect("small");
+    let pfn = mm.alloc_pages(Gfp::KERNEL | Gfp::ZERO, block).expect("a block");
+    assert!(bytes(mm, pfn, block).iter().all(|byte| *byte == 0));
+    assert_eq!(clears(mm), (before.0, before.1 + 256));
+    fill(mm, pfn, block);
+    mm.free_pages(pfn, block);
+    mm.drain_local_pages();
+    // What was known of its neighbours is forgotten where they have become one block.
+    let space = mm.mm_alloc().expect("a space");
+    let base = private(mm, space, TOP, 1000);
+    (0..1000).for_each(|page| assert_eq!(load(mm, space, base + page * PAGE_SIZE + 9).0, 0));
+    (0..1000).for_each(|page| _ = store(mm, space, base + page * PAGE_SIZE, 1));
+    (0..1000).for_each(|page| assert_eq!(load(mm, space, base + page * PAGE_SIZE + 9), (0, None)));
+    mm.mmput(space);
+    assert_sound(mm);
+}
+
+#[test]
+fn nothing_is_cleared_for_nothing() {
+    let machine = Topology::new().node(&[(16 * MIB, 24 * MIB)], 1).unknown_content().boot();
+    assert_eq!(machine.mm().clear_idle(), 0, "it would not be known");
+    let machine = Topology::new().node(&[(16 * MIB, 24 * MIB)], 1).boot();
+    (0..512).for_each(|_| _ = machine.mm().clear_idle());
+    assert_eq!(machine.mm().clear_idle(), 0, "what boot has used, and no more");
+}
+
+/// Free blocks of a zone, by order.
+fn free_blocks(zone: &pagevisor_shared::region::zone::ZoneState) -> Vec<u64> {
+    let of_order = |area: &pagevisor_shared::region::zone::FreeArea| -> u64 {
+        area.nr_free.iter().map(|count| count.load(Relaxed)).sum()
+    };
+    zone.free_area.iter().map(of_order).collect()
+}
+
 /// What takes, dirties and frees memory between programs.
 #[derive(Clone, Debug)]
 enum Step {
@@ -64,8 +133,12 @@ enum Step {
     Keep(u32),
     /// It gives the oldest back that it kept.
     Drop,
+    /// The kernel takes a block of that order cleared, fills it and gives it back.
+    Zeroed(u32),
     /// Pagesets are emptied, so that blocks merge.
     Drain,
+    /// The CPU has nothing to do for so many steps.
+    Idle(u32),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -74,7 +147,9 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0u32..9).prop_map(Step::Kernel),
         2 => (0u32..9).prop_map(Step::Keep),
         2 => Just(Step::Drop),
+        2 => (0u32..9).prop_map(Step::Zeroed),
         1 => Just(Step::Drain),
+        4 => (1u32..100).prop_map(Step::Idle),
     ]
 }
 
@@ -82,6 +157,12 @@ fn fill(mm: &Stack, pfn: pagevisor_shared::units::Pfn, order: Order) {
     let bytes = mm.direct_map().at(pfn.addr());
     // SAFETY: a block of that size that the test has allocated.
     unsafe { bytes.write_bytes(0xcc, (PAGE_SIZE as usize) << order.raw()) };
+}
+
+fn bytes(mm: &Stack, pfn: pagevisor_shared::units::Pfn, order: Order) -> &[u8] {
+    let bytes = mm.direct_map().at(pfn.addr());
+    // SAFETY: as for `fill`; nobody writes there meanwhile.
+    unsafe { std::slice::from_raw_parts(bytes.cast_const(), (PAGE_SIZE as usize) << order.raw()) }
 }
 
 proptest! {
@@ -118,6 +199,15 @@ proptest! {
                         _ => mm.free_pages(pfn, order),
                     }
                 }
+                Step::Zeroed(order) => {
+                    let order = Order::new(order).expect("small");
+                    let gfp = Gfp::KERNEL | Gfp::ZERO | Gfp::NOWARN | Gfp::NORETRY;
+                    let Some(pfn) = mm.alloc_pages(gfp, order) else { continue };
+                    prop_assert!(bytes(mm, pfn, order).iter().all(|byte| *byte == 0));
+                    fill(mm, pfn, order);
+                    mm.free_pages(pfn, order);
+                }
+                Step::Idle(steps) => _ = (0..steps).take_while(|_| mm.clear_idle() != 0).count(),
                 Step::Drop if !kept.is_empty() => {
                     let (pfn, order) = kept.remove(0);
                     mm.free_pages(pfn, order);
