@@ -106,6 +106,18 @@ impl<P: Platform> Mm<P> {
         }
     }
 
+    /// Takes back that the entries lock their pages, which are about to be unmapped, but with `files_only` those that belong to
+    /// no file. The caller has locked the table.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn munlock_entries(&self, words: &[AtomicU64], files_only: bool) {
+        let goes = |word: &&AtomicU64| {
+            let pte = Pte(word.get());
+            pte.keeps_page() && !(files_only && self.is_own(pte))
+        };
+        words.iter().filter(goes).for_each(|word| self.mlock_entry(word, false));
+    }
+
     /// `mlock_pte_range`, for an entry.
     fn mlock_entry(&self, word: &AtomicU64, locked: bool) {
         let pte = Pte(word.get());

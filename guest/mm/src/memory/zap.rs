@@ -66,6 +66,9 @@ impl<P: Platform> Mm<P> {
             file: NodeCount::new(NodeStat::NrMapped),
         };
         let lock = self.lock_table(table);
+        if words.iter().fold(0, |bits, word| bits | word.get()) & Entry::MLOCKED != 0 {
+            self.munlock_entries(words, files_only);
+        }
         let (mut changed, mut stop) = (false, (end, true));
         for (word, virt) in words.iter().zip((start..end).step_by(PAGE_SIZE as usize)) {
             let pte = Pte(word.get());
@@ -90,7 +93,7 @@ impl<P: Platform> Mm<P> {
 
     /// Whether an entry keeps a page that belongs to an area and no file (`should_zap_page`).
     #[inline]
-    fn is_own(&self, pte: Pte) -> bool {
+    pub(super) fn is_own(&self, pte: Pte) -> bool {
         pte.is_special() || is_anon(self.user_page(pte.frame()))
     }
 
@@ -115,7 +118,6 @@ impl<P: Platform> Mm<P> {
             note_access(page, pte);
             zapped.rss.add(mm_counter(page), -1);
         }
-        self.munlock_vma_page(pte);
         if page._mapcount.fetch_sub(1, AcqRel) == 1 {
             let count = if anon { &mut zapped.anon } else { &mut zapped.file };
             count.add(self, pte.pfn(), -1);
