@@ -61,8 +61,8 @@ const REFUSED: &[Mnemonic] = &[
     Mnemonic::Maskmovq,
 ];
 
-/// What saves and restores the user's floating-point state. Those with XSAVE in their names are behind a choice: where ring
-/// 0 is emulated, which the VMM tells, the kernel does without.
+/// What saves and restores the user's floating-point state. Those that came with XSAVE are behind a choice: where ring 0 is
+/// emulated, which the VMM tells, the kernel does without.
 const STATE_CODES: &[Mnemonic] = &[
     Mnemonic::Fxsave,
     Mnemonic::Fxsave64,
@@ -72,6 +72,7 @@ const STATE_CODES: &[Mnemonic] = &[
     Mnemonic::Xsave64,
     Mnemonic::Xrstor64,
     Mnemonic::Xsetbv,
+    Mnemonic::Xgetbv,
 ];
 
 /// Checks one function. `bits` is 64, or 32 for the code before long mode.
