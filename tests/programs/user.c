@@ -297,7 +297,12 @@ static void signals(void)
     long child = CALL(FORK);
     if (child == 0)
         finish(9);
-    CHECK(CALL(WAIT4, child, &status, 0, 0) == child && handled[0] == 5 && handled[1] == SIGCHLD);
+    CHECK(CALL(WAIT4, child, &status, 0, 0) == child);
+    // The parent is told a moment after it can find out.
+    u64 moment[2] = { 0, 1000000 };
+    for (int tries = 0; handled[0] < 5 && tries < 1000; tries++)
+        CALL(NANOSLEEP, moment, 0);
+    CHECK(handled[0] == 5 && handled[1] == SIGCHLD);
     // Nobody reads.
     handle(SIGPIPE, count, 0);
     CALL(CLOSE, ends[0]);
