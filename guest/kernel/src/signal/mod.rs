@@ -196,9 +196,12 @@ fn is_ignored(task: &Task, number: u32) -> bool {
     action.ignores() || action.is_default() && (IGNORED & bit(number) != 0 || task.tgid() == 1)
 }
 
+/// Has `thread` look for signals (`signal_wake_up`).
 fn wake(thread: &Task) {
     thread.todo.fetch_or(todo::SIGNAL, SeqCst);
-    task::wake_state(thread, TaskState::Interruptible as u32);
+    if !task::wake_state(thread, TaskState::Interruptible as u32) {
+        task::kick_process(thread);
+    }
 }
 
 /// Sends a signal to the thread `target` (`send_signal`).

@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 use pagevisor_shared::sched::TaskState;
 
 use super::{Info, SIGCHLD, SIGCONT, SIGSTOP, STOPS, actions_of, bit, send_to_process};
-use crate::task::{self, Process, Task, todo};
+use crate::task::{self, Process, Task};
 
 /// A child was stopped; goes on (`si_code`).
 const CLD_STOPPED: i32 = 5;
@@ -83,10 +83,7 @@ pub(super) fn by(task: &Task, number: u32) {
     process.stop.last.store(number, Relaxed);
     process.stop.times.fetch_add(1, SeqCst);
     process.stop.by.store(number, SeqCst);
-    process.for_each_thread(|thread| {
-        thread.todo.fetch_or(todo::SIGNAL, SeqCst);
-        task::wake_state(thread, TaskState::Interruptible as u32);
-    });
+    process.for_each_thread(super::wake);
 }
 
 /// Whether the process of the current task stops.

@@ -74,7 +74,8 @@ pub use object::{Entry, Restart, Task, TaskRef, current, todo, try_current};
 pub use process::{NO_LIMIT, NR_LIMITS, Process, Usage};
 pub use resources::{Kind, Resource};
 pub use sched::{
-    cond_resched, cpu_time, need_resched, preempt, reschedule_interrupt, schedule, set_state, wake_state, yield_now,
+    cond_resched, cpu_time, kick_process, need_resched, preempt, reschedule_interrupt, schedule, set_state, wake_state,
+    yield_now,
 };
 pub use space::exec_space;
 pub use table::{count, find, for_each};

@@ -327,6 +327,16 @@ pub fn wake(task: &Task) -> bool {
     wake_state(task, TaskState::Interruptible as u32 | TaskState::Uninterruptible as u32)
 }
 
+/// Has the CPU that `task` may be running on, if it is another, come into the kernel, and look on its way back what the task
+/// is to do; the caller has said so in `task.todo` (`kick_process`). Without this a program that only computes would not
+/// find out: there is no tick.
+pub fn kick_process(task: &Task) {
+    let cpu = CpuId::new(task.cpu()).unwrap_or_default();
+    if cpu != this_cpu() {
+        smp::reschedule(cpu);
+    }
+}
+
 fn wake_locked(task: &Task) {
     // Still, or once more, in a run queue: it has not got to sleep yet.
     while task.on_rq.load(Acquire) != 0 {
