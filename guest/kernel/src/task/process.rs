@@ -283,6 +283,8 @@ impl Process {
 fn kill(thread: &Task) {
     if !core::ptr::eq(thread, &raw const *current()) {
         thread.todo.fetch_or(todo::SIGNAL, SeqCst);
-        sched::wake_state(thread, TaskState::Interruptible as u32 | TaskState::Stopped as u32);
+        if !sched::wake_state(thread, TaskState::Interruptible as u32 | TaskState::Stopped as u32) {
+            sched::kick_process(thread);
+        }
     }
 }
