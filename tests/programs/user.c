@@ -179,6 +179,17 @@ static void children(void)
             ;
     CHECK(CALL(WAIT4, child, &status, 1, 0) == 0);
     CHECK(CALL(KILL, child, SIGKILL) == 0 && CALL(WAIT4, child, &status, 0, 0) == child && status == SIGKILL);
+    // Alone on a CPU, where nothing else would interrupt it.
+    child = CALL(FORK);
+    if (child == 0) {
+        on_cpu(1);
+        for (;;)
+            ;
+    }
+    const u64 settle[2] = { 0, 50000000 }, all = 3;
+    CHECK(on_cpu(0) && CALL(NANOSLEEP, settle, 0) == 0);
+    CHECK(CALL(KILL, child, SIGKILL) == 0 && CALL(WAIT4, child, &status, 0, 0) == child && status == SIGKILL);
+    CHECK(CALL(SETAFFINITY, 0, sizeof all, &all) == 0);
     // Many at once.
     for (int index = 0; index < 20; index++) {
         child = CALL(FORK);
@@ -297,12 +308,7 @@ static void signals(void)
     long child = CALL(FORK);
     if (child == 0)
         finish(9);
-    CHECK(CALL(WAIT4, child, &status, 0, 0) == child);
-    // The parent is told a moment after it can find out.
-    u64 moment[2] = { 0, 1000000 };
-    for (int tries = 0; handled[0] < 5 && tries < 1000; tries++)
-        CALL(NANOSLEEP, moment, 0);
-    CHECK(handled[0] == 5 && handled[1] == SIGCHLD);
+    CHECK(CALL(WAIT4, child, &status, 0, 0) == child && handled[0] == 5 && handled[1] == SIGCHLD);
     // Nobody reads.
     handle(SIGPIPE, count, 0);
     CALL(CLOSE, ends[0]);

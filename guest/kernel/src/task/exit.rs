@@ -70,7 +70,7 @@ pub fn exit(code: u32) -> ! {
         if let Some(notice) = NOTICE.get() {
             notice(&parent, &leader);
         }
-        parent.changed.wake_all();
+        let_parent_ask(&leader);
     }
     sched::schedule();
     unreachable!("a dead task runs")
@@ -122,6 +122,19 @@ fn ended(table: &mut Table, process: &Arc<Process>) -> Option<(Arc<Process>, Tas
         reap(table, &parent, &leader);
     }
     Some((parent, leader))
+}
+
+/// The parent of the process of `leader`, which has ended, may ask for it. It has got its signal before, as with Linux
+/// (`exit_notify`), unless it is another one by now.
+fn let_parent_ask(leader: &Task) {
+    let Some(process) = leader.process() else { return };
+    let table = table::lock();
+    process.told.store(1, SeqCst);
+    let parent = process.parent_locked();
+    drop(table);
+    if let Some(parent) = parent {
+        parent.changed.wake_all();
+    }
 }
 
 /// The children of `process`, which ends, become init's (`forget_original_parent`). The table of tasks is locked.
@@ -216,7 +229,7 @@ fn look(process: &Process, which: Which, how: Wait) -> Result<Option<Ended>, Err
             continue;
         }
         any = true;
-        let over = leader.process().is_none_or(|process| process.live.load(SeqCst) == 0);
+        let over = leader.process().is_none_or(|process| process.told.load(SeqCst) != 0);
         if over && leader.state() == TaskState::Zombie as u32 {
             let usage = Usage::default();
             usage.add_task(leader);

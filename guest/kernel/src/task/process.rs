@@ -25,6 +25,8 @@ pub const NO_LIMIT: u64 = u64::MAX;
 pub struct Process {
     /// Threads that have not begun to end.
     pub live: AtomicU32,
+    /// 1 once its parent has been told that it has ended, and may ask for it.
+    pub told: AtomicU32,
     /// Not 0 once all of it ends (`SIGNAL_GROUP_EXIT`).
     ending: AtomicU32,
     /// What it ends with then.
@@ -159,6 +161,7 @@ impl Process {
         let inherited = |word: fn(&Self) -> &AtomicU32| parent.map_or(0, |parent| word(parent).load(Relaxed));
         Arc::new(Self {
             live: AtomicU32::new(1),
+            told: AtomicU32::new(0),
             ending: AtomicU32::new(0),
             code: AtomicU32::new(0),
             changed: WaitQueue::new(),
