@@ -9,8 +9,8 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use pagevisor_shared::mm_types::VmaFlags;
 use pagevisor_shared::page_flags::PageFlag;
-use pagevisor_shared::pgtable::{Entry, table_end};
-use pagevisor_shared::units::{PAGE_SHIFT, Pfn};
+use pagevisor_shared::pgtable::Entry;
+use pagevisor_shared::units::Pfn;
 use pagevisor_shared::vmstat::{NodeStat, VmEvent, ZoneStat};
 
 use super::pte::Pte;
@@ -91,19 +91,9 @@ impl<P: Platform> Mm<P> {
     pub(crate) fn mlock_vma_pages_range(&self, vma: Vma, start: u64, end: u64) {
         let Some(space) = vma.mm() else { return };
         let locked = vma.flags().contains(VmaFlags::LOCKED);
-        let mut virt = start;
-        while virt < end {
-            let stop = table_end(virt, end, 0);
-            let Some(table) = self.page_table(space.record(), virt) else {
-                virt = self.next_table(space.record(), virt, end);
-                continue;
-            };
-            let words = table.words(virt, ((stop - virt) >> PAGE_SHIFT) as usize);
-            let lock = self.lock_table(table);
+        self.change_entries(space.record(), start, end, |words| {
             words.iter().for_each(|word| self.mlock_entry(word, locked));
-            drop(lock);
-            virt = stop;
-        }
+        });
     }
 
     /// Takes back that the entries lock their pages, which are about to be unmapped, but with `files_only` those that belong to

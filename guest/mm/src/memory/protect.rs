@@ -4,8 +4,8 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::AcqRel;
 
 use pagevisor_shared::mm_types::VmaFlags;
-use pagevisor_shared::pgtable::{Entry, table_end};
-use pagevisor_shared::units::{PAGE_SHIFT, VirtAddr};
+use pagevisor_shared::pgtable::Entry;
+use pagevisor_shared::units::VirtAddr;
 
 use super::pte::{Pte, page_prot};
 use super::rmap::{is_anon, is_exclusive};
@@ -20,19 +20,10 @@ impl<P: Platform> Mm<P> {
     pub fn change_protection(&self, vma: Vma, start: u64, end: u64) -> u64 {
         let Some(space) = vma.mm() else { return 0 };
         let flags = vma.flags();
-        let (mut virt, mut changed) = (start, 0);
-        while virt < end {
-            let stop = table_end(virt, end, 0);
-            let Some(table) = self.page_table(space.record(), virt) else {
-                virt = self.next_table(space.record(), virt, end);
-                continue;
-            };
-            let words = table.words(virt, ((stop - virt) >> PAGE_SHIFT) as usize);
-            let lock = self.lock_table(table);
+        let mut changed = 0;
+        self.change_entries(space.record(), start, end, |words| {
             changed += words.iter().filter(|word| self.change_entry(word, flags)).count() as u64;
-            drop(lock);
-            virt = stop;
-        }
+        });
         if changed != 0 {
             self.platform.flush_user(space.record(), VirtAddr::new(start), VirtAddr::new(end), false);
         }

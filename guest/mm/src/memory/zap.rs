@@ -279,6 +279,24 @@ impl<P: Platform> Mm<P> {
         used
     }
 
+    /// Calls `change` with the entries from `start` up to `end` of each page table that there is, locked
+    /// (`walk_page_range`). The caller has locked the area to change it.
+    #[inline(always)]
+    pub(super) fn change_entries(&self, space: &MmStruct, start: u64, end: u64, mut change: impl FnMut(&[AtomicU64])) {
+        let mut virt = start;
+        while virt < end {
+            let stop = table_end(virt, end, 0);
+            let Some(table) = self.page_table(space, virt) else {
+                virt = self.next_table(space, virt, end);
+                continue;
+            };
+            let words = table.words(virt, ((stop - virt) >> PAGE_SHIFT) as usize);
+            let _lock = self.lock_table(table);
+            change(words);
+            virt = stop;
+        }
+    }
+
     /// The address behind what the missing table for `virt` would serve, `end` at most: whole higher levels that are
     /// missing are skipped.
     #[inline]
