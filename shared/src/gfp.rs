@@ -11,7 +11,9 @@ use crate::zone::ZoneType;
 /// Single flags; see [`FLAGS`] for their printed names.
 macro_rules! flags {
     ($($(#[$doc:meta])* $name:ident = $bit:expr;)*) => {
-        impl Gfp {
+        crate::flag_set!(Gfp);
+
+impl Gfp {
             $($(#[$doc])* pub const $name: Self = Self($bit);)*
         }
 
@@ -125,32 +127,6 @@ impl Gfp {
     #[inline(always)]
     pub const fn bits(self) -> u32 {
         self.0
-    }
-
-    /// Whether all of `flags` are set.
-    #[inline(always)]
-    pub const fn contains(self, flags: Self) -> bool {
-        self.0 & flags.0 == flags.0
-    }
-
-    /// Whether any of `flags` is set.
-    #[inline(always)]
-    pub const fn intersects(self, flags: Self) -> bool {
-        self.0 & flags.0 != 0
-    }
-
-    /// These flags and `flags`.
-    #[must_use]
-    #[inline(always)]
-    pub const fn with(self, flags: Self) -> Self {
-        Self(self.0 | flags.0)
-    }
-
-    /// These flags without `flags`.
-    #[must_use]
-    #[inline(always)]
-    pub const fn without(self, flags: Self) -> Self {
-        Self(self.0 & !flags.0)
     }
 
     /// The highest zone the allocation may come from (`gfp_zone`, `GFP_ZONE_TABLE`). Combinations that Linux calls

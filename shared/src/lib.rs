@@ -21,6 +21,7 @@
 pub mod command;
 pub mod device;
 pub mod errno;
+pub mod flags;
 pub mod gfp;
 pub mod layout;
 pub mod migrate;

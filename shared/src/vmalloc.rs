@@ -108,6 +108,8 @@ pub struct VmallocState {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct VmFlags(pub u32);
 
+crate::flag_set!(VmFlags);
+
 impl VmFlags {
     /// `VM_IOREMAP`: device memory.
     pub const IOREMAP: Self = Self(0x1);
@@ -127,30 +129,4 @@ impl VmFlags {
     pub const DEFERRED: Self = Self(0x1_0000);
     /// Own flag: units of per-CPU memory, which comes and goes with its chunk only (`pcpu_get_vm_areas`).
     pub const PERCPU: Self = Self(0x2_0000);
-
-    /// Whether all of `other` are among these.
-    #[inline(always)]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Whether any of `other` is among these.
-    #[inline(always)]
-    pub const fn intersects(self, other: Self) -> bool {
-        self.0 & other.0 != 0
-    }
-
-    /// These and `other`.
-    #[must_use]
-    #[inline(always)]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// These but for `other`.
-    #[must_use]
-    #[inline(always)]
-    pub const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
 }

@@ -94,6 +94,24 @@ static char *area(u64 pages)
     return at;
 }
 
+// What it costs to touch an area, new each time.
+#define TOUCHED(name, mapped, how) \
+    BENCH(name) { \
+        char *at = mapped; \
+        runs[run] = touch(at, FAULTS, how); \
+        CALL(MUNMAP, at, FAULTS * PAGE); \
+    }
+
+// What it costs to unmap an area that was touched.
+#define UNMAPPED(name, mapped, how) \
+    BENCH(name) { \
+        char *at = mapped; \
+        touch(at, FAULTS, how); \
+        u64 start = now(); \
+        CALL(MUNMAP, at, FAULTS * PAGE); \
+        runs[run] = now() - start; \
+    }
+
 static void first_touch(void)
 {
     // Memory that nobody had yet: before anything here gives some back.
@@ -109,23 +127,9 @@ static void first_touch(void)
         touch(at, FAULTS, store);
         CALL(MUNMAP, at, FAULTS * PAGE);
     }
-    BENCH("anon_first_touch_write") {
-        char *at = area(FAULTS);
-        runs[run] = touch(at, FAULTS, store);
-        CALL(MUNMAP, at, FAULTS * PAGE);
-    }
-    BENCH("munmap_touched_anon") {
-        char *at = area(FAULTS);
-        touch(at, FAULTS, store);
-        u64 start = now();
-        CALL(MUNMAP, at, FAULTS * PAGE);
-        runs[run] = now() - start;
-    }
-    BENCH("anon_read_zero_page") {
-        char *at = area(FAULTS);
-        runs[run] = touch(at, FAULTS, load);
-        CALL(MUNMAP, at, FAULTS * PAGE);
-    }
+    TOUCHED("anon_first_touch_write", area(FAULTS), store)
+    UNMAPPED("munmap_touched_anon", area(FAULTS), store)
+    TOUCHED("anon_read_zero_page", area(FAULTS), load)
     BENCH("anon_write_after_zero_page") {
         char *at = area(FAULTS);
         touch(at, FAULTS, load);
@@ -174,28 +178,10 @@ static void files(void)
     CHECK(!failed(all));
     touch(all, FAULTS, store);
     CALL(MUNMAP, all, FAULTS * PAGE);
-    BENCH("tmpfs_read_fault_per_page") {
-        char *at = MAPPED(MAP_SHARED);
-        runs[run] = touch(at, FAULTS, load);
-        CALL(MUNMAP, at, FAULTS * PAGE);
-    }
-    BENCH("tmpfs_shared_write_fault") {
-        char *at = MAPPED(MAP_SHARED);
-        runs[run] = touch(at, FAULTS, store);
-        CALL(MUNMAP, at, FAULTS * PAGE);
-    }
-    BENCH("munmap_touched_tmpfs") {
-        char *at = MAPPED(MAP_SHARED);
-        touch(at, FAULTS, load);
-        u64 start = now();
-        CALL(MUNMAP, at, FAULTS * PAGE);
-        runs[run] = now() - start;
-    }
-    BENCH("tmpfs_private_write_fault") {
-        char *at = MAPPED(MAP_PRIVATE);
-        runs[run] = touch(at, FAULTS, store);
-        CALL(MUNMAP, at, FAULTS * PAGE);
-    }
+    TOUCHED("tmpfs_read_fault_per_page", MAPPED(MAP_SHARED), load)
+    TOUCHED("tmpfs_shared_write_fault", MAPPED(MAP_SHARED), store)
+    UNMAPPED("munmap_touched_tmpfs", MAPPED(MAP_SHARED), load)
+    TOUCHED("tmpfs_private_write_fault", MAPPED(MAP_PRIVATE), store)
     CALL(CLOSE, file);
 }
 

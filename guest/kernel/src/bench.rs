@@ -193,9 +193,7 @@ impl<P: Pages> Bench<'_, P> {
         let order = order_of(order);
         let slots = &self.slots[..count];
         let give = |slot: &AtomicU64| self.free(slot.load(Relaxed), order);
-        let mut sums = [0; RUNS];
-        let mut run = 0;
-        self.halves(name, |alloc, free| {
+        self.in_bursts(name, count, || {
             let start = now();
             slots.iter().for_each(|slot| slot.store(self.alloc(Gfp::KERNEL, order), Relaxed));
             let middle = now();
@@ -204,7 +202,18 @@ impl<P: Pages> Bench<'_, P> {
             } else {
                 slots.iter().for_each(give)
             }
-            let end = now();
+            [start, middle, now()]
+        });
+    }
+
+    /// The costs of the halves of a burst of `count`, and of both together. `burst` tells when it began, when all were
+    /// allocated, and when all were free again.
+    #[inline(always)]
+    fn in_bursts(&self, name: &str, count: usize, mut burst: impl FnMut() -> [u64; 3]) {
+        let mut sums = [0; RUNS];
+        let mut run = 0;
+        self.halves(name, |alloc, free| {
+            let [start, middle, end] = burst();
             alloc.add(middle - start, count as u64);
             free.add(end - middle, count as u64);
             sums[run] = hundredths(end - start, count as u64);

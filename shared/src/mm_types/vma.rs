@@ -58,7 +58,9 @@ const _: () = assert!(size_of::<VmArea>() == 192);
 
 macro_rules! flags {
     ($($(#[$doc:meta])* $name:ident = $bits:literal, $smaps:literal;)*) => {
-        impl VmaFlags {
+        crate::flag_set!(VmaFlags);
+
+impl VmaFlags {
             $($(#[$doc])* pub const $name: Self = Self($bits);)*
             /// All of them, with the letters that `smaps` shows (`show_smap_vma_flags`); none where it shows nothing.
             pub const NAMED: &[(Self, &'static str)] = &[$((Self::$name, $smaps)),*];
@@ -124,32 +126,6 @@ impl VmaFlags {
     pub const NONE: Self = Self(0);
     /// What page protections are made of (`VM_ACCESS_FLAGS`).
     pub const ACCESS: Self = Self(Self::READ.0 | Self::WRITE.0 | Self::EXEC.0);
-
-    /// Whether all of `other` are among these.
-    #[inline(always)]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Whether any of `other` is among these.
-    #[inline(always)]
-    pub const fn intersects(self, other: Self) -> bool {
-        self.0 & other.0 != 0
-    }
-
-    /// These and `other`.
-    #[must_use]
-    #[inline(always)]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// These but for `other`.
-    #[must_use]
-    #[inline(always)]
-    pub const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
 }
 
 impl fmt::Debug for VmaFlags {

@@ -8,6 +8,8 @@ use super::event::{Event, EventKind};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ErrorCode(pub u32);
 
+crate::flag_set!(ErrorCode);
+
 impl ErrorCode {
     /// A page was there, and did not allow it (`X86_PF_PROT`).
     pub const PRESENT: Self = Self(1);
@@ -23,11 +25,6 @@ impl ErrorCode {
     /// The bits, and their letters in the processor's manual.
     pub const NAMES: [(Self, &'static str); 5] =
         [(Self::PRESENT, "P"), (Self::WRITE, "W"), (Self::USER, "U"), (Self::RESERVED, "RSVD"), (Self::FETCH, "I")];
-
-    /// Whether the bits of `other` are set.
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
 
     /// The letters of the bits that are set.
     pub fn letters(self) -> impl Iterator<Item = &'static str> {

@@ -6,7 +6,9 @@ pub struct SlabFlags(u32);
 
 macro_rules! flags {
     ($($(#[$doc:meta])* $name:ident = $bits:literal, $text:literal;)*) => {
-        impl SlabFlags {
+        crate::flag_set!(SlabFlags);
+
+impl SlabFlags {
             $($(#[$doc])* pub const $name: Self = Self($bits);)*
 
             /// All flags with their names.
@@ -72,30 +74,6 @@ impl SlabFlags {
     #[inline(always)]
     pub const fn bits(self) -> u32 {
         self.0
-    }
-
-    /// These and `other`.
-    #[inline(always)]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// These but for `other`.
-    #[inline(always)]
-    pub const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
-
-    /// Whether all of `other` are among these.
-    #[inline(always)]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Whether any of `other` is among these.
-    #[inline(always)]
-    pub const fn intersects(self, other: Self) -> bool {
-        self.0 & other.0 != 0
     }
 }
 

@@ -8,7 +8,7 @@ use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::slab::SlabFlags;
 use pagevisor_shared::units::VirtAddr;
 
-use super::{Bench, Pages, RUNS, hundredths, median, now, report};
+use super::{Bench, Pages, now};
 
 /// Objects of a burst.
 const BURST: usize = 1024;
@@ -77,42 +77,24 @@ impl<P: Pages + Objects> Bench<'_, P> {
     #[inline(always)]
     fn object_burst(&self, name: &str, alloc: impl Fn() -> u64, free: impl Fn(u64)) {
         let slots: &[AtomicU64] = &self.slots[..BURST];
-        let mut sums = [0; RUNS];
-        let mut run = 0;
-        self.halves(name, |allocs, frees| {
+        self.in_bursts(name, BURST, || {
             let start = now();
             slots.iter().for_each(|slot| slot.store(alloc(), Relaxed));
             let middle = now();
             slots.iter().for_each(|slot| free(slot.load(Relaxed)));
-            let end = now();
-            allocs.add(middle - start, BURST as u64);
-            frees.add(end - middle, BURST as u64);
-            sums[run] = hundredths(end - start, BURST as u64);
-            run += 1;
+            [start, middle, now()]
         });
-        if self.wanted(name) {
-            report(name, "", median(&mut sums));
-        }
     }
 
     /// Many at once: per object, allocated and freed.
     fn object_bulk(&self, name: &str, cache: Cache) {
         let mut objects = [VirtAddr::new(0); BULK];
-        let mut sums = [0; RUNS];
-        let mut run = 0;
-        self.halves(name, |allocs, frees| {
+        self.in_bursts(name, BULK, || {
             let start = now();
             let got = self.pages.cache_alloc_bulk(cache, Gfp::KERNEL, &mut objects);
             let middle = now();
             self.pages.cache_free_bulk(cache, &objects[..got]);
-            let end = now();
-            allocs.add(middle - start, BULK as u64);
-            frees.add(end - middle, BULK as u64);
-            sums[run] = hundredths(end - start, BULK as u64);
-            run += 1;
+            [start, middle, now()]
         });
-        if self.wanted(name) {
-            report(name, "", median(&mut sums));
-        }
     }
 }

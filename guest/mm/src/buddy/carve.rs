@@ -27,7 +27,7 @@ impl<P: Platform> LockedZone<'_, P> {
     ) -> u32 {
         let mut taken = 0;
         // With contiguous memory areas, each block decides anew where it comes from.
-        let one_by_one = flags.has(AllocFlags::CMA) && self.state.cma_pages.get() != 0;
+        let one_by_one = flags.intersects(AllocFlags::CMA) && self.state.cma_pages.get() != 0;
         while taken < count {
             let Some(block) = self.take(order, migratetype, flags) else { break };
             let blocks = if one_by_one { 1 } else { (count - taken).min(1 << (block.order - order)) };

@@ -20,6 +20,8 @@ use crate::zone::watermark::boost_watermark;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct AllocFlags(pub(crate) u32);
 
+pagevisor_shared::flag_set!(AllocFlags);
+
 impl AllocFlags {
     /// Checks against the min watermark.
     pub(crate) const WMARK_MIN: Self = Self(Watermark::Min as u32);
@@ -49,26 +51,6 @@ impl AllocFlags {
     pub(crate) const KSWAPD: Self = Self(0x800);
     /// Any right to reserves below the min watermark (`ALLOC_RESERVES`).
     pub(crate) const RESERVES: Self = Self(Self::NON_BLOCK.0 | Self::MIN_RESERVE.0 | Self::HIGHATOMIC.0 | Self::OOM.0);
-
-    /// Whether any of `flags` is set.
-    #[inline(always)]
-    pub(crate) const fn has(self, flags: Self) -> bool {
-        self.0 & flags.0 != 0
-    }
-
-    /// These and `flags`.
-    #[must_use]
-    #[inline(always)]
-    pub(crate) const fn with(self, flags: Self) -> Self {
-        Self(self.0 | flags.0)
-    }
-
-    /// These without `flags`.
-    #[must_use]
-    #[inline(always)]
-    pub(crate) const fn without(self, flags: Self) -> Self {
-        Self(self.0 & !flags.0)
-    }
 
     /// Index of the watermark to check.
     #[inline(always)]
@@ -132,7 +114,7 @@ impl<P: Platform> LockedZone<'_, P> {
     pub(super) fn rmqueue_fallback(&self, order: u32, start: MigrateType, flags: AllocFlags) -> bool {
         let areas = &self.state.free_area;
         // Rather no page block of mixed types; the caller comes again without the flag when no local zone has any.
-        let avoid = order < PAGEBLOCK_ORDER && flags.has(AllocFlags::NOFRAGMENT);
+        let avoid = order < PAGEBLOCK_ORDER && flags.intersects(AllocFlags::NOFRAGMENT);
         let lowest = if avoid { PAGEBLOCK_ORDER } else { order } as usize;
         // The largest block there is: its page block likely has the most free pages.
         let largest =
@@ -169,7 +151,7 @@ impl<P: Platform> LockedZone<'_, P> {
             }
             return self.move_to_free_list(pfn, order, start);
         }
-        if self.boost() && flags.has(AllocFlags::KSWAPD) {
+        if self.boost() && flags.intersects(AllocFlags::KSWAPD) {
             let (word, bit) = (self.index.index() / 64, self.index.index() % 64);
             self.mm.boosted[word].fetch_or(1 << bit, Relaxed);
         }

@@ -48,7 +48,7 @@ impl<P: Platform> LockedZone<'_, P> {
     /// `__rmqueue` without the last step: a block of at least `order`, from other types' lists when its own are empty.
     #[inline]
     pub(super) fn take(&self, order: u32, migratetype: MigrateType, flags: AllocFlags) -> Option<Block> {
-        let lent = flags.has(AllocFlags::CMA);
+        let lent = flags.intersects(AllocFlags::CMA);
         if lent
             && self.is_mostly_cma()
             && let Some(block) = self.take_smallest(order, MigrateType::Cma)

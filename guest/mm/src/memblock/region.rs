@@ -11,6 +11,8 @@ use pagevisor_shared::units::{NodeId, PAGE_SIZE, Pfn, PhysAddr};
 #[repr(transparent)]
 pub struct MemblockFlags(u32);
 
+pagevisor_shared::flag_set!(MemblockFlags);
+
 impl MemblockFlags {
     /// No special request (`MEMBLOCK_NONE`).
     pub const NONE: Self = Self(0);
@@ -27,19 +29,6 @@ impl MemblockFlags {
     #[inline]
     pub const fn bits(self) -> u32 {
         self.0
-    }
-
-    /// Whether every bit of `other` is set.
-    #[inline]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// The flags without those of `other`.
-    #[inline]
-    #[must_use]
-    pub const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
     }
 }
 

@@ -17,6 +17,8 @@ use crate::raw::PageTable;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FaultFlags(u32);
 
+pagevisor_shared::flag_set!(FaultFlags);
+
 impl FaultFlags {
     /// A read by the kernel.
     pub const NONE: Self = Self(0);
@@ -43,19 +45,6 @@ impl FaultFlags {
             flags = flags.with(Self::INSTRUCTION);
         }
         flags
-    }
-
-    /// These and `other`.
-    #[must_use]
-    #[inline(always)]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Whether all of `other` are among these.
-    #[inline(always)]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
     }
 }
 

@@ -63,7 +63,7 @@ impl<P: Platform> Mm<P> {
     ) -> Option<u32> {
         let preferred = context.preferred?;
         loop {
-            let no_fallback = flags.has(AllocFlags::NOFRAGMENT);
+            let no_fallback = flags.intersects(AllocFlags::NOFRAGMENT);
             let mut next = Some(preferred);
             while let Some(candidate) = next {
                 // Before going to another node, fragment this one: locality matters more.
@@ -74,7 +74,7 @@ impl<P: Platform> Mm<P> {
                     && let Some(pfn) = self.rmqueue(preferred.index, candidate, order, flags, context.migratetype)
                 {
                     self.prep_new_page(pfn, order, gfp);
-                    if flags.has(AllocFlags::HIGHATOMIC) {
+                    if flags.intersects(AllocFlags::HIGHATOMIC) {
                         self.lock_zone(candidate.index).reserve_highatomic_pageblock(pfn);
                     }
                     return Some(pfn);
@@ -100,7 +100,7 @@ impl<P: Platform> Mm<P> {
     ) -> bool {
         let mark = wmark_pages(candidate.zone, flags.watermark());
         zone_watermark_fast(candidate.zone, order, mark, context.highest, flags, gfp)
-            || flags.has(AllocFlags::NO_WATERMARKS)
+            || flags.intersects(AllocFlags::NO_WATERMARKS)
             || self.node_reclaim_enabled() && self.reclaimed_enough(candidate, gfp, order, mark, flags, context)
     }
 
@@ -117,7 +117,7 @@ impl<P: Platform> Mm<P> {
         let index = candidate.index;
         let mut pfn = None;
         // Lists of movable pages have pages of contiguous memory areas; those of a page block are for all types.
-        if pcp_allowed_order(order) && (migratetype != MigrateType::Movable || flags.has(AllocFlags::CMA)) {
+        if pcp_allowed_order(order) && (migratetype != MigrateType::Movable || flags.intersects(AllocFlags::CMA)) {
             let flags = if order == PAGEBLOCK_ORDER { flags.without(AllocFlags::CMA) } else { flags };
             pfn = self.rmqueue_pcplist(index, order, migratetype, flags);
         }
@@ -155,14 +155,14 @@ impl<P: Platform> Mm<P> {
     fn rmqueue_buddy(&self, index: ZoneIndex, order: u32, kind: MigrateType, flags: AllocFlags) -> Option<u32> {
         let zone = self.lock_zone(index);
         let mut block = None;
-        if flags.has(AllocFlags::HIGHATOMIC) {
+        if flags.intersects(AllocFlags::HIGHATOMIC) {
             block = zone.rmqueue_smallest(order, MigrateType::HighAtomic);
         }
         if block.is_none() {
             block = zone.rmqueue(order, kind, flags);
         }
         // Rather the reserve than a failure now.
-        if block.is_none() && flags.has(AllocFlags::OOM.with(AllocFlags::NON_BLOCK)) {
+        if block.is_none() && flags.intersects(AllocFlags::OOM.with(AllocFlags::NON_BLOCK)) {
             block = zone.rmqueue_smallest(order, MigrateType::HighAtomic);
         }
         let block = block?;

@@ -28,7 +28,7 @@ pub(super) const fn gfp_to_alloc_flags(gfp: Gfp, order: u32) -> AllocFlags {
                 flags = flags.with(AllocFlags::HIGHATOMIC);
             }
         }
-        if flags.has(AllocFlags::MIN_RESERVE) {
+        if flags.intersects(AllocFlags::MIN_RESERVE) {
             flags = flags.without(AllocFlags::CPUSET);
         }
     }
@@ -84,7 +84,7 @@ impl<P: Platform> Mm<P> {
         context.find_preferred(self);
         let mut page = None;
         if context.preferred.is_some() {
-            if flags.has(AllocFlags::KSWAPD) {
+            if flags.intersects(AllocFlags::KSWAPD) {
                 self.wake_all_kswapds(gfp, order, context);
             }
             page = self.get_page_from_freelist(gfp, order.raw(), flags, context);
@@ -124,7 +124,7 @@ impl<P: Platform> Mm<P> {
             *flags = reserve.with(alloc_flags_cma(gfp)).with(AllocFlags(flags.0 & AllocFlags::KSWAPD.0));
         }
         // Allocations of high priority are the system's: policies do not bind them.
-        if !flags.has(AllocFlags::CPUSET) || reserve.is_some() {
+        if !flags.intersects(AllocFlags::CPUSET) || reserve.is_some() {
             context.nodemask = None;
             context.find_preferred(self);
         }

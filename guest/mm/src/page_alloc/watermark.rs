@@ -28,10 +28,10 @@ const _: () = assert!(MIGRATE_PCPTYPES == 3);
 #[inline(always)]
 fn unusable_free(zone: &ZoneState, order: u32, flags: AllocFlags) -> i64 {
     let mut unusable = (1i64 << order) - 1;
-    if !flags.has(AllocFlags::RESERVES) {
+    if !flags.intersects(AllocFlags::RESERVES) {
         unusable += zone.nr_reserved_highatomic.get() as i64;
     }
-    if !flags.has(AllocFlags::CMA) {
+    if !flags.intersects(AllocFlags::CMA) {
         unusable += zone.vm_stat[ZoneStat::NrFreeCma.index()].get().max(0);
     }
     unusable
@@ -49,16 +49,16 @@ pub(super) fn zone_watermark_ok(
 ) -> bool {
     let mut min = mark as i64;
     let free = free - unusable_free(zone, order, flags);
-    if flags.has(AllocFlags::RESERVES) {
+    if flags.intersects(AllocFlags::RESERVES) {
         // `__GFP_HIGH` may use half of the reserve, and a quarter of the rest if it cannot block.
-        if flags.has(AllocFlags::MIN_RESERVE) {
+        if flags.intersects(AllocFlags::MIN_RESERVE) {
             min -= min / 2;
-            if flags.has(AllocFlags::NON_BLOCK) {
+            if flags.intersects(AllocFlags::NON_BLOCK) {
                 min -= min / 4;
             }
         }
         // Victims of the OOM killer will free memory soon.
-        if flags.has(AllocFlags::OOM) {
+        if flags.intersects(AllocFlags::OOM) {
             min -= min / 2;
         }
     }
@@ -71,8 +71,8 @@ pub(super) fn zone_watermark_ok(
     let has_block = |kind: MigrateType| {
         zone.free_area.iter().skip(order as usize).any(|area| area.free_list[kind.index()].first.get() != 0)
     };
-    flags.has(AllocFlags::CMA) && has_block(MigrateType::Cma)
-        || flags.has(AllocFlags::HIGHATOMIC.with(AllocFlags::OOM)) && has_block(MigrateType::HighAtomic)
+    flags.intersects(AllocFlags::CMA) && has_block(MigrateType::Cma)
+        || flags.intersects(AllocFlags::HIGHATOMIC.with(AllocFlags::OOM)) && has_block(MigrateType::HighAtomic)
 }
 
 /// `zone_watermark_fast`: as [`zone_watermark_ok`] with the zone's count of free pages.
