@@ -24,6 +24,7 @@ fn main() {
         "errors",
         "calls",
         "registers",
+        "shortage",
     ];
     for name in names {
         freestanding(name, out);

@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use pagevisor_tests::command::{pagevisor, run};
+use pagevisor_tests::command::{Output, pagevisor, run};
 
 /// Runs `program` with `args` in a guest of two nodes with a CPU each.
 #[track_caller]
@@ -12,9 +12,9 @@ fn fine(name: &str, program: &[u8], args: &[&str]) {
     fine_on(&[], name, program, args);
 }
 
-/// As [`fine`], on the machine that the flags `machine` say.
+/// As [`fine`], on the machine that the flags `machine` say; gives what was printed.
 #[track_caller]
-fn fine_on(machine: &[&str], name: &str, program: &[u8], args: &[&str]) {
+fn fine_on(machine: &[&str], name: &str, program: &[u8], args: &[&str]) -> Output {
     let path = std::env::temp_dir().join(format!("pagevisor-program-{name}-{}", std::process::id()));
     fs::write(&path, program).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -24,6 +24,7 @@ fn fine_on(machine: &[&str], name: &str, program: &[u8], args: &[&str]) {
     let output = run(&mut pagevisor(command));
     let _ = fs::remove_file(path);
     assert_eq!(output.code(), 42, "{name}: {}\n{}", output.stdout, output.stderr);
+    output
 }
 
 macro_rules! program {
@@ -64,4 +65,11 @@ fn no_cpu_finds_what_another_has_taken_away() {
 #[test]
 fn threads_keep_their_registers() {
     fine("registers", program!("registers"), &["4"]);
+}
+
+#[test]
+fn who_uses_up_all_memory_is_ended_and_nobody_else() {
+    let output = fine_on(&["--node", "mem=40M,cpus=1"], "shortage", program!("shortage"), &[]);
+    let killed = output.stderr.lines().filter(|line| line.contains("Out of memory: Killed process")).count();
+    assert_eq!(killed, 1, "{}", output.stderr);
 }

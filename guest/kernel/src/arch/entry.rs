@@ -254,6 +254,9 @@ fn work(task: &Task, frame: &mut TrapFrame) {
             task::preempt();
             command::stay();
         }
+        if work & todo::MEMDIE != 0 {
+            signal::oom::kill(task);
+        }
         if work & todo::SIGNAL != 0 {
             signal::take(frame);
         }

@@ -96,8 +96,7 @@ pub fn by_program(frame: &mut TrapFrame, address: u64) {
         Some(FaultResult::Done { .. } | FaultResult::Retry) => return,
         Some(FaultResult::Sigsegv { code }) => cause(signal::SIGSEGV, code as i32),
         Some(FaultResult::Sigbus { code }) => cause(signal::SIGBUS, code as i32),
-        // There are no others whose memory could be taken (`pagefault_out_of_memory`).
-        Some(FaultResult::Oom) => cause(signal::SIGKILL, signal::SI_KERNEL),
+        Some(FaultResult::Oom) => return signal::oom::blame(),
         None => cause(signal::SIGSEGV, signal::SEGV_MAPERR),
     };
     signal::force(&task, &cause);

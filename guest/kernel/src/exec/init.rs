@@ -50,7 +50,7 @@ fn become_init(path: &str) -> Result<(), Errno> {
     let environment: Vec<Vec<u8>> = ENVIRONMENT.iter().map(|word| word.as_bytes().to_vec()).collect();
     // SAFETY: the thread has not left the kernel yet, so nobody uses the end of its stack.
     let frame = unsafe { frame_of(&task) };
-    exec(&file, path, &arguments, &environment, frame)?;
+    exec(&file, path, &arguments, environment, frame)?;
     let at = core::ptr::from_mut(frame).expose_provenance() as u64;
     task.record.user_regs.store(at, Relaxed);
     // From now on a switch to the task sets it; this CPU has it now.

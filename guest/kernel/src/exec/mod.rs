@@ -81,12 +81,11 @@ pub fn exec(
     file: &Arc<Inode>,
     path: &str,
     arguments: &[Vec<u8>],
-    environment: &[Vec<u8>],
+    mut environment: Vec<Vec<u8>>,
     frame: &mut TrapFrame,
 ) -> Result<(), Errno> {
     let (task, executed) = (task::current(), Executed::new(file)?);
     let limits = crate::syscall::limits(&task);
-    let mut environment = environment.to_vec();
     if fpu::is_emulated() && !environment.iter().any(|word| word.starts_with(b"GLIBC_TUNABLES=")) {
         environment.push(TUNABLES.as_bytes().to_vec());
     }
@@ -151,6 +150,11 @@ fn become_program(task: &Task, path: &str) {
     }
 }
 
+/// Bytes that arguments and environment may take, with a pointer to each (`bprm_stack_limits`).
+pub fn room_for_strings(limits: &Limits) -> u64 {
+    (limits.stack / STACK_SHARE).clamp(STACK_FIRST, MAX_STRINGS)
+}
+
 /// Loads the program in `file`, which is called what the user says, and what it is called without links.
 fn load(
     file: &Inode,
@@ -161,7 +165,7 @@ fn load(
 ) -> Result<Loaded, Errno> {
     let mm = platform::mm().ok_or(Errno::ENOMEM)?;
     let strings: usize = arguments.iter().chain(environment).map(|string| string.len() + 9).sum();
-    if strings as u64 > (limits.stack / STACK_SHARE).clamp(STACK_FIRST, MAX_STRINGS) {
+    if strings as u64 > room_for_strings(limits) {
         return Err(Errno::E2BIG);
     }
     let program = elf::parse(|offset, to| file.read(offset, to))?;
@@ -174,7 +178,7 @@ fn load(
     let len = (strings as u64 + words + 2 * PAGE_SIZE).next_multiple_of(PAGE_SIZE).max(STACK_FIRST + PAGE_SIZE);
     mm.insert_stack(space, VirtAddr::new(STACK_TOP), len.min(limits.stack & !(PAGE_SIZE - 1)), limits)?;
     map::segments(space, file, full_path, &program.segments, limits)?;
-    let contents = stack::contents(STACK_TOP, &program, path.as_bytes(), arguments, environment);
+    let contents = stack::contents(STACK_TOP, &program, path.as_bytes(), arguments, environment)?;
     if mm.write_remote_vm(space, VirtAddr::new(contents.sp), &contents.bytes) != contents.bytes.len() {
         return Err(Errno::E2BIG);
     }

@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use pagevisor_shared::errno::Errno;
 use pagevisor_shared::random::SplitMix64;
 use pagevisor_shared::units::PAGE_SIZE;
 
@@ -34,6 +35,8 @@ const AT_MINSIGSTKSZ: u64 = 51;
 const CLOCK_TICKS: u64 = 100;
 /// Bytes that a signal's frame may take, the processor's state aside.
 const SIGNAL_FRAME: u64 = 1024;
+/// What [`AT_PLATFORM`] leads to.
+const PLATFORM: &[u8] = b"x86_64\0";
 
 /// A stack's contents, which end at its top.
 #[derive(Debug)]
@@ -48,25 +51,6 @@ pub struct Contents {
     pub environment: [u64; 2],
 }
 
-/// Strings, laid out upwards from an address.
-struct Strings {
-    bytes: Vec<u8>,
-    start: u64,
-}
-
-impl Strings {
-    fn end(&self) -> u64 {
-        self.start + self.bytes.len() as u64
-    }
-
-    fn push(&mut self, string: &[u8]) -> u64 {
-        let at = self.end();
-        self.bytes.extend_from_slice(string);
-        self.bytes.push(0);
-        at
-    }
-}
-
 fn sixteen_random_bytes() -> [u8; 16] {
     // No secret depends on it: programs take a stack protector's value and a hash's seed from here.
     let mut random = SplitMix64::new(cpu::rdtsc());
@@ -74,24 +58,9 @@ fn sixteen_random_bytes() -> [u8; 16] {
     (u128::from(high) << 64 | u128::from(low)).to_le_bytes()
 }
 
-/// What goes onto the stack that ends at `top`, for `program` from the file `path`.
-pub fn contents(top: u64, program: &Program, path: &[u8], arguments: &[Vec<u8>], environment: &[Vec<u8>]) -> Contents {
-    let length = |strings: &[Vec<u8>]| strings.iter().map(|string| string.len() + 1).sum::<usize>();
-    let platform = b"x86_64";
-    let total = length(arguments) + length(environment) + path.len() + 1 + platform.len() + 1 + 16;
-    // As in Linux the last word is 0.
-    let start = (top - 8 - total as u64) & !15;
-    let mut strings = Strings { bytes: Vec::with_capacity(total), start };
-    let random = strings.end();
-    strings.bytes.extend_from_slice(&sixteen_random_bytes());
-    let platform = strings.push(platform);
-    let argument_pointers: Vec<u64> = arguments.iter().map(|string| strings.push(string)).collect();
-    let argument_start = argument_pointers.first().copied().unwrap_or(strings.end());
-    let argument_end = strings.end();
-    let environment_pointers: Vec<u64> = environment.iter().map(|string| strings.push(string)).collect();
-    let environment_end = strings.end();
-    let name = strings.push(path);
-    let auxiliary = [
+/// What the kernel tells `program`, whose random bytes, platform and name are at the addresses `strings`.
+fn auxiliary(program: &Program, [random, platform, name]: [u64; 3]) -> [[u64; 2]; 20] {
+    [
         [AT_HWCAP, u64::from(cpu::cpuid(1, 0).edx)],
         [AT_PAGESZ, PAGE_SIZE],
         [AT_CLKTCK, CLOCK_TICKS],
@@ -112,20 +81,61 @@ pub fn contents(top: u64, program: &Program, path: &[u8], arguments: &[Vec<u8>],
         [AT_PLATFORM, platform],
         [AT_MINSIGSTKSZ, SIGNAL_FRAME + crate::arch::fpu::frame_bytes() as u64],
         [AT_NULL, 0],
-    ];
-    let mut words = Vec::new();
-    words.push(arguments.len() as u64);
-    words.extend_from_slice(&argument_pointers);
-    words.push(0);
-    words.extend_from_slice(&environment_pointers);
-    words.push(0);
-    words.extend(auxiliary.as_flattened());
+    ]
+}
+
+/// Bytes of `strings` with a zero behind each.
+fn length(strings: &[Vec<u8>]) -> u64 {
+    strings.iter().map(|string| string.len() as u64 + 1).sum()
+}
+
+/// Appends the addresses of `strings`, which lie behind one another from `start` on, and a zero.
+fn push_pointers(bytes: &mut Vec<u8>, strings: &[Vec<u8>], start: u64) {
+    let mut at = start;
+    for string in strings {
+        bytes.extend_from_slice(&at.to_le_bytes());
+        at += string.len() as u64 + 1;
+    }
+    bytes.extend_from_slice(&[0; 8]);
+}
+
+/// What goes onto the stack that ends at `top`, for `program` from the file `path`.
+///
+/// # Errors
+/// ENOMEM.
+pub fn contents(
+    top: u64,
+    program: &Program,
+    path: &[u8],
+    arguments: &[Vec<u8>],
+    environment: &[Vec<u8>],
+) -> Result<Contents, Errno> {
+    const RANDOM_BYTES: u64 = 16;
+    let total = RANDOM_BYTES + PLATFORM.len() as u64 + length(arguments) + length(environment) + path.len() as u64 + 1;
+    // As in Linux the last word is 0.
+    let random = (top - 8 - total) & !15;
+    let platform = random + RANDOM_BYTES;
+    let argument_start = platform + PLATFORM.len() as u64;
+    let argument_end = argument_start + length(arguments);
+    let environment_end = argument_end + length(environment);
+    let auxiliary = auxiliary(program, [random, platform, environment_end]);
+    // Their count; them, and a zero; the environment, and a zero.
+    let words = (arguments.len() + environment.len() + 3 + 2 * auxiliary.len()) as u64;
     // The ABI wants the stack pointer to be a multiple of 16.
-    let sp = (start - 8 * words.len() as u64) & !15;
-    let mut bytes = Vec::with_capacity((top - sp) as usize);
-    bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
-    bytes.resize((start - sp) as usize, 0);
-    bytes.extend_from_slice(&strings.bytes);
+    let sp = (random - 8 * words) & !15;
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact((top - sp) as usize).map_err(|_| Errno::ENOMEM)?;
+    bytes.extend_from_slice(&arguments.len().to_le_bytes());
+    push_pointers(&mut bytes, arguments, argument_start);
+    push_pointers(&mut bytes, environment, argument_end);
+    auxiliary.as_flattened().iter().for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
+    bytes.resize((random - sp) as usize, 0);
+    bytes.extend_from_slice(&sixteen_random_bytes());
+    bytes.extend_from_slice(PLATFORM);
+    for string in arguments.iter().chain(environment).map(Vec::as_slice).chain([path]) {
+        bytes.extend_from_slice(string);
+        bytes.push(0);
+    }
     bytes.resize((top - sp) as usize, 0);
-    Contents { bytes, sp, arguments: [argument_start, argument_end], environment: [argument_end, environment_end] }
+    Ok(Contents { bytes, sp, arguments: [argument_start, argument_end], environment: [argument_end, environment_end] })
 }

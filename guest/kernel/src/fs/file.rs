@@ -320,12 +320,20 @@ fn read_text(node: Node, text: &SpinLock<Vec<u8>>, to: &mut [u8], offset: u64) -
     Ok(len)
 }
 
+/// `len` bytes of zeros, if there is memory for them.
+///
+/// # Errors
+/// ENOMEM.
+pub fn zeros(len: usize) -> Result<Vec<u8>, Errno> {
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(len).map_err(|_| Errno::ENOMEM)?;
+    bytes.resize(len, 0);
+    Ok(bytes)
+}
+
 /// Room for a piece of `len` bytes.
 fn buffer(len: usize) -> Result<Vec<u8>, Errno> {
-    let mut piece = Vec::new();
-    piece.try_reserve_exact(PIECE.min(len)).map_err(|_| Errno::ENOMEM)?;
-    piece.resize(PIECE.min(len), 0);
-    Ok(piece)
+    zeros(PIECE.min(len))
 }
 
 /// Prints all of `text`.
@@ -343,7 +351,7 @@ fn print(text: &[u8]) -> Result<usize, Errno> {
 /// What is in the small regular file at `path`.
 pub fn read_all(path: &str) -> Option<Vec<u8>> {
     let inode = super::path::lookup(super::root(), path, true).ok()?;
-    let mut bytes = alloc::vec![0; inode.size() as usize];
+    let mut bytes = zeros(inode.size() as usize).ok()?;
     let len = inode.read(0, &mut bytes);
     bytes.truncate(len);
     Some(bytes)

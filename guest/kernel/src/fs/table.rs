@@ -37,8 +37,11 @@ impl Default for Files {
 
 impl Resource for Files {
     fn duplicate(&self) -> Result<Arc<dyn Resource>, Errno> {
-        let slots = self.0.lock().clone();
-        Ok(Arc::new(Self(SpinLock::new(slots))))
+        let mut copy = Vec::new();
+        let slots = self.0.lock();
+        copy.try_reserve_exact(slots.len()).map_err(|_| Errno::ENOMEM)?;
+        copy.extend_from_slice(&slots);
+        Ok(Arc::new(Self(SpinLock::new(copy))))
     }
 
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
@@ -46,31 +49,39 @@ impl Resource for Files {
     }
 }
 
+/// Makes `slots` reach `number` (`expand_files`).
+fn reach(slots: &mut Vec<Option<Slot>>, number: usize) -> Result<(), Errno> {
+    if number >= slots.len() {
+        slots.try_reserve(number + 1 - slots.len()).map_err(|_| Errno::ENOMEM)?;
+        slots.resize(number + 1, None);
+    }
+    Ok(())
+}
+
 impl Files {
     /// Enters `file` at the first free number from `first` on, below `limit`.
     ///
     /// # Errors
-    /// EMFILE.
+    /// EMFILE; ENOMEM.
     pub fn insert(&self, file: Arc<File>, first: usize, limit: u64, close_on_exec: bool) -> Result<usize, Errno> {
         let mut slots = self.0.lock();
         let number = (first..slots.len()).find(|number| slots[*number].is_none()).unwrap_or(slots.len().max(first));
         if number as u64 >= limit {
             return Err(Errno::EMFILE);
         }
-        if number >= slots.len() {
-            slots.resize(number + 1, None);
-        }
+        reach(&mut slots, number)?;
         slots[number] = Some(Slot { file, close_on_exec });
         Ok(number)
     }
 
     /// Enters `file` at `number`; gives what was there.
-    pub fn replace(&self, number: usize, file: Arc<File>, close_on_exec: bool) -> Option<Arc<File>> {
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn replace(&self, number: usize, file: Arc<File>, close_on_exec: bool) -> Result<Option<Arc<File>>, Errno> {
         let mut slots = self.0.lock();
-        if number >= slots.len() {
-            slots.resize(number + 1, None);
-        }
-        slots[number].replace(Slot { file, close_on_exec }).map(|slot| slot.file)
+        reach(&mut slots, number)?;
+        Ok(slots[number].replace(Slot { file, close_on_exec }).map(|slot| slot.file))
     }
 
     /// The numbers that there are.

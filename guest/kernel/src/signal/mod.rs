@@ -7,6 +7,7 @@
 
 mod actions;
 mod frame;
+pub mod oom;
 mod pending;
 mod stop;
 

@@ -211,7 +211,7 @@ fn replace(number: u64, new: u64, close_on_exec: bool) -> Outcome {
     if u64::from(new) >= most() {
         return Err(Errno::EBADF);
     }
-    drop(files.replace(new as usize, file, close_on_exec));
+    drop(files.replace(new as usize, file, close_on_exec)?);
     Ok(u64::from(new))
 }
 

@@ -33,8 +33,9 @@ const WUNTRACED: u64 = 2;
 const WCONTINUED: u64 = 8;
 /// Bytes of the head of a list of robust mutexes (`struct robust_list_head`).
 const ROBUST_HEAD: u64 = 24;
-/// Most arguments, and the longest (`MAX_ARG_STRINGS` in a stack's share, `MAX_ARG_STRLEN`).
-const MAX_ARGUMENTS: usize = 1 << 16;
+/// What an argument takes beside its bytes.
+const POINTER_AND_ZERO: usize = 9;
+/// The longest argument (`MAX_ARG_STRLEN`).
 const MAX_ARGUMENT: usize = 32 * PAGE_SIZE as usize;
 /// Most interpreters in a row of files that begin with `#!`.
 const MAX_INTERPRETERS: u32 = 4;
@@ -332,24 +333,28 @@ fn random(at: u64, len: u64) -> Outcome {
     uaccess::write(at, &bytes[..len as usize]).map(|()| len)
 }
 
-/// The program's list of strings at `list`.
-fn strings(list: u64) -> Result<Vec<Vec<u8>>, Errno> {
+/// The program's list of strings at `list`. What they take, with their pointers, is taken from `room` (`copy_strings`).
+///
+/// # Errors
+/// E2BIG if that is not enough; ENOMEM, EFAULT.
+fn strings(list: u64, room: &mut u64) -> Result<Vec<Vec<u8>>, Errno> {
     let mut strings = Vec::new();
     if list == 0 {
         return Ok(strings);
     }
+    let mut take = |bytes: usize| room.checked_sub(bytes as u64).map(|left| *room = left).ok_or(Errno::E2BIG);
     loop {
         let at = uaccess::read_u64(list.wrapping_add(8 * strings.len() as u64))?;
         if at == 0 {
             return Ok(strings);
         }
-        if strings.len() == MAX_ARGUMENTS {
-            return Err(Errno::E2BIG);
-        }
+        take(POINTER_AND_ZERO)?;
         let mut string = Vec::new();
         loop {
             let mut piece = [0; 256];
             let len = uaccess::read_string(&mut piece, at.wrapping_add(string.len() as u64))?;
+            take(len)?;
+            string.try_reserve(len).map_err(|_| Errno::ENOMEM)?;
             string.extend_from_slice(&piece[..len]);
             if len < piece.len() {
                 break;
@@ -358,6 +363,7 @@ fn strings(list: u64) -> Result<Vec<Vec<u8>>, Errno> {
                 return Err(Errno::E2BIG);
             }
         }
+        strings.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
         strings.push(string);
     }
 }
@@ -365,7 +371,8 @@ fn strings(list: u64) -> Result<Vec<Vec<u8>>, Errno> {
 /// `execve`.
 pub fn execve(args: &[u64; 6], frame: &mut TrapFrame) -> Result<(), Errno> {
     let name = tree::string(args[0])?;
-    let (mut arguments, environment) = (strings(args[1])?, strings(args[2])?);
+    let mut room = exec::room_for_strings(&super::limits(&task::current()));
+    let (mut arguments, environment) = (strings(args[1], &mut room)?, strings(args[2], &mut room)?);
     let start = fs::table::directories(&task::current())?.work();
     let mut path = name;
     for _ in 0..=MAX_INTERPRETERS {
@@ -374,7 +381,7 @@ pub fn execve(args: &[u64; 6], frame: &mut TrapFrame) -> Result<(), Errno> {
             return Err(Errno::EACCES);
         }
         let Some((interpreter, option)) = interpreter(&file) else {
-            return exec::exec(&file, &path, &arguments, &environment, frame);
+            return exec::exec(&file, &path, &arguments, environment, frame);
         };
         // The script takes the place of its own name.
         let rest = arguments.split_off(arguments.len().min(1));

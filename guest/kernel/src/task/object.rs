@@ -38,6 +38,8 @@ pub mod todo {
     pub const RESCHED: u32 = 1 << 0;
     /// A signal is there to be taken (`TIF_SIGPENDING`).
     pub const SIGNAL: u32 = 1 << 1;
+    /// It wanted memory when there was none, and ends for it (`TIF_MEMDIE`).
+    pub const MEMDIE: u32 = 1 << 3;
 }
 
 /// The function of a kernel thread.

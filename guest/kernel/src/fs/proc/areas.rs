@@ -14,6 +14,7 @@ use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE, VirtAddr};
 
 use super::Item;
 use super::process::{Use, find};
+use super::text::Text;
 use crate::fs::path::PATH_MAX;
 use crate::platform::{self, Kernel};
 
@@ -23,11 +24,20 @@ const WORD: usize = 8;
 const MINOR_BITS: u32 = 20;
 
 /// Writes the file `item` about `space`.
-pub fn text(item: Item, space: Space, memory: &Memory, out: &mut String) -> fmt::Result {
+pub fn text(item: Item, space: Space, memory: &Memory, out: &mut Text) -> fmt::Result {
     let Some(mm) = platform::mm() else { return Ok(()) };
     // Not while the space is locked: walking takes the lock, too.
     let mut areas: Vec<(AreaInfo, Option<(AreaFile, String)>)> = Vec::new();
-    mm.for_each_vma(space, |area| areas.push((*area, file_of(mm, area))));
+    let mut room = true;
+    mm.for_each_vma(space, |area| {
+        room = room && areas.try_reserve(1).is_ok();
+        if room {
+            areas.push((*area, file_of(mm, area)));
+        }
+    });
+    if !room {
+        return Err(fmt::Error);
+    }
     let mut all = Sizes::default();
     for (info, file) in &areas {
         let area = shown(info, file.as_ref(), memory);

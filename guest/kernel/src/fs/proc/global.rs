@@ -13,6 +13,7 @@ use pagevisor_shared::report::slabinfo::{self, SlabInfo};
 use pagevisor_shared::sched::{TaskState, TaskStruct};
 use pagevisor_shared::units::CpuId;
 
+use super::text::Text;
 use crate::arch::cpu;
 use crate::sync::SpinLock;
 use crate::task::{self, CpuTime};
@@ -62,10 +63,10 @@ impl Global {
     /// What it says.
     ///
     /// # Errors
-    /// EIO before there is a region.
+    /// EIO before there is a region, ENOMEM.
     pub fn text(self) -> Result<Vec<u8>, Errno> {
         let region = region::get().ok_or(Errno::EIO)?;
-        let mut text = String::new();
+        let mut text = Text::default();
         let out = &mut text;
         let done = match self {
             Self::Cpuinfo => cpuinfo(region, out),
@@ -82,7 +83,7 @@ impl Global {
                 dump::table(region, self.name(), out).ok_or(Errno::EIO)?
             }
         };
-        done.map_err(|_| Errno::EIO)?;
+        done.map_err(|_| Errno::ENOMEM)?;
         Ok(text.into_bytes())
     }
 }

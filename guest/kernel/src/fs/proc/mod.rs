@@ -7,6 +7,7 @@ mod areas;
 mod global;
 mod process;
 mod setting;
+mod text;
 
 use alloc::format;
 use alloc::string::{String, ToString};

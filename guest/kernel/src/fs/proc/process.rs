@@ -1,6 +1,6 @@
 //! `/proc/PID` (`fs/proc/base.c`, `fs/proc/array.c`, `fs/proc/fd.c`).
 
-use alloc::string::{String, ToString};
+use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
@@ -13,7 +13,9 @@ use pagevisor_shared::report::process::{Inside, Memory, Process as Shown};
 use pagevisor_shared::sched::{TaskState, TaskStruct};
 use pagevisor_shared::units::VirtAddr;
 
+use super::text::Text;
 use super::{Target, areas};
+use crate::fs::file::zeros;
 use crate::fs::table::{directories, files};
 use crate::fs::{mode, path, root};
 use crate::signal::{Actions, SIGNALS, bit};
@@ -186,15 +188,15 @@ pub fn rename(pid: u32, from: &[u8]) -> Result<(), Errno> {
 /// What a file says.
 ///
 /// # Errors
-/// ESRCH.
+/// ESRCH, ENOMEM.
 pub fn text(pid: u32, item: Item) -> Result<Vec<u8>, Errno> {
     let task = find(pid)?;
     let space = task.get_space().map(Use);
     let memory = space.as_ref().map(|space| Memory::of(space.0.record()));
-    let mut out = String::new();
+    let mut out = Text::default();
     let done = match item {
-        Item::Cmdline => return Ok(strings(space.as_ref(), memory.map(|memory| memory.arguments))),
-        Item::Environ => return Ok(strings(space.as_ref(), memory.map(|memory| memory.environment))),
+        Item::Cmdline => return strings(space.as_ref(), memory.map(|memory| memory.arguments)),
+        Item::Environ => return strings(space.as_ref(), memory.map(|memory| memory.environment)),
         Item::Comm => writeln!(out, "{}", task.name()),
         Item::Statm => memory.unwrap_or_default().statm(&mut out),
         Item::Stat => shown(&task, |shown| shown.stat(memory.as_ref(), &mut out)),
@@ -210,17 +212,17 @@ pub fn text(pid: u32, item: Item) -> Result<Vec<u8>, Errno> {
         },
         Item::Cwd | Item::Exe | Item::Files | Item::Pagemap | Item::Root | Item::Threads => return Err(Errno::EINVAL),
     };
-    done.map_err(|_| Errno::EIO)?;
+    done.map_err(|_| Errno::ENOMEM)?;
     Ok(out.into_bytes())
 }
 
 /// The program's memory from and to.
-fn strings(space: Option<&Use>, range: Option<[u64; 2]>) -> Vec<u8> {
-    let (Some(space), Some([start, end]), Some(mm)) = (space, range, platform::mm()) else { return Vec::new() };
-    let mut bytes = alloc::vec![0; end.saturating_sub(start).min(MAX_STRINGS) as usize];
+fn strings(space: Option<&Use>, range: Option<[u64; 2]>) -> Result<Vec<u8>, Errno> {
+    let (Some(space), Some([start, end]), Some(mm)) = (space, range, platform::mm()) else { return Ok(Vec::new()) };
+    let mut bytes = zeros(end.saturating_sub(start).min(MAX_STRINGS) as usize)?;
     let len = mm.read_remote_vm(space.0, VirtAddr::new(start), &mut bytes);
     bytes.truncate(len);
-    bytes
+    Ok(bytes)
 }
 
 /// `/proc/PID/limits` (`proc_pid_limits`).
