@@ -3,7 +3,9 @@
 //! All tasks but the CPUs' idle ones are on one list, from [`crate::region::Roots::tasks`] on, in order of creation, each thread an
 //! entry. Links are the guest's virtual addresses; 0 ends the list.
 
+use core::fmt;
 use core::mem::size_of;
+use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// Bytes of a task's name, the final zero included (`TASK_COMM_LEN`).
@@ -135,4 +137,55 @@ impl TaskStruct {
     pub const KTHREAD: u32 = 0x20_0000;
     /// Forked, but has not called `execve` (`PF_FORKNOEXEC`).
     pub const FORKNOEXEC: u32 = 0x40;
+}
+
+/// A task's name.
+#[derive(Clone, Copy, Default)]
+pub struct Comm {
+    bytes: [u8; TASK_COMM_LEN],
+    len: usize,
+}
+
+impl Comm {
+    /// The name of the task whose record this is.
+    pub fn of(record: &TaskStruct) -> Self {
+        let mut name = Self::default();
+        for (bytes, word) in name.bytes.chunks_exact_mut(8).zip(&record.comm) {
+            bytes.copy_from_slice(&word.load(Relaxed).to_le_bytes());
+        }
+        name.len = name.bytes.iter().position(|byte| *byte == 0).unwrap_or(TASK_COMM_LEN - 1);
+        name
+    }
+
+    /// Makes it the name of the task whose record this is.
+    pub fn store(&self, record: &TaskStruct) {
+        for (word, bytes) in record.comm.iter().zip(self.bytes.chunks_exact(8)) {
+            word.store(bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)), Relaxed);
+        }
+    }
+}
+
+impl fmt::Write for Comm {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            // The last byte stays zero.
+            if self.len + 1 < TASK_COMM_LEN {
+                self.bytes[self.len] = byte;
+                self.len += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Comm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(core::str::from_utf8(&self.bytes[..self.len]).unwrap_or("?"))
+    }
+}
+
+impl fmt::Debug for Comm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{self}\"")
+    }
 }

@@ -4,7 +4,7 @@ use core::fmt;
 use core::ptr::{NonNull, without_provenance_mut};
 use core::sync::atomic::AtomicU32;
 
-use pagevisor_mm::platform::{IrqFlags, Level, Platform};
+use pagevisor_mm::platform::{IrqFlags, Level, Platform, Running};
 use pagevisor_mm::{CpuLocal, Mm};
 use pagevisor_shared::layout::{PAGE_OFFSET, VMEMMAP_START};
 use pagevisor_shared::mm_types::MmStruct;
@@ -112,6 +112,13 @@ unsafe impl Platform for Kernel {
     fn in_interrupt(&self) -> bool {
         // Handlers run with interrupts off, and who has turned them off must not wait for others either.
         !cpu::irqs_enabled()
+    }
+
+    fn current(&self) -> Running {
+        match task::try_current() {
+            Some(task) => Running { pid: task.pid(), comm: task.name() },
+            None => Running::idle(self.this_cpu().cpu),
+        }
     }
 
     fn dump_stack(&self) {

@@ -6,7 +6,8 @@ use core::sync::atomic::AtomicU32;
 
 use pagevisor_shared::mm_types::MmStruct;
 use pagevisor_shared::page::Page;
-use pagevisor_shared::units::{PhysAddr, VirtAddr};
+use pagevisor_shared::sched::Comm;
+use pagevisor_shared::units::{CpuId, PhysAddr, VirtAddr};
 
 pub use crate::cpu::CpuLocal;
 
@@ -35,6 +36,25 @@ pub enum Level {
     Info = 6,
     /// Debugging.
     Debug = 7,
+}
+
+/// A task, as reports name it.
+#[derive(Clone, Copy, Debug)]
+pub struct Running {
+    /// Its number.
+    pub pid: u32,
+    /// Its name.
+    pub comm: Comm,
+}
+
+impl Running {
+    /// The idle task of `cpu` (`swapper`).
+    pub fn idle(cpu: CpuId) -> Self {
+        let mut comm = Comm::default();
+        // A name that is too long is cut.
+        let _ = fmt::Write::write_fmt(&mut comm, format_args!("swapper/{}", cpu.index()));
+        Self { pid: 0, comm }
+    }
 }
 
 /// The machine.
@@ -98,6 +118,9 @@ pub unsafe trait Platform: Sync + 'static {
 
     /// Whether the caller must not wait for other CPUs: interrupts are off, or one is being handled (`in_interrupt`).
     fn in_interrupt(&self) -> bool;
+
+    /// Who runs: what reports name. An idle CPU's task where there are no tasks.
+    fn current(&self) -> Running;
 
     /// Writes the call trace of the current CPU to the kernel log, as `dump_stack` does.
     fn dump_stack(&self);

@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64};
 
 use pagevisor_mm::slab::Cache;
 use pagevisor_shared::gfp::Gfp;
-use pagevisor_shared::sched::{TASK_COMM_LEN, TaskState, TaskStruct};
+use pagevisor_shared::sched::{Comm, TaskState, TaskStruct};
 use pagevisor_shared::slab::SlabFlags;
 use pagevisor_shared::units::{CpuMask, VirtAddr};
 
@@ -249,19 +249,12 @@ impl Task {
         let mut text = Comm::default();
         // What does not fit is left out.
         let _ = fmt::Write::write_fmt(&mut text, name);
-        for (word, bytes) in self.record.comm.iter().zip(text.bytes.chunks_exact(8)) {
-            word.store(bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)), Relaxed);
-        }
+        text.store(&self.record);
     }
 
     /// Its name.
     pub fn name(&self) -> Comm {
-        let mut name = Comm::default();
-        for (bytes, word) in name.bytes.chunks_exact_mut(8).zip(&self.record.comm) {
-            bytes.copy_from_slice(&word.load(Relaxed).to_le_bytes());
-        }
-        name.len = name.bytes.iter().position(|byte| *byte == 0).unwrap_or(TASK_COMM_LEN - 1);
-        name
+        Comm::of(&self.record)
     }
 }
 
@@ -284,38 +277,6 @@ pub struct Restart {
     pub value: AtomicU32,
     /// Wakers to wait for.
     pub bits: AtomicU32,
-}
-
-/// A task's name.
-#[derive(Clone, Copy, Default)]
-pub struct Comm {
-    bytes: [u8; TASK_COMM_LEN],
-    len: usize,
-}
-
-impl fmt::Write for Comm {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for byte in text.bytes() {
-            // The last byte stays zero.
-            if self.len + 1 < TASK_COMM_LEN {
-                self.bytes[self.len] = byte;
-                self.len += 1;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Display for Comm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(core::str::from_utf8(&self.bytes[..self.len]).unwrap_or("?"))
-    }
-}
-
-impl fmt::Debug for Comm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{self}\"")
-    }
 }
 
 /// A counted reference to a task: its memory stays, whatever the task does.

@@ -20,7 +20,7 @@ use pagevisor_shared::page::{PAGE_STRUCT_SIZE, Page};
 use pagevisor_shared::units::{CpuId, PhysAddr, VirtAddr};
 
 use crate::cpu::CpuLocal;
-use crate::platform::{IrqFlags, Level, Platform};
+use crate::platform::{IrqFlags, Level, Platform, Running};
 
 /// Bytes of physical address space: 2 TiB.
 pub(super) const PHYS_WINDOW: u64 = 1 << 41;
@@ -286,6 +286,10 @@ unsafe impl Platform for HostPlatform {
 
     fn in_interrupt(&self) -> bool {
         IN_INTERRUPT.get()
+    }
+
+    fn current(&self) -> Running {
+        Running::idle(self.this_cpu().cpu)
     }
 
     fn dump_stack(&self) {

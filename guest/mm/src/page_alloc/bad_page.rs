@@ -61,8 +61,7 @@ impl<P: Platform> Mm<P> {
             let line = format_args!("BUG: Bad page state: {suppressed} messages suppressed");
             self.platform.log(Level::Alert, line);
         }
-        let line = format_args!("BUG: Bad page state in process swapper  pfn:{:05x}", pfn.raw());
-        self.platform.log(Level::Alert, line);
+        self.bad_page_state(pfn);
         self.dump_page(pfn, reason);
         self.platform.dump_stack();
     }
@@ -99,13 +98,18 @@ impl<P: Platform> Mm<P> {
         self.platform.log(Level::Warning, format_args!("page dumped because: {reason}"));
     }
 
+    fn bad_page_state(&self, pfn: Pfn) {
+        let comm = self.platform.current().comm;
+        let line = format_args!("BUG: Bad page state in process {comm}  pfn:{:05x}", pfn.raw());
+        self.platform.log(Level::Alert, line);
+    }
+
     /// Reports a frame number that names no memory.
     #[cold]
     #[inline(never)]
     pub(super) fn report_no_page(&self, pfn: Pfn, reason: &str) {
         if self.reports.allow_bad_page(self.platform.now()).is_some() {
-            let line = format_args!("BUG: Bad page state in process swapper  pfn:{:05x}", pfn.raw());
-            self.platform.log(Level::Alert, line);
+            self.bad_page_state(pfn);
             self.platform.log(Level::Warning, format_args!("page dumped because: {reason}"));
             self.platform.dump_stack();
         }

@@ -99,7 +99,8 @@ impl<P: Platform> Mm<P> {
         self.platform.log(
             Level::Warning,
             format_args!(
-                "swapper: {what}, mode:{:#x}({gfp}), nodemask={},cpuset=/,mems_allowed={}",
+                "{}: {what}, mode:{:#x}({gfp}), nodemask={},cpuset=/,mems_allowed={}",
+                self.platform.current().comm,
                 gfp.bits(),
                 Mask(nodemask),
                 self.online_nodes,

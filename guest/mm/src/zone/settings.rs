@@ -12,7 +12,7 @@ use pagevisor_shared::zone::MAX_NR_ZONES;
 
 use super::watermark;
 use crate::Mm;
-use crate::platform::{Level, Platform};
+use crate::platform::{Level, Platform, Running};
 use crate::sync::{self, Plain};
 
 /// The smallest `percpu_pagelist_high_fraction` but 0 (`MIN_PERCPU_PAGELIST_HIGH_FRACTION`).
@@ -197,8 +197,8 @@ impl<P: Platform> Mm<P> {
             self.count_vm_events(VmEvent::DropSlab, 1);
         }
         if self.settings.drop_silently.get() == 0 {
-            let cpu = self.platform.this_cpu().cpu.index();
-            self.platform.log(Level::Info, format_args!("swapper/{cpu} (0): drop_caches: {value}"));
+            let Running { pid, comm } = self.platform.current();
+            self.platform.log(Level::Info, format_args!("{comm} ({pid}): drop_caches: {value}"));
         }
         if value & 4 != 0 {
             self.settings.drop_silently.set(1);

@@ -11,7 +11,7 @@ use crate::{assert_sound, order, small, take_all};
 #[track_caller]
 fn assert_reported(machine: &Machine, pfn: Pfn, reason: &str) {
     let text = machine.log_text();
-    let head = format!("BUG: Bad page state in process swapper  pfn:{:05x}\n", pfn.raw());
+    let head = format!("BUG: Bad page state in process swapper/0  pfn:{:05x}\n", pfn.raw());
     assert!(text.contains(&head), "{text}");
     assert!(text.contains(&format!("page dumped because: {reason}\n")), "{text}");
     assert_eq!(machine.platform().stacks_dumped(), 1, "a stack with each report");

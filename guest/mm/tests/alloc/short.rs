@@ -67,7 +67,7 @@ fn a_failure_is_reported_once_in_a_while() {
     machine.platform().clear_log();
     assert_eq!(mm.alloc_pages(Gfp::KERNEL, order(3)), None);
     let text = machine.log_text();
-    let head = "swapper: page allocation failure: order:3, mode:0xcc0(GFP_KERNEL), \
+    let head = "swapper/0: page allocation failure: order:3, mode:0xcc0(GFP_KERNEL), \
                 nodemask=(null),cpuset=/,mems_allowed=0\nCall Trace:\nMem-Info:\n";
     assert!(text.starts_with(head), "{text}");
     assert!(text.contains("Node 0 DMA32 free:"), "{text}");

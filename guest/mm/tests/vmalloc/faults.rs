@@ -162,7 +162,7 @@ fn exhausted_memory_is_an_orderly_failure() {
     assert_eq!(mm.vmalloc(100 * MIB), None);
     let log = machine.log_text();
     assert!(
-        log.contains("swapper: vmalloc error: size 104857600, page order 0, failed to allocate pages, mode:"),
+        log.contains("swapper/0: vmalloc error: size 104857600, page order 0, failed to allocate pages, mode:"),
         "{log}"
     );
     held[..kept].iter().for_each(|block| mm.free_pages(*block, Order::MAX));
