@@ -101,7 +101,7 @@ impl<P: Platform> Mm<P> {
     pub(super) fn free_to_slabs(&self, cache: Cache, number: usize, objects: &[AtomicU64]) {
         let doomed = ListHead::new();
         self.lock_slab_node(cache, number).free_block(objects, &doomed);
-        self.slabs_destroy(cache, &doomed);
+        self.slabs_destroy(cache, number, &doomed);
     }
 
     /// Empties part of a full array, whose lock is held: its first, coldest objects go to the node's shared array as far
@@ -120,7 +120,7 @@ impl<P: Platform> Mm<P> {
         drop(lists);
         copy(entries, &entries[gone..]);
         array.avail.set((avail - gone) as u32);
-        self.slabs_destroy(cache, &doomed);
+        self.slabs_destroy(cache, node, &doomed);
     }
 
     /// Frees an object of another node: it waits in an array until there are some to send home (`cache_free_alien`).
@@ -169,6 +169,6 @@ impl<P: Platform> Mm<P> {
         let shared = lists.put_shared(objects);
         lists.free_block(&objects[shared..], &doomed);
         drop(lists);
-        self.slabs_destroy(cache, &doomed);
+        self.slabs_destroy(cache, home, &doomed);
     }
 }

@@ -15,6 +15,7 @@
 //! | `page` | a slab and its list of free objects |
 //! | `grow` | slabs from the page allocator and back |
 //! | `several` | the same, for several at once |
+//! | `whole` | slabs that are one object |
 //! | `arrays` | making, changing and emptying arrays |
 //! | `debug` | red zones, poison, last users |
 //! | `watch` | what looks at every object: failures, events, clearing |
@@ -53,6 +54,7 @@ mod page;
 mod pooled;
 mod several;
 mod watch;
+mod whole;
 
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64};
