@@ -13,6 +13,7 @@ use pagevisor_shared::zone::ZoneIndex;
 
 use crate::Mm;
 use crate::platform::Platform;
+use crate::slab::Reaper;
 use crate::sync::Plain;
 
 /// Bits of the GFP flags that decide zone and migrate type.
@@ -54,6 +55,8 @@ pub struct CpuLocal {
     pub state: &'static CpuState,
     /// From the start of a slab cache's descriptor to the CPU's array.
     slab_array: usize,
+    /// When it looks for objects that nobody uses.
+    pub(crate) reaper: Reaper,
     /// By the low bits of the GFP flags.
     routes: [Route; 1 << ROUTE_BITS],
 }
@@ -112,6 +115,6 @@ impl<P: Platform> Mm<P> {
             route.locality = &pcp.vm_numa_event[locality.index()];
         }
         let slab_array = cpu_cache_offset(cpu.index());
-        Some(CpuLocal { cpu, node, mem_node, pcps, state, slab_array, routes })
+        Some(CpuLocal { cpu, node, mem_node, pcps, state, slab_array, reaper: Reaper::new(), routes })
     }
 }

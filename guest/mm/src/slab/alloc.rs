@@ -162,6 +162,7 @@ impl<P: Platform> Mm<P> {
         }
         array.avail.set(got);
         array.touched.set(1);
+        self.note_use(cache);
     }
 
     /// One object from the lists of `node`, with a new slab if need be (`____cache_alloc_node`).

@@ -94,6 +94,7 @@ impl<P: Platform> Mm<P> {
     #[inline]
     fn make_room(&self, cache: Cache, array: &ArrayCache) {
         array.freemiss.bump(1);
+        self.note_use(cache);
         self.cache_flusharray(cache, array, SlabWord(array.home.get()).node() as usize);
     }
 
@@ -127,6 +128,7 @@ impl<P: Platform> Mm<P> {
     pub(super) fn cache_free_alien(&self, cache: Cache, word: SlabWord, addr: VirtAddr) {
         let record = cache.record();
         record.node_frees.fetch_add(1, Relaxed);
+        self.note_use(cache);
         let (home, local) = (word.node() as usize, self.platform.this_cpu().mem_node);
         self.setup_alien(cache, local);
         let batch = [const { AtomicU64::new(0) }; ALIEN_LIMIT as usize];
