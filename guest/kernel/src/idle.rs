@@ -1,5 +1,5 @@
 //! What a CPU does when nobody wants it: its idle task frees what interrupt handlers could not, balances per-CPU memory,
-//! clears free memory if it is to (`pagevisor.idle_clear`), gives its pending counts to the global counters, and halts.
+//! gives back objects that nobody used of late, clears free memory if it is to (`pagevisor.idle_clear`), gives its pending counts to the global counters, and halts.
 //! There is no tick; what ends the halt is an interrupt.
 
 use core::sync::atomic::AtomicU32;
@@ -38,6 +38,7 @@ pub fn run() -> ! {
         if let Some(mm) = mm {
             mm.vfree_deferred();
             mm.percpu_balance();
+            mm.cache_reap();
         }
         task::let_go();
         if let Some(mm) = mm {

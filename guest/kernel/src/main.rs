@@ -203,6 +203,7 @@ fn ready(_: usize) -> i32 {
     if let Some(mm) = platform::mm() {
         // Now, not when this CPU first idles: memory and counters are the same whenever the first command comes.
         mm.percpu_balance();
+        mm.cache_reap_from_now();
         cpu::irq_disable();
         mm.quiet_vmstat();
         cpu::irq_enable();

@@ -9,9 +9,11 @@ use pagevisor_shared::region::zone::{ListHead, PcpState, ZoneState};
 use pagevisor_shared::slab::cpu_cache_offset;
 use pagevisor_shared::units::{CpuId, NodeId};
 use pagevisor_shared::vmstat::{NumaStat, VmEvent};
+use pagevisor_shared::zone::ZoneIndex;
 
 use crate::Mm;
 use crate::platform::Platform;
+use crate::slab::Reaper;
 use crate::sync::Plain;
 
 /// Bits of the GFP flags that decide zone and migrate type.
@@ -24,6 +26,8 @@ const ROUTE_BITS: usize = 5;
 pub struct Route {
     /// The preferred zone; one without a page when the machine has none for these flags.
     pub(crate) zone: &'static ZoneState,
+    /// Its number.
+    pub(crate) index: ZoneIndex,
     /// This CPU's pageset of the zone.
     pub(crate) pcp: &'static PcpState,
     /// The pageset's list of single pages of the migrate type.
@@ -51,6 +55,8 @@ pub struct CpuLocal {
     pub state: &'static CpuState,
     /// From the start of a slab cache's descriptor to the CPU's array.
     slab_array: usize,
+    /// When it looks for objects that nobody uses.
+    pub(crate) reaper: Reaper,
     /// By the low bits of the GFP flags.
     routes: [Route; 1 << ROUTE_BITS],
 }
@@ -87,6 +93,7 @@ impl<P: Platform> Mm<P> {
         let pcps = self.region.pcps_of(cpu);
         let mut routes = [Route {
             zone: &NO_ZONE,
+            index: ZoneIndex(0),
             pcp: &NO_PCP,
             list: &NO_PCP.lists[0],
             pgalloc: &state.vm_events[VmEvent::PgallocDma.index()],
@@ -101,12 +108,13 @@ impl<P: Platform> Mm<P> {
             let local = zone.node.get() as usize == node.index();
             let locality = if local { NumaStat::NumaLocal } else { NumaStat::NumaOther };
             route.zone = zone;
+            route.index = first;
             route.pcp = pcp;
             route.list = &pcp.lists[route.migratetype.index()];
             route.pgalloc = &state.vm_events[VmEvent::PgallocDma.index() + zone.zone_type.get() as usize % 5];
             route.locality = &pcp.vm_numa_event[locality.index()];
         }
         let slab_array = cpu_cache_offset(cpu.index());
-        Some(CpuLocal { cpu, node, mem_node, pcps, state, slab_array, routes })
+        Some(CpuLocal { cpu, node, mem_node, pcps, state, slab_array, reaper: Reaper::new(), routes })
     }
 }

@@ -153,3 +153,10 @@ pub fn pcp_push_tail_chain(memmap: Memmap, list: &ListHead, first: u32, last: u3
     }
     push_tail_chain(memmap, list, first, last);
 }
+
+/// Puts the chain from `first` to `last`, linked inside, in front of a pageset list.
+#[inline]
+pub fn pcp_push_head_chain(memmap: Memmap, list: &ListHead, first: u32, last: u32) {
+    pcp_link_head(memmap, list, list.first.get(), last, memmap.page(last));
+    list.first.set(first);
+}

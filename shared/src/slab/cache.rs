@@ -76,8 +76,8 @@ pub struct KmemCache {
     pub node_overflow: AtomicU64,
     /// Most objects in use that were seen when a slab was added.
     pub high_mark: AtomicU64,
-    /// Padding.
-    pub reserved: AtomicU64,
+    /// CPUs that moved objects between their arrays and slabs since their node had last no slab, a bit each.
+    pub used_by: AtomicU64,
 }
 
 /// An array of free objects (`struct array_cache`): a CPU's own, a node's shared one, or one of objects of another
@@ -152,8 +152,9 @@ pub struct KmemCacheNode {
     pub alien: AtomicU64,
     /// A slab of `slabs_free` was used since somebody last looked.
     pub free_touched: AtomicU32,
-    /// Padding.
-    pub reserved: AtomicU32,
+    /// When somebody will look whether it has slabs to spare, in milliseconds since boot (`next_reap`); 0 when nobody has
+    /// looked yet.
+    pub next_reap: AtomicU32,
     /// Objects of this node for all its CPUs.
     pub shared: ArrayCache,
 }
@@ -190,7 +191,7 @@ impl KmemCache {
             node_frees: AtomicU64::new(0),
             node_overflow: AtomicU64::new(0),
             high_mark: AtomicU64::new(0),
-            reserved: AtomicU64::new(0),
+            used_by: AtomicU64::new(0),
         }
     }
 }

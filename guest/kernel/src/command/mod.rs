@@ -236,6 +236,8 @@ fn work() {
         }
         Worker.safe_point();
         parts::serve();
+        // A CPU that always has another command never idles.
+        mm.cache_reap();
         task::cond_resched();
     }
     // Nothing is left untold: the last job had no next one.

@@ -1,7 +1,7 @@
-//! Emptying a pageset in one go (`free_pcppages_bulk`).
+//! Emptying a pageset in one go (`free_pcppages_bulk`), and freeing what it does not keep.
 
 use pagevisor_shared::migrate::MigrateType;
-use pagevisor_shared::page::encode_next;
+use pagevisor_shared::page::{Page, encode_next};
 use pagevisor_shared::page_flags::PG_NOTZERO;
 use pagevisor_shared::region::event::EventKind;
 use pagevisor_shared::region::zone::{ListHead, NR_PCP_LISTS, PcpState};
@@ -14,7 +14,7 @@ use crate::pcp::pindex_to_order;
 use crate::platform::Platform;
 use crate::sync::Plain;
 
-/// Blocks on a pageset list that are neighbours in memory and would be freed one after the other.
+/// Blocks that are neighbours in memory and would be freed one after the other.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     /// First frame.
@@ -50,39 +50,10 @@ impl<P: Platform> LockedZone<'_, P> {
     }
 
     /// Frees blocks of one list, oldest first, until `left` pages are freed or it is empty; gives how many pages.
-    ///
-    /// Linux frees each block by itself. A run of neighbours makes up whole aligned blocks, each complete when its
-    /// last part is freed; until then its parts are only joined to each other. So joining them first, and freeing the
-    /// blocks in the order in which they become complete, leaves the same lists.
     fn free_list(&self, list: &ListHead, order: u32, left: i64) -> u32 {
-        let (size, first) = (1 << order, list.first.get());
-        let mut freed = 0;
-        let mut pfn = list.last.get();
-        while pfn != 0 && (freed as i64) < left {
-            let page = self.memmap.page(pfn);
-            let migratetype = page.index.get();
-            let mut run = Run { start: pfn, end: pfn + size, descending: false, migratetype };
-            freed += size;
-            let mut previous = if pfn == first { 0 } else { list::prev(pfn, page) };
-            run.descending = previous != 0 && previous + size == run.start;
-            while previous != 0 && (freed as i64) < left {
-                let grows = if run.descending { previous + size == run.start } else { previous == run.end };
-                let page = self.memmap.page(previous);
-                if !grows || page.index.get() != migratetype {
-                    break;
-                }
-                if run.descending {
-                    run.start = previous;
-                } else {
-                    run.end += size;
-                }
-                freed += size;
-                previous = if previous == first { 0 } else { list::prev(previous, page) };
-            }
-            self.free_run(run);
-            self.trace_drain(run, order);
-            pfn = previous;
-        }
+        let first = list.first.get();
+        let step = |pfn, page: &Page| if pfn == first { 0 } else { list::prev(pfn, page) };
+        let (pfn, freed) = self.free_linked(list.last.get(), order, left, step);
         list.last.set(pfn);
         if pfn == 0 {
             list.first.set(0);
@@ -90,6 +61,52 @@ impl<P: Platform> LockedZone<'_, P> {
             self.memmap.page(pfn).next.set(encode_next(pfn, 0));
         }
         freed
+    }
+
+    /// Frees the blocks of `order` that are linked from `first` to `last`, and have the types of their page blocks in
+    /// `index` as on a pageset, first first.
+    #[inline(never)]
+    pub(crate) fn free_chain(&self, first: u32, last: u32, order: u32) {
+        let step = |pfn, page: &Page| if pfn == last { 0 } else { list::next(pfn, page) };
+        self.free_linked(first, order, i64::MAX, step);
+    }
+
+    /// Frees blocks of `order`, `pfn` and those to which `step` leads from there, 0 at the end, until `left` pages are
+    /// freed; gives the block it stopped at, 0 at the end, and how many pages.
+    ///
+    /// Linux frees each block by itself. A run of neighbours makes up whole aligned blocks, each complete when its
+    /// last part is freed; until then its parts are only joined to each other. So joining them first, and freeing the
+    /// blocks in the order in which they become complete, leaves the same lists.
+    #[inline(always)]
+    fn free_linked(&self, mut pfn: u32, order: u32, left: i64, step: impl Fn(u32, &Page) -> u32) -> (u32, u32) {
+        let size = 1 << order;
+        let mut freed = 0;
+        while pfn != 0 && (freed as i64) < left {
+            let page = self.memmap.page(pfn);
+            let migratetype = page.index.get();
+            let mut run = Run { start: pfn, end: pfn + size, descending: false, migratetype };
+            freed += size;
+            let mut behind = step(pfn, page);
+            run.descending = behind != 0 && behind + size == run.start;
+            while behind != 0 && (freed as i64) < left {
+                let grows = if run.descending { behind + size == run.start } else { behind == run.end };
+                let page = self.memmap.page(behind);
+                if !grows || page.index.get() != migratetype {
+                    break;
+                }
+                if run.descending {
+                    run.start = behind;
+                } else {
+                    run.end += size;
+                }
+                freed += size;
+                behind = step(behind, page);
+            }
+            self.free_run(run);
+            self.trace_drain(run, order);
+            pfn = behind;
+        }
+        (pfn, freed)
     }
 
     /// Tells of the blocks of `order` of a run, in the order in which they came off their list.

@@ -26,7 +26,7 @@ const fn is_mergeable(migratetype: MigrateType) -> bool {
 impl<P: Platform> LockedZone<'_, P> {
     /// Puts a block on the free lists, merged with its buddy, and that with its own, as far as they are free
     /// (`__free_one_page`). The count of free pages is the caller's.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn free_one_page(&self, block: Block, placement: Placement) {
         let Block { mut pfn, mut order, mut notzero, migratetype } = block;
         // Buddies below the largest order lie in one chunk. Where it has one zone, they are in the same.

@@ -77,7 +77,7 @@ impl<P: Platform> LockedZone<'_, P> {
         page._mapcount.set(PG_BUDDY);
         page.private.set(block.order);
         page.index.set(block.migratetype.block_byte() as u32);
-        let area = &self.state.free_area[block.order as usize % MAX_ORDER];
+        let area = &self.state.free_area[(block.order as usize).min(MAX_ORDER - 1)];
         let list = &area.free_list[block.migratetype.index()];
         if tail {
             list::push_tail(self.memmap, list, block.pfn);

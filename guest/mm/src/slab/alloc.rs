@@ -127,6 +127,7 @@ impl<P: Platform> Mm<P> {
 
     /// Refills an empty array, whose lock is held, if there are objects on the CPU's node or pages for them
     /// (`cache_alloc_refill`).
+    #[inline]
     fn cache_alloc_refill(&self, cache: Cache, array: &ArrayCache, gfp: Gfp) {
         let node = self.platform.this_cpu().mem_node;
         let mut batch = array.batchcount.get().min(array.limit.get());
@@ -149,14 +150,19 @@ impl<P: Platform> Mm<P> {
         if got == 0 && batch == array.batchcount.get() {
             let room = self.slab_memory().words(array.entry.get(), array.limit.get() as usize);
             // Of objects larger than a page an array holds only a few.
-            let large = cache.record().size.get() as u64 > PAGE_SIZE;
-            got = self.cache_grow_several(cache, gfp, room, if large { room.len() as u32 } else { batch });
+            let most = if cache.record().size.get() as u64 > PAGE_SIZE { room.len() } else { batch as usize };
+            got = if cache.is_whole() {
+                self.cache_grow_whole(cache, gfp, &room[..most])
+            } else {
+                self.cache_grow_several(cache, gfp, room, most as u32)
+            };
         }
         if got == 0 {
             got = self.cache_grow(cache, gfp, node, slots);
         }
         array.avail.set(got);
         array.touched.set(1);
+        self.note_use(cache);
     }
 
     /// One object from the lists of `node`, with a new slab if need be (`____cache_alloc_node`).

@@ -184,7 +184,7 @@ impl<P: Platform> Mm<P> {
         shared.entry.set(0);
         drop(lists);
         self.free_arraycache(entry);
-        self.slabs_destroy(cache, &doomed);
+        self.slabs_destroy(cache, node, &doomed);
     }
 
     /// How many objects free slabs on `node` may hold before they are given back.

@@ -11,7 +11,6 @@ use pagevisor_shared::units::{PAGE_SHIFT, VirtAddr};
 use super::layout::{Layout, Request, SLAB_MAX_ORDER_HI, default_tunables};
 use super::{Cache, CacheError, KMALLOC_MAX_SIZE};
 use crate::Mm;
-use crate::list;
 use crate::platform::{Level, Platform};
 use crate::raw::constructor;
 use crate::sync::{self, Plain};
@@ -225,23 +224,27 @@ impl<P: Platform> Mm<P> {
         left
     }
 
+    /// Whether slabs of a cache are never given back.
+    pub(super) fn keeps_slabs(&self, cache: Cache) -> bool {
+        // Of the cache of caches all descriptors stay.
+        self.is_cache_of_caches(cache) || cache.flags().contains(SlabFlags::TYPE_STABLE)
+    }
+
     /// `__kmem_cache_shrink`.
     fn shrink_cache(&self, cache: Cache) -> bool {
         self.drain_cpu_caches(cache);
-        // Of the cache of caches all descriptors stay.
-        let keep = self.slab.caches.any() == cache || cache.flags().contains(SlabFlags::TYPE_STABLE);
+        let keep = self.keeps_slabs(cache);
         let mut left = false;
         for number in 0..self.slab.shape.nr_nodes {
             let doomed = ListHead::new();
             let lists = self.lock_slab_node(cache, number);
             // `drain_freelist`.
-            while !keep && let Some(slab) = lists.pop_free_slab() {
-                lists.state.free_objects.drop_by(cache.record().num.get() as u64);
-                list::push_head(self.memmap(), &doomed, slab, self.memmap().page(slab));
+            if !keep {
+                lists.doom(u64::MAX, &doomed);
             }
             left |= lists.state.total_slabs.get() != 0;
             drop(lists);
-            self.slabs_destroy(cache, &doomed);
+            self.slabs_destroy(cache, number, &doomed);
         }
         left
     }

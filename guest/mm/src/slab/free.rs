@@ -94,6 +94,7 @@ impl<P: Platform> Mm<P> {
     #[inline]
     fn make_room(&self, cache: Cache, array: &ArrayCache) {
         array.freemiss.bump(1);
+        self.note_use(cache);
         self.cache_flusharray(cache, array, SlabWord(array.home.get()).node() as usize);
     }
 
@@ -101,7 +102,7 @@ impl<P: Platform> Mm<P> {
     pub(super) fn free_to_slabs(&self, cache: Cache, number: usize, objects: &[AtomicU64]) {
         let doomed = ListHead::new();
         self.lock_slab_node(cache, number).free_block(objects, &doomed);
-        self.slabs_destroy(cache, &doomed);
+        self.slabs_destroy(cache, number, &doomed);
     }
 
     /// Empties part of a full array, whose lock is held: its first, coldest objects go to the node's shared array as far
@@ -120,13 +121,14 @@ impl<P: Platform> Mm<P> {
         drop(lists);
         copy(entries, &entries[gone..]);
         array.avail.set((avail - gone) as u32);
-        self.slabs_destroy(cache, &doomed);
+        self.slabs_destroy(cache, node, &doomed);
     }
 
     /// Frees an object of another node: it waits in an array until there are some to send home (`cache_free_alien`).
     pub(super) fn cache_free_alien(&self, cache: Cache, word: SlabWord, addr: VirtAddr) {
         let record = cache.record();
         record.node_frees.fetch_add(1, Relaxed);
+        self.note_use(cache);
         let (home, local) = (word.node() as usize, self.platform.this_cpu().mem_node);
         self.setup_alien(cache, local);
         let batch = [const { AtomicU64::new(0) }; ALIEN_LIMIT as usize];
@@ -169,6 +171,6 @@ impl<P: Platform> Mm<P> {
         let shared = lists.put_shared(objects);
         lists.free_block(&objects[shared..], &doomed);
         drop(lists);
-        self.slabs_destroy(cache, &doomed);
+        self.slabs_destroy(cache, home, &doomed);
     }
 }

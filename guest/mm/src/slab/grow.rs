@@ -127,41 +127,37 @@ impl<P: Platform> Mm<P> {
         self.count_grown(cache, slab.num(), 1);
     }
 
-    /// Gives back the slabs on `doomed`, which are on no other list (`slabs_destroy`).
+    /// Gives back the slabs on `doomed`, which [`LockedNode::doom`] took off the lists of node `number`
+    /// (`slabs_destroy`).
+    ///
+    /// [`LockedNode::doom`]: super::node::LockedNode::doom
     #[inline]
-    pub(super) fn slabs_destroy(&self, cache: Cache, doomed: &ListHead) {
+    pub(super) fn slabs_destroy(&self, cache: Cache, number: usize, doomed: &ListHead) {
         if doomed.first.get() != 0 {
-            self.slabs_destroy_all(cache, doomed);
+            self.slabs_destroy_all(cache, number, doomed);
         }
     }
 
     #[inline(never)]
-    fn slabs_destroy_all(&self, cache: Cache, doomed: &ListHead) {
-        let record = cache.record();
-        let Ok(order) = Order::new(record.gfporder.get()) else { return };
-        let mut pfn = doomed.first.get();
-        // They all come off the lists of one node.
-        let word = SlabWord(self.memmap().page(pfn).mapping.get());
-        let node = NodeId::new(word.node() as usize).unwrap_or_default();
-        let mut slabs = 0;
+    fn slabs_destroy_all(&self, cache: Cache, number: usize, doomed: &ListHead) {
+        let Ok(order) = Order::new(cache.record().gfporder.get()) else { return };
+        let (mut pfn, mut slabs) = (doomed.first.get(), 0);
+        if cache.order_of_several().is_some() {
+            (pfn, slabs) = self.free_blocks_here(pfn, order);
+        }
         while pfn != 0 {
-            let (rest, done) = self.slabs_destroy_several(cache, pfn, order);
-            slabs += done as i64;
-            pfn = rest;
-            if pfn == 0 {
-                break;
-            }
             let next = list::next(pfn, self.memmap().page(pfn));
             self.slab_destroy(cache, pfn, order);
             slabs += 1;
             pfn = next;
         }
-        self.mod_node_page_state(node, vmstat_of(cache.flags()), -(slabs << order.raw()));
-        record.reaped.fetch_add(slabs as u64, Relaxed);
+        let node = NodeId::new(number).unwrap_or_default();
+        self.mod_node_page_state(node, vmstat_of(cache.flags()), -((slabs as i64) << order.raw()));
+        cache.record().reaped.fetch_add(slabs as u64, Relaxed);
     }
 
     /// Gives back a slab (`slab_destroy`, `kmem_freepages`).
-    #[inline(always)]
+    #[inline(never)]
     fn slab_destroy(&self, cache: Cache, pfn: u32, order: Order) {
         let slab = self.slab_page(cache, pfn);
         if cache.flags().intersects(SlabFlags::DEBUG) {

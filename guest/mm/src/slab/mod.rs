@@ -15,7 +15,9 @@
 //! | `page` | a slab and its list of free objects |
 //! | `grow` | slabs from the page allocator and back |
 //! | `several` | the same, for several at once |
+//! | `whole` | slabs that are one object |
 //! | `arrays` | making, changing and emptying arrays |
+//! | `reap` | giving back what nobody uses |
 //! | `debug` | red zones, poison, last users |
 //! | `watch` | what looks at every object: failures, events, clearing |
 //! | `pooled` | the pattern in objects that a pool has laid aside |
@@ -51,8 +53,10 @@ mod layout;
 mod node;
 mod page;
 mod pooled;
+mod reap;
 mod several;
 mod watch;
+mod whole;
 
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64};
@@ -71,6 +75,7 @@ use crate::sync::{Gated, Plain};
 use kmalloc::{KMALLOC_CLASSES, KMALLOC_TYPES};
 pub use kmalloc::{KMALLOC_MAX_CACHE_SIZE, KMALLOC_MAX_SIZE, ZERO_SIZE_PTR};
 pub use pooled::Pooled;
+pub(crate) use reap::Reaper;
 
 /// Why there is no such cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

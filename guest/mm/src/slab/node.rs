@@ -5,11 +5,12 @@ use core::sync::atomic::AtomicU64;
 
 use pagevisor_shared::region::seq;
 use pagevisor_shared::region::zone::ListHead;
-use pagevisor_shared::slab::{ArrayCache, FreelistWords, KmemCacheNode, SlabFlags};
-use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE, Pfn, VirtAddr};
+use pagevisor_shared::slab::{ArrayCache, KmemCacheNode, SlabWord};
+use pagevisor_shared::units::{NodeId, PAGE_SIZE, VirtAddr};
 
 use super::Cache;
 use super::page::SlabPage;
+use super::several::disown;
 use crate::Mm;
 use crate::list;
 use crate::platform::{IrqFlags, Platform};
@@ -19,10 +20,12 @@ use crate::sync::{self, Plain};
 /// The lists of a cache on one node, with their lock held and interrupts off; their sequence counter is odd as long as
 /// this lives.
 pub(super) struct LockedNode<'a, P: Platform> {
-    mm: &'a Mm<P>,
-    cache: Cache,
+    pub(super) mm: &'a Mm<P>,
+    pub(super) cache: Cache,
     pub(super) state: &'static KmemCacheNode,
-    memmap: Memmap,
+    pub(super) memmap: Memmap,
+    /// The node's number.
+    number: usize,
     irq: IrqFlags,
 }
 
@@ -40,7 +43,7 @@ impl<P: Platform> Mm<P> {
         let irq = self.platform.irq_save();
         sync::lock(&state.list_lock, || self.platform.relax());
         seq::write_begin(&state.seq);
-        LockedNode { mm: self, cache, state, memmap: self.memmap(), irq }
+        LockedNode { mm: self, cache, state, memmap: self.memmap(), number, irq }
     }
 }
 
@@ -54,6 +57,12 @@ impl<P: Platform> Drop for LockedNode<'_, P> {
 }
 
 impl<P: Platform> LockedNode<'_, P> {
+    /// What the metadata of the first page of each of its slabs says.
+    #[inline(always)]
+    pub(super) fn home(&self) -> SlabWord {
+        SlabWord::new(self.cache.record().id.get() as u16, NodeId::new(self.number).unwrap_or_default(), false)
+    }
+
     /// The slab to take objects from, taken off its list (`get_first_slab`).
     #[inline]
     fn get_first_slab(&self) -> Option<SlabPage> {
@@ -107,22 +116,32 @@ impl<P: Platform> LockedNode<'_, P> {
         state.free_objects.bump((slab.num() - slab.active()) as u64);
     }
 
-    /// Adds `count` new slabs, linked to each other, from which all objects were taken.
-    pub(super) fn add_full(&self, slabs: &ListHead, count: u32) {
+    /// Adds `count` new slabs, linked to each other from the first to the last, from which all objects were taken.
+    pub(super) fn add_full(&self, first: u32, last: u32, count: u32) {
         self.state.total_slabs.bump(count as u64);
-        list::push_head_chain(self.memmap, &self.state.slabs_full, slabs.first.get(), slabs.last.get());
+        list::push_head_chain(self.memmap, &self.state.slabs_full, first, last);
     }
 
     /// Takes objects of this node back into their slabs, and what is free beyond the limit off the lists, for
     /// `slabs_destroy` (`free_block`).
+    #[inline]
     pub(super) fn free_block(&self, objects: &[AtomicU64], doomed: &ListHead) {
-        let record = self.cache.record();
-        let (num, flags) = (record.num.get(), SlabFlags::from_bits_truncate(record.flags.get()));
-        let mut rest = objects;
-        if num == 1 && flags.contains(SlabFlags::OBJFREELIST) {
-            rest = &rest[self.free_whole(rest)..];
+        let whole = if self.cache.is_whole() { self.free_whole(objects) } else { 0 };
+        let rest = &objects[whole..];
+        let others = if rest.is_empty() { 0 } else { self.free_objects(rest) };
+        let free_objects = self.state.free_objects.get() + (whole + others) as u64;
+        self.state.free_objects.set(free_objects);
+        let beyond = free_objects.saturating_sub(self.state.free_limit.get() as u64);
+        if beyond != 0 {
+            self.doom_beyond(beyond, doomed);
         }
-        let mut freed = objects.len() - rest.len();
+    }
+
+    /// Takes objects back into their slabs, of whatever cache; gives how many.
+    #[inline(never)]
+    fn free_objects(&self, objects: &[AtomicU64]) -> usize {
+        let record = self.cache.record();
+        let (mut rest, mut freed) = (objects, 0);
         while let Some(first) = rest.first() {
             let addr = VirtAddr::new(first.get());
             let mut count = 0;
@@ -144,81 +163,37 @@ impl<P: Platform> LockedNode<'_, P> {
             }
             rest = &rest[count..];
         }
-        let free_objects = self.state.free_objects.get() + freed as u64;
-        self.state.free_objects.set(free_objects);
-        let beyond = free_objects.saturating_sub(self.state.free_limit.get() as u64);
-        if beyond != 0 {
-            // Of objects larger than a page also what will come back next: their slabs go back several at a time.
-            let large = record.size.get() as u64 > PAGE_SIZE;
-            let room = if large { record.batchcount.get() as u64 } else { 0 };
-            self.doom((beyond + room).div_ceil(num.max(1) as u64), doomed);
-        }
+        freed
     }
 
-    /// Takes back the first of `objects`, as far as each is the only one of its slab and was handed out; gives how many.
-    /// For slabs with their list in the object.
-    fn free_whole(&self, objects: &[AtomicU64]) -> usize {
-        let (mm, memmap, state) = (self.mm, self.memmap, self.state);
+    /// Takes free slabs off the lists that have `beyond` objects more than are to stay.
+    #[inline(never)]
+    fn doom_beyond(&self, beyond: u64, doomed: &ListHead) {
         let record = self.cache.record();
-        let Some((_, word)) = objects.first().and_then(|first| mm.virt_to_slab(VirtAddr::new(first.get()))) else {
-            return 0;
-        };
-        if word.cache() as u32 != record.id.get() {
-            return 0;
-        }
-        let offset = record.obj_offset.get() as u64 + mm.virt(Pfn::new(0).addr()).raw();
-        let colour_off = record.colour_off.get() as u64;
-        let mut count = 0;
-        // Slabs that are neighbours on the list, with the last on it first, move together.
-        let mut run = (0, 0);
-        for object in objects {
-            let addr = object.get();
-            let pfn = mm.pfn_of(VirtAddr::new(addr));
-            let Some(page) = mm.frames.page_of(memmap, pfn) else { break };
-            // It is the one of its slab, and was handed out.
-            let colour = FreelistWords { index: page.index.get(), private: 0 };
-            let first = (pfn << PAGE_SHIFT) + colour.colour() as u64 * colour_off + offset;
-            if page.mapping.get() != word.0 || page._mapcount.get() != 1 || first != addr {
-                break;
-            }
-            page._mapcount.set(0);
-            page.private.set(1);
-            mm.slab_memory().byte(addr).set(0);
-            let pfn = pfn as u32;
-            if run.0 == 0 || list::next(pfn, page) != run.0 {
-                self.full_to_free(run);
-                run = (pfn, pfn);
-            }
-            run.0 = pfn;
-            count += 1;
-        }
-        self.full_to_free(run);
-        state.free_slabs.bump(count as u64);
-        count
-    }
-
-    /// Moves slabs from the list of the full ones to the front of that of the free ones: from the first to the last, as they
-    /// are linked; none if those are 0.
-    #[inline]
-    fn full_to_free(&self, (first, last): (u32, u32)) {
-        if first != 0 {
-            list::remove_chain(self.memmap, &self.state.slabs_full, first, last);
-            list::push_head_chain(self.memmap, &self.state.slabs_free, first, last);
-        }
+        // Of objects larger than a page also what will come back next: their slabs go back several at a time.
+        let large = record.size.get() as u64 > PAGE_SIZE;
+        let room = if large { record.batchcount.get() as u64 } else { 0 };
+        let num = record.num.get().max(1);
+        let slabs = if num == 1 { beyond + room } else { (beyond + room).div_ceil(num as u64) };
+        self.doom(slabs, doomed);
     }
 
     /// Takes the last `slabs` of the free slabs off the lists, or all, and links them in front of those in `doomed`, in
     /// their order.
-    fn doom(&self, slabs: u64, doomed: &ListHead) {
+    #[inline]
+    pub(super) fn doom(&self, slabs: u64, doomed: &ListHead) {
         let (state, memmap) = (self.state, self.memmap);
         let last = state.slabs_free.last.get();
         if last == 0 {
             return;
         }
-        let (mut first, mut count) = (last, 1);
-        let mut before = list::prev(first, memmap.page(first));
+        let order = self.cache.order_of_several();
+        let (mut first, mut count, mut before) = (last, 0, last);
         while before != 0 && count < slabs {
             first = before;
+            if let Some(order) = order {
+                disown(memmap, first, order);
+            }
             before = list::prev(first, memmap.page(first));
             count += 1;
         }
@@ -247,20 +222,8 @@ impl<P: Platform> LockedNode<'_, P> {
         }
     }
 
-    /// Takes the last of the free slabs off the lists; its first frame.
-    pub(super) fn pop_free_slab(&self) -> Option<u32> {
-        let state = self.state;
-        let pfn = state.slabs_free.last.get();
-        if pfn == 0 {
-            return None;
-        }
-        list::remove(self.memmap, &state.slabs_free, pfn, self.memmap.page(pfn));
-        state.free_slabs.drop_by(1);
-        state.total_slabs.drop_by(1);
-        Some(pfn)
-    }
-
     /// The objects of the shared array, with room for as many as its limit.
+    #[inline]
     fn shared_entries(&self) -> Option<(&'static ArrayCache, &'static [AtomicU64])> {
         let shared = &self.state.shared;
         let limit = shared.limit.get();
@@ -282,6 +245,7 @@ impl<P: Platform> LockedNode<'_, P> {
     }
 
     /// Moves objects to the shared array, as many of the first as there is room for; gives how many.
+    #[inline]
     pub(super) fn put_shared(&self, objects: &[AtomicU64]) -> usize {
         let Some((shared, entries)) = self.shared_entries() else { return 0 };
         let avail = shared.avail.get();

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use pagevisor_mm::slab::{KMALLOC_MAX_CACHE_SIZE, KMALLOC_MAX_SIZE, ZERO_SIZE_PTR};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::slab::SlabFlags;
-use pagevisor_shared::units::VirtAddr;
+use pagevisor_shared::units::{Pfn, VirtAddr};
 
 use crate::{assert_sound, free_pages, small};
 
@@ -85,4 +85,29 @@ fn classes_waste_nothing() {
         let bytes = 4096 << record.gfporder.load(Relaxed);
         assert_eq!((record.size.load(Relaxed), record.num.load(Relaxed)), (size, bytes / size), "{name}");
     }
+}
+
+#[test]
+fn a_slab_that_somebody_looks_at_goes_back_when_they_have_done() {
+    let machine = small();
+    let mm = machine.mm();
+    mm.kmem_cache_shrink_all();
+    let start = free_pages(mm);
+    for size in [512, 4096, 8192] {
+        let cache = mm.kmem_cache_create("looked-at", size, 0, SlabFlags::NONE, None).expect("a cache");
+        let objects: Vec<_> = (0..100).map(|_| mm.kmem_cache_alloc(cache, Gfp::KERNEL).expect("an object")).collect();
+        // Of different slabs, first, last and in between.
+        let looked_at = [0, 50, 99].map(|at| mm.phys(objects[at]).map(Pfn::containing).expect("of the direct map"));
+        looked_at.iter().for_each(|pfn| assert!(mm.get_page(*pfn), "{pfn} is in use"));
+        objects.into_iter().for_each(|object| mm.kmem_cache_free(cache, object));
+        mm.kmem_cache_destroy(cache);
+        mm.kmem_cache_shrink_all();
+        assert_eq!(mm.kmem_cache_find("looked-at"), None, "objects of {size} bytes");
+        assert_eq!(free_pages(mm), start - 3, "objects of {size} bytes");
+        assert_sound(mm);
+        looked_at.iter().for_each(|pfn| mm.put_page(*pfn));
+        assert_eq!(free_pages(mm), start, "objects of {size} bytes");
+    }
+    assert_sound(mm);
+    assert_eq!(machine.log_text(), "");
 }

@@ -4,6 +4,7 @@ mod basic;
 mod errors;
 mod memory;
 mod model;
+mod reap;
 mod threads;
 mod watched;
 
