@@ -24,6 +24,7 @@ fn main() {
         "errors",
         "calls",
         "registers",
+        "rseq",
     ];
     for name in names {
         freestanding(name, out);
