@@ -25,6 +25,7 @@ fn main() {
         "calls",
         "registers",
         "shortage",
+        "rseq",
     ];
     for name in names {
         freestanding(name, out);

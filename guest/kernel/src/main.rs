@@ -45,6 +45,7 @@ mod platform;
 mod power;
 mod region;
 mod resources;
+mod rseq;
 mod selftest;
 mod serial;
 mod signal;

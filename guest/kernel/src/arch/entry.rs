@@ -18,7 +18,7 @@ use super::percpu::{PerCpu, Tables};
 use super::traps::{self, TrapFrame, vector};
 use super::{gdt, percpu};
 use crate::task::{self, Task, todo};
-use crate::{command, signal, syscall};
+use crate::{command, rseq, signal, syscall};
 
 // A stub of 16 bytes for every vector: it makes the frame the same whether the processor pushed an error code or not.
 global_asm!(
@@ -259,6 +259,9 @@ fn work(task: &Task, frame: &mut TrapFrame) {
         }
         if work & todo::SIGNAL != 0 {
             signal::take(frame);
+        }
+        if work & todo::RSEQ != 0 {
+            rseq::resume(task, frame);
         }
         cpu::irq_disable();
     }

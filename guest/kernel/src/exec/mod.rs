@@ -145,6 +145,7 @@ fn become_program(task: &Task, path: &str) {
     task.set_name(format_args!("{}", display_name(path)));
     task.clear_child_tid.store(0, Relaxed);
     crate::signal::exec(task);
+    crate::rseq::exec(task);
     if let Ok(files) = crate::fs::table::files(task) {
         files.exec();
     }

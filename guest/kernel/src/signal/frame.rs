@@ -17,7 +17,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use pagevisor_shared::errno::Errno;
 use pagevisor_shared::layout::TASK_SIZE_MAX;
 
-use super::{Action, Cause, Info, SI_KERNEL, SIGCHLD, SIGSEGV};
+use super::{Action, Info, SIGCHLD};
 use crate::arch::gdt::{USER_CODE, USER_DATA};
 use crate::arch::traps::TrapFrame;
 use crate::arch::{fpu, uaccess};
@@ -127,8 +127,7 @@ pub fn sigreturn(frame: &mut TrapFrame) {
     let task = task::current();
     // The return address has been taken.
     if restore(&task, frame).is_err() {
-        let cause = Cause { number: SIGSEGV, code: SI_KERNEL, address: 0, trap: 0, error: 0 };
-        super::force(&task, &cause);
+        super::force_sigsegv(&task, 0);
     }
     // With all its registers.
     frame.vector = 0;

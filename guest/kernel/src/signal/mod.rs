@@ -22,6 +22,7 @@ use crate::arch::cpu;
 use crate::arch::traps::{TrapFrame, vector};
 use crate::exec;
 use crate::log::pr_info;
+use crate::rseq;
 use crate::syscall;
 use crate::task::{self, Kind, Process, Task, clone_flags, killed_by, todo};
 
@@ -163,6 +164,17 @@ pub fn force(task: &Task, cause: &Cause) {
     }
     task.signals.pending.add(Info { number, code: cause.code, words: [cause.address, 0, 0] });
     task.todo.fetch_or(todo::SIGNAL, SeqCst);
+}
+
+/// The current task gets SIGSEGV, because it cannot go on while it was to handle signal `number`, 0 for none; if that was
+/// SIGSEGV itself, it is ended (`force_sigsegv`).
+pub fn force_sigsegv(task: &Task, number: u32) {
+    if number == SIGSEGV
+        && let Some(actions) = actions_of(task)
+    {
+        actions.set(SIGSEGV, Action::default());
+    }
+    force(task, &Cause { number: SIGSEGV, code: SI_KERNEL, address: 0, trap: 0, error: 0 });
 }
 
 /// A program has raised an exception that is no page fault.
@@ -324,6 +336,7 @@ pub fn take(frame: &mut TrapFrame) {
         if action.is_once() {
             actions.set(info.number, Action::default());
         }
+        rseq::before_handler(&task, frame, info.number);
         let mask = task.signals.mask_to_restore();
         if frame::push(&task, frame, &info, &action, mask).is_err() {
             report(&task, frame, SIGSEGV);

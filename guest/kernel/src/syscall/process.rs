@@ -101,6 +101,7 @@ pub fn call(number: u32, args: &[u64; 6], frame: &TrapFrame) -> Option<Outcome> 
         302 => limits(a as u32, b, c, d),
         309 => where_am_i(a, b),
         318 => random(a, b),
+        334 => crate::rseq::call(a, b as u32, c as u32, d as u32),
         _ => return None,
     })
 }

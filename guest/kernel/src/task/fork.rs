@@ -91,6 +91,7 @@ fn copy_task(parent: &Task, args: &CloneArgs, registers: &TrapFrame) -> Result<T
     child.set_process(process);
     copy_space(parent, &child, args.flags)?;
     crate::signal::fork(parent, &child, args.flags);
+    crate::rseq::fork(parent, &child, args.flags);
     super::resources::copy(parent, &child, args.flags).inspect_err(|_| drop_space(&child))?;
     if args.flags & flag::CLEAR_SIGHAND != 0 {
         crate::signal::clear_handlers(&child);

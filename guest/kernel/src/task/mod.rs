@@ -22,7 +22,7 @@
 //! | change FS and GS base | [`set_bases`] |
 //! | let others run in a long loop | [`cond_resched`] |
 //! | wake a task for a signal | set [`todo::SIGNAL`] in [`Task::todo`], then [`wake_state`] with `TaskState::Interruptible` |
-//! | go back to user mode | with interrupts off, while [`Task::todo`] is not 0: for [`todo::RESCHED`] call [`preempt`], for [`todo::SIGNAL`] take the signal |
+//! | go back to user mode | with interrupts off, while [`Task::todo`] is not 0: for [`todo::RESCHED`] call [`preempt`], for [`todo::SIGNAL`] take the signal, for [`todo::RSEQ`] call [`crate::rseq::resume`] |
 //! | become a program | from a thread of the kernel: [`exec_space`], [`renew`], then put a `TrapFrame` at the end of the kernel stack ([`stack::frame`]), note its address in the record's `user_regs`, and return from the thread's function |
 //!
 //! A task leaves its CPU only where it sleeps, yields or goes back to user mode; so spin locks and per-CPU data need no

@@ -38,6 +38,8 @@ pub mod todo {
     pub const RESCHED: u32 = 1 << 0;
     /// A signal is there to be taken (`TIF_SIGPENDING`).
     pub const SIGNAL: u32 = 1 << 1;
+    /// What it has registered with `rseq` is to be brought up to date (`TIF_NOTIFY_RESUME`).
+    pub const RSEQ: u32 = 1 << 2;
     /// It wanted memory when there was none, and ends for it (`TIF_MEMDIE`).
     pub const MEMDIE: u32 = 1 << 3;
 }
@@ -61,6 +63,8 @@ pub struct Task {
     pub(super) on_rq: AtomicU32,
     /// Serializes those who wake it (`pi_lock`); interrupts are off.
     pub(super) wake_lock: AtomicU32,
+    /// What it has registered with `rseq`.
+    pub rseq: crate::rseq::State,
     /// Its place in the run queue; the key is the virtual run time.
     pub(super) run: Links,
     /// When it was last charged for running. Like all of these, its run queue's lock guards it.

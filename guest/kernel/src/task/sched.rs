@@ -17,7 +17,7 @@ use super::{stack, time, timer, user};
 use crate::arch::this_cpu::percpu;
 use crate::arch::{cpu, gdt, percpu, switch};
 use crate::sync::SpinGuard;
-use crate::{clock, command, region, smp};
+use crate::{clock, command, region, rseq, smp};
 
 /// The state of a task that runs or wants to.
 const RUNNING: u32 = TaskState::Running as u32;
@@ -147,6 +147,7 @@ fn switch_to(prev: &Task, next: &'static Task, rq: &RunQueue, mut queue: SpinGua
         gdt::set_kernel_stack(stack::top(next));
     }
     CURRENT.write(next.addr());
+    rseq::preempted(prev);
     time::publish(prev);
     let unused = user::switch(prev, next);
     UNUSED_SPACE.write(unused);
