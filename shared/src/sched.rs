@@ -10,6 +10,10 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// Bytes of a task's name, the final zero included (`TASK_COMM_LEN`).
 pub const TASK_COMM_LEN: usize = 16;
+/// Resources that can be limited (`RLIM_NLIMITS`).
+pub const RLIM_NLIMITS: usize = 16;
+/// The number of signals that wait, as such a resource (`RLIMIT_SIGPENDING`).
+pub const RLIMIT_SIGPENDING: usize = 11;
 /// Bytes of a task's kernel stack (`THREAD_SIZE`).
 pub const THREAD_SIZE: u64 = 16 << 10;
 
@@ -124,11 +128,63 @@ pub struct TaskStruct {
     pub nivcsw: AtomicU64,
     /// System calls.
     pub syscalls: AtomicU64,
+    /// The [`SignalStruct`]; 0 for threads of the kernel.
+    pub signal: AtomicU64,
+    /// The [`SighandStruct`]; like the next two 0 for threads of the kernel, and for tasks that have ended.
+    pub sighand: AtomicU64,
+    /// The [`FsStruct`].
+    pub fs: AtomicU64,
+    /// The [`FilesStruct`].
+    pub files: AtomicU64,
+    /// Signals that wait for the thread, a bit each.
+    pub pending: AtomicU64,
+    /// Signals that it blocks.
+    pub blocked: AtomicU64,
     /// Padding.
-    pub reserved: [AtomicU64; 8],
+    pub reserved: [AtomicU64; 2],
 }
 
 const _: () = assert!(size_of::<TaskStruct>() == 256);
+
+/// What the threads of a process have in common (`struct signal_struct`), as far as somebody outside may look.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct SignalStruct {
+    /// Process group.
+    pub pgrp: AtomicU32,
+    /// Session.
+    pub session: AtomicU32,
+    /// Signals that wait for any of the threads, a bit each.
+    pub shared_pending: AtomicU64,
+    /// Soft and hard limit of each resource.
+    pub rlim: [[AtomicU64; 2]; RLIM_NLIMITS],
+}
+
+/// What signals do (`struct sighand_struct`), as far as somebody outside may look.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct SighandStruct {
+    /// Those that are ignored, a bit each.
+    pub ignored: AtomicU64,
+    /// Those that a handler is there for.
+    pub caught: AtomicU64,
+}
+
+/// Where a process is among the files (`struct fs_struct`), as far as somebody outside may look.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct FsStruct {
+    /// Rights that new files do not get.
+    pub umask: AtomicU32,
+}
+
+/// Open files (`struct files_struct`), as far as somebody outside may look.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct FilesStruct {
+    /// Numbers that there is room for.
+    pub max_fds: AtomicU32,
+}
 
 impl TaskStruct {
     /// It is ending (`PF_EXITING`).

@@ -125,12 +125,77 @@ static void be_busy(void)
     }
 }
 
+static volatile int has_begun;
+static char stack[4 * PAGE] __attribute__((aligned(16)));
+static u32 thread;
+
+static void sleep_for_ever(void *argument)
+{
+    (void)argument;
+    has_begun = 1;
+    for (;;)
+        CALL(PAUSE);
+}
+
+// A leader of two threads and of a session, with signals that it blocks, ignores, handles, and that wait for the thread and
+// for the process; with few rights for its files, a file of a large number, one CPU, and a limit of its own.
+static __attribute__((noreturn)) void stand(void)
+{
+    u64 blocked = 1ul << (SIGUSR1 - 1) | 1ul << (SIGUSR2 - 1), limits[2] = { 123, 456 };
+    CHECK(CALL(SETSID) > 0 && CALL(UMASK, 027) >= 0 && CALL(SETRLIMIT, 11, limits) == 0);
+    handle(SIGPIPE, (void *)1, 0);
+    handle(SIGCHLD, note, 0);
+    CHECK(CALL(SIGPROCMASK, 0, &blocked, 0, 8) == 0);
+    CHECK(CALL(TKILL, CALL(GETTID), SIGUSR1) == 0 && CALL(KILL, CALL(GETPID), SIGUSR2) == 0);
+    CHECK(CALL(DUP2, 1, 100) == 100 && on_cpu(1));
+    CHECK(spawn(sleep_for_ever, 0, stack + sizeof stack, &thread) > 0);
+    while (!has_begun)
+        CALL(YIELD);
+    rename_to("standing");
+    for (;;)
+        CALL(PAUSE);
+}
+
+static int begins(const char *text, const char *with)
+{
+    while (*with && *text == *with)
+        text++, with++;
+    return !*with;
+}
+
+// Prints the status of a child that sleeps.
+static __attribute__((noreturn)) void watch(void)
+{
+    long child = CALL(FORK);
+    CHECK(child >= 0);
+    if (child == 0)
+        stand();
+    char digits[24], name[64] = "/proc/";
+    const char *number = decimal((u64)child, digits + sizeof digits);
+    memcpy(name + length(name), number, length(number) + 1);
+    memcpy(name + length(name), "/status", 8);
+    long got;
+    do {
+        CALL(YIELD);
+        long file = CALL(OPEN, name, 0);
+        CHECK(file >= 0 && (got = CALL(READ, file, texts[0], ROOM)) > 0 && CALL(CLOSE, file) == 0);
+    } while (!begins(texts[0], "Name:\tstanding\nUmask:\t0027\nState:\tS"));
+    put("== standing\n", 12);
+    put(texts[0], (u64)got);
+    put("== end\n", 7);
+    rename_to("resting");
+    for (;;)
+        CALL(PAUSE);
+}
+
 static void part(const char *name, u64 *start, const char *self)
 {
     (void)start, (void)self;
     rename_to("mapped");
     if (same(name, "busy"))
         be_busy();
+    if (same(name, "watch"))
+        watch();
     CHECK(same(name, "rest"));
     map_at(UNTOUCHED, 8, PROT_RW, MAP_PRIVATE);
     map_at(COPIED, 16, PROT_RW, MAP_PRIVATE);

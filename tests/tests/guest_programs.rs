@@ -47,14 +47,14 @@ fn tasks(guest: &Guest) -> Vec<Task> {
     lines.map(row).collect()
 }
 
-/// A guest whose program sleeps, and the number of its child.
-fn resting() -> (Guest, u32) {
-    let guest = Guest::keep("programs", &["--init", PROGRAM.path(), "--", "rest"]);
+/// A guest whose program, told `what` to do, sleeps, and the number of its child, which is called `child_name` and sleeps, too.
+fn resting(what: &str, child_name: &str) -> (Guest, u32) {
+    let guest = Guest::keep("programs", &["--init", PROGRAM.path(), "--", what]);
     let deadline = Instant::now() + PATIENCE;
     loop {
         let tasks = tasks(&guest);
         let named = |name: &str| tasks.iter().find(|task| task.name == name && task.state == "IN");
-        if let (Some(first), Some(child)) = (named("resting"), named("mapped")) {
+        if let (Some(first), Some(child)) = (named("resting"), named(child_name)) {
             assert_eq!((first.pid, child.ppid), (1, 1), "{tasks:#?}");
             let child = child.pid;
             return (guest, child);
@@ -229,7 +229,7 @@ fn check_crash(guest: &Guest) {
 
 #[test]
 fn programs_are_seen_from_outside_as_from_inside() {
-    let (guest, child) = resting();
+    let (guest, child) = resting("rest", "mapped");
     let outside = |name: &str| guest.show(&[&format!("pid/1/{name}")]);
     let files = ["maps", "smaps", "smaps_rollup", "statm", "numa_maps"].map(|name| (name, outside(name)));
     let status = outside("status");
@@ -245,13 +245,42 @@ fn programs_are_seen_from_outside_as_from_inside() {
     for (name, text) in files {
         assert_eq!(text, inside[name], "{name}");
     }
-    // Only the kernel itself knows of signals, groups and open files; and that the program sleeps, with another name, is new.
-    let skipped = ["Name:", "State:", "voluntary_ctxt", "nonvoluntary_ctxt"];
-    for line in status.lines().filter(|line| !skipped.iter().any(|name| line.starts_with(name))) {
-        assert!(inside["status"].lines().any(|own| own == line), "'{line}' not in\n{}", inside["status"]);
-    }
+    // That the program sleeps, with another name, is new.
+    let moved = ["Name:", "State:", "voluntary_ctxt", "nonvoluntary_ctxt"];
+    assert_eq!(without(&status, &moved), without(&inside["status"], &moved));
     let frames: Vec<u64> = inside["frames"].lines().map(|line| u64::from_str_radix(line, 16).unwrap()).collect();
     assert_eq!(frames, [COPIED, COPIED + 9 * PAGE, ZERO, SHARED].map(|at| pages[&at]));
+}
+
+/// The lines of `text` that do not begin with one of `names`.
+fn without<'t>(text: &'t str, names: &[&str]) -> Vec<&'t str> {
+    text.lines().filter(|line| !names.iter().any(|name| line.starts_with(name))).collect()
+}
+
+#[test]
+fn the_status_of_who_stands_still_is_the_same_from_both_sides() {
+    let (guest, child) = resting("watch", "standing");
+    let outside = guest.show(&[&format!("pid/{child}/status")]);
+    let output = guest.stop();
+    let inside = &sections(&output.stdout)["standing"];
+    assert_eq!(outside.lines().collect::<Vec<_>>(), inside.lines().collect::<Vec<_>>());
+    // What makes it more than a comparison of nothings.
+    let expected = [
+        "Threads:\t2".to_owned(),
+        "FDSize:\t128".to_owned(),
+        format!("NSpgid:\t{child}"),
+        format!("NSsid:\t{child}"),
+        "SigQ:\t0/123".to_owned(),
+        "SigPnd:\t0000000000000200".to_owned(),
+        "ShdPnd:\t0000000000000800".to_owned(),
+        "SigBlk:\t0000000000000a00".to_owned(),
+        "SigIgn:\t0000000000001000".to_owned(),
+        "SigCgt:\t0000000000010000".to_owned(),
+        "Cpus_allowed_list:\t1".to_owned(),
+    ];
+    for line in expected {
+        assert!(inside.lines().any(|own| own == line), "no '{line}' in\n{inside}");
+    }
 }
 
 #[test]

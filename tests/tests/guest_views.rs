@@ -161,6 +161,7 @@ fn every_view_has_a_json_form() {
         "kmem -z",
         "kmem -g",
         "numa",
+        "zeroed",
     ] {
         let args: Vec<&str> = view.split(' ').chain(["--json"]).collect();
         let text = guest.show(&args);

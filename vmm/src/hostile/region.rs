@@ -12,7 +12,7 @@ use crate::state::fake::FakeGuest;
 use crate::verify::verify;
 
 /// Every view that has no argument, and some that have.
-const VIEWS: [&str; 41] = [
+const VIEWS: [&str; 42] = [
     "buddyinfo",
     "pagetypeinfo",
     "zoneinfo",
@@ -38,6 +38,7 @@ const VIEWS: [&str; 41] = [
     "fail_page_alloc",
     "failslab",
     "cma",
+    "zeroed",
     "slabinfo",
     "vmallocinfo",
     "kmem -v",

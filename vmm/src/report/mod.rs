@@ -4,6 +4,7 @@
 //! - crash's `kmem`, which looks into guest memory by itself ([`kmem`]);
 //! - `numa`, as `numactl --hardware`;
 //! - programs: the files of `/proc/PID`, crash's `ps` and `vm`, from guest memory ([`process`]);
+//! - `zeroed`, memory that is known to be zero and what that saved ([`zeroed`]);
 //! - crash's `vtop`, which walks the guest's page tables;
 //! - the summary of a run, and a tree of files for tools that take another root.
 
@@ -21,6 +22,7 @@ mod tests;
 mod view;
 mod vmallocinfo;
 mod vtop;
+mod zeroed;
 
 pub use error::ReportError;
 pub use proc_tree::{WRITTEN_DIRS, proc_tree};

@@ -1,6 +1,7 @@
 mod areas;
 mod process;
 mod slabs;
+mod zeroed;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;

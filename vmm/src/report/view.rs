@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::error::ReportError;
 use super::kmem::SlabSpec;
 use super::process::ProcessView;
-use super::{json, kmem, page_owner, slabinfo, vmallocinfo, vtop};
+use super::{json, kmem, page_owner, slabinfo, vmallocinfo, vtop, zeroed};
 use crate::state::StateView;
 
 /// A file of a node's directory in sysfs.
@@ -119,6 +119,8 @@ pub enum View {
     Failslab,
     /// `/sys/kernel/debug/cma`
     Cma,
+    /// `zeroed`: pages that were cleared, and free ones that are known to be zero
+    Zeroed,
     /// `/sys/kernel/debug/page_owner`
     PageOwner,
     /// The same by the places that allocate
@@ -144,7 +146,7 @@ impl std::error::Error for BadView {}
 
 impl View {
     /// What views there are, as a user may write them.
-    pub const KNOWN: [&'static str; 34] = [
+    pub const KNOWN: [&'static str; 35] = [
         "buddyinfo",
         "pagetypeinfo",
         "zoneinfo",
@@ -173,6 +175,7 @@ impl View {
         "fail_page_alloc",
         "failslab",
         "cma",
+        "zeroed",
         "page_owner [sites]",
         "pid/PID/{maps,smaps,smaps_rollup,status,statm,numa_maps,pagemap}",
         "ps",
@@ -238,6 +241,7 @@ impl View {
             Self::Vmallocinfo => vmallocinfo::vmallocinfo(state, json, out),
             Self::KmemVmlist => vmallocinfo::vmlist(state, json, out),
             Self::Vtop(address) => vtop::vtop(state, *address, json, out),
+            Self::Zeroed => zeroed::zeroed(state, json, out),
             Self::PageOwner => page_owner::blocks(state, json, out),
             Self::PageOwnerSites => page_owner::sites(state, json, out),
             Self::Process(view) => view.render(state, json, out),
@@ -360,6 +364,7 @@ impl FromStr for View {
             ["fail_page_alloc"] => Ok(Self::FailPageAlloc),
             ["failslab"] => Ok(Self::Failslab),
             ["cma"] => Ok(Self::Cma),
+            ["zeroed"] => Ok(Self::Zeroed),
             ["page_owner"] => Ok(Self::PageOwner),
             ["page_owner", "sites"] => Ok(Self::PageOwnerSites),
             [path] if path.starts_with("node/") => node_view(path).ok_or_else(|| bad("unknown view")),
@@ -409,6 +414,7 @@ impl fmt::Display for View {
             Self::FailPageAlloc => f.write_str("fail_page_alloc"),
             Self::Failslab => f.write_str("failslab"),
             Self::Cma => f.write_str("cma"),
+            Self::Zeroed => f.write_str("zeroed"),
             Self::PageOwner => f.write_str("page_owner"),
             Self::PageOwnerSites => f.write_str("page_owner sites"),
             Self::Process(view) => write!(f, "{view}"),

@@ -12,7 +12,7 @@ use pagevisor_shared::zone::{ZoneIndex, ZoneType};
 
 use super::StateView;
 use super::error::StateError;
-use super::lists::{ListFault, ListFaultKind, ListRule, ends, visit_list, walk_list};
+use super::lists::{ListFault, ListFaultKind, ListRule, ends, visit_list};
 use super::memmap::{Memmap, PageMeta};
 
 /// How long to wait for a zone of a running guest to hold still.
@@ -58,6 +58,8 @@ pub struct ZoneWalk {
     pub counted: FreeCounts,
     /// Blocks on the lists.
     pub found: FreeCounts,
+    /// Pages of blocks on the lists whose content is known to be zero.
+    pub known_zero: u64,
     /// Lists that could not be followed to their end.
     pub faults: Vec<FreeListFault>,
     /// Whether the zone held still: counters and lists are of one moment.
@@ -171,6 +173,7 @@ impl StateView {
         let frames = self.zone_frames(place.zone);
         let mut budget = budget;
         let mut found = [[0; MIGRATE_TYPES]; MAX_ORDER];
+        let mut known_zero = 0;
         let mut faults = Vec::new();
         for ((row, area), order) in found.iter_mut().zip(&place.record.free_area).zip(0..) {
             let Ok(order) = Order::new(order) else { continue };
@@ -178,7 +181,8 @@ impl StateView {
             let refused = ListFaultKind::NotFree;
             let rule = ListRule { order, zone: frames.clone(), accept, refused, closed: true };
             for ((count, list), kind) in row.iter_mut().zip(&area.free_list).zip(MigrateType::ALL) {
-                let walk = walk_list(memmap, ends(list), &rule, &mut budget)?;
+                let visit = &mut |_, page: &PageMeta| known_zero += page.known_zero_pages(order);
+                let walk = visit_list(memmap, ends(list), &rule, &mut budget, visit)?;
                 *count = walk.blocks;
                 faults.extend(walk.fault.map(|fault| FreeListFault { order, kind, fault }));
             }
@@ -190,6 +194,7 @@ impl StateView {
             free_pages: counters::zone_page_state_snapshot(&self.region(), place.zone, ZoneStat::NrFreePages),
             counted: FreeCounts::read_now(place.record),
             found: FreeCounts(found),
+            known_zero,
             faults,
             stable: false,
         })

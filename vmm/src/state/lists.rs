@@ -98,18 +98,9 @@ pub(super) struct ListRule<'r> {
     pub closed: bool,
 }
 
-/// Walks from `first` along the forward links. Each step takes the block's pages off `budget`, so that all walks
-/// together end however the links lie; a cycle ends sooner, by its backward links.
-pub(super) fn walk_list(
-    memmap: &mut Memmap<'_>,
-    ends: (u32, u32),
-    rule: &ListRule<'_>,
-    budget: &mut u64,
-) -> Result<ListWalk, StateError> {
-    visit_list(memmap, ends, rule, budget, &mut |_, _| {})
-}
-
-/// As [`walk_list`], and calls `visit` with each page that belongs there.
+/// Walks from `first` along the forward links, and calls `visit` with each page that belongs there. Each step takes the
+/// block's pages off `budget`, so that all walks together end however the links lie; a cycle ends sooner, by its backward
+/// links.
 pub(super) fn visit_list(
     memmap: &mut Memmap<'_>,
     (first, last): (u32, u32),
@@ -162,6 +153,8 @@ pub struct PcpWalk {
     pub count: u64,
     /// By list: orders 0 to 3 by migrate type, then order 9.
     pub lists: [ListWalk; NR_PCP_LISTS],
+    /// Pages found whose content is known to be zero.
+    pub known_zero: u64,
 }
 
 impl PcpWalk {
@@ -215,7 +208,8 @@ impl StateView {
                     refused: ListFaultKind::NotFree,
                     closed: false,
                 };
-                *found = walk_list(&mut memmap, ends(head), &rule, &mut budget)?;
+                let visit = &mut |_, page: &PageMeta| walk.known_zero += page.known_zero_pages(rule.order);
+                *found = visit_list(&mut memmap, ends(head), &rule, &mut budget, visit)?;
             }
             Ok(walk)
         };

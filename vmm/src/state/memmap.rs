@@ -1,6 +1,7 @@
 //! Page metadata, read through the guest's page tables.
 
 use pagevisor_shared::page::{self, PAGE_STRUCT_SIZE, PG_BUDDY};
+use pagevisor_shared::page_flags::PG_NOTZERO;
 use pagevisor_shared::units::Order;
 
 use super::error::StateError;
@@ -69,6 +70,11 @@ impl PageMeta {
         let marked = self.mapcount == PG_BUDDY && self.private == order.raw();
         let unmarked = order == Order::MAX && self.mapcount == 0 && self.private == 0;
         self.refcount == 0 && (marked || unmarked)
+    }
+
+    /// How many pages of the free block of `order` that this is the head of are known to be zero: all or none.
+    pub const fn known_zero_pages(&self, order: Order) -> u64 {
+        if self.flags & PG_NOTZERO == 0 { order.pages() } else { 0 }
     }
 }
 

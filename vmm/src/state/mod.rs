@@ -54,7 +54,7 @@ pub use percpu::{PercpuAddress, PercpuUse};
 pub use region::RegionMapping;
 pub use sections::{PageOwner, Sections};
 pub use space::{AreaInfo, Areas, FileInfo, SpaceInfo, USER_END, UserPage};
-pub use task::{TaskInfo, Tasks};
+pub use task::{TaskInfo, TaskShares, Tasks};
 pub use vmalloc::{VmInfo, VmallocArea, VmallocAreas};
 pub use walk::{PageSize, TableStep, Translation};
 

@@ -3,7 +3,9 @@
 use std::mem::offset_of;
 use std::sync::atomic::Ordering::Relaxed;
 
-use pagevisor_shared::sched::{TASK_COMM_LEN, TaskState, TaskStruct};
+use pagevisor_shared::sched::{
+    FilesStruct, FsStruct, RLIMIT_SIGPENDING, SighandStruct, SignalStruct, TASK_COMM_LEN, TaskState, TaskStruct,
+};
 
 use super::error::{Corrupt, StateError};
 use super::slab::Record;
@@ -33,6 +35,12 @@ pub struct TaskInfo {
     pub maj_flt: u64,
     pub nvcsw: u64,
     pub nivcsw: u64,
+    pub signal: u64,
+    pub sighand: u64,
+    pub fs: u64,
+    pub files: u64,
+    pub pending: u64,
+    pub blocked: u64,
 }
 
 impl TaskInfo {
@@ -68,8 +76,35 @@ impl TaskInfo {
             maj_flt: record.u64(offset_of!(TaskStruct, maj_flt)),
             nvcsw: record.u64(offset_of!(TaskStruct, nvcsw)),
             nivcsw: record.u64(offset_of!(TaskStruct, nivcsw)),
+            signal: record.u64(offset_of!(TaskStruct, signal)),
+            sighand: record.u64(offset_of!(TaskStruct, sighand)),
+            fs: record.u64(offset_of!(TaskStruct, fs)),
+            files: record.u64(offset_of!(TaskStruct, files)),
+            pending: record.u64(offset_of!(TaskStruct, pending)),
+            blocked: record.u64(offset_of!(TaskStruct, blocked)),
         })
     }
+}
+
+/// What a task has in common with others, as it was read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TaskShares {
+    /// Process group.
+    pub pgrp: u32,
+    /// Session.
+    pub session: u32,
+    /// Signals that wait for any of the process's threads.
+    pub shared_pending: u64,
+    /// Signals that may wait.
+    pub signal_limit: u64,
+    /// Signals that are ignored.
+    pub ignored: u64,
+    /// Signals that a handler is there for.
+    pub caught: u64,
+    /// Rights that new files do not get.
+    pub umask: u32,
+    /// Numbers of files that there is room for.
+    pub max_fds: u32,
 }
 
 /// A name that the guest made up, for a terminal: what is no printable ASCII, and the backslash, as Linux's
@@ -133,6 +168,41 @@ impl StateView {
             tries += 1;
             std::thread::sleep(patience.pause);
         }
+    }
+
+    /// Reads what `task` has in common with others: nothing if the kernel says that there is nothing, as of its own threads.
+    ///
+    /// # Errors
+    /// When what the task's record says of it is no address of memory.
+    pub fn task_shares(&self, task: &TaskInfo) -> Result<TaskShares, StateError> {
+        let mut signal = [0; size_of::<SignalStruct>()];
+        let mut sighand = [0; size_of::<SighandStruct>()];
+        let (mut fs, mut files) = ([0; size_of::<FsStruct>()], [0; size_of::<FilesStruct>()]);
+        let has_signal = self.read_share(task, task.signal, &mut signal)?;
+        self.read_share(task, task.sighand, &mut sighand)?;
+        self.read_share(task, task.fs, &mut fs)?;
+        self.read_share(task, task.files, &mut files)?;
+        let (signal, sighand) = (Record(&signal), Record(&sighand));
+        let soft = offset_of!(SignalStruct, rlim) + RLIMIT_SIGPENDING * size_of::<[u64; 2]>();
+        Ok(TaskShares {
+            pgrp: signal.u32(offset_of!(SignalStruct, pgrp)),
+            session: signal.u32(offset_of!(SignalStruct, session)),
+            shared_pending: signal.u64(offset_of!(SignalStruct, shared_pending)),
+            signal_limit: if has_signal { signal.u64(soft) } else { u64::MAX },
+            ignored: sighand.u64(offset_of!(SighandStruct, ignored)),
+            caught: sighand.u64(offset_of!(SighandStruct, caught)),
+            umask: Record(&fs).u32(offset_of!(FsStruct, umask)),
+            max_fds: Record(&files).u32(offset_of!(FilesStruct, max_fds)),
+        })
+    }
+
+    /// Reads the record at `address`, which `task` names; whether there is one.
+    fn read_share(&self, task: &TaskInfo, address: u64, bytes: &mut [u8]) -> Result<bool, StateError> {
+        if address != 0 && !self.read_virtual(address, bytes)? {
+            let damage = Corrupt { what: "address of what a task shares", at: task.address, found: address };
+            return Err(damage.into());
+        }
+        Ok(address != 0)
     }
 
     /// Walks along the list. There can be no more tasks than memory for their records.

@@ -101,7 +101,7 @@ impl Verifier<'_> {
             if faults > MAX_FAULTS {
                 return;
             }
-            let zero = page.flags & PG_NOTZERO == 0;
+            let zero = page.known_zero_pages(list.order) != 0;
             self.blocks.push(Block { pfn: pfn.into(), order: list.order, kind: list.kind, zone: list.zone, zero });
             (from, pfn) = (pfn, page.next_of(pfn));
         }

@@ -35,15 +35,15 @@ pub fn start(path: &str) {
 fn become_init(path: &str) -> Result<(), Errno> {
     let task = task::current();
     let file = path::lookup(root(), path, true)?;
-    task.resources.set(Kind::Directories, Some(Arc::new(Directories::default())));
-    task.resources.set(Kind::Signals, Some(Arc::new(signal::Actions::default())));
+    task.set_resource(Kind::Directories, Some(Arc::new(Directories::default())));
+    task.set_resource(Kind::Signals, Some(Arc::new(signal::Actions::default())));
     let files = Arc::new(Files::default());
     let dev = path::lookup(root(), "/dev", true)?;
     let console = File::new(dev.find("console")?, O_RDWR, End::None, Name::In(dev, "console".into()));
     for _ in 0..3 {
         files.insert(Arc::clone(&console), 0, u64::MAX, false)?;
     }
-    task.resources.set(Kind::Files, Some(files));
+    task.set_resource(Kind::Files, Some(files));
     // Boot was on one CPU; programs go where there is room.
     task::set_affinity(&task, CpuMask(u64::MAX))?;
     let arguments = arguments(path);

@@ -254,8 +254,8 @@ fn become_toucher(job: &Job) -> Result<(), Errno> {
     let mm = platform::mm().ok_or(Errno::ENOMEM)?;
     let task = task::current();
     Process::found();
-    task.resources.set(Kind::Files, Some(Arc::new(Files::default())));
-    task.resources.set(Kind::Signals, Some(Arc::new(Actions::default())));
+    task.set_resource(Kind::Files, Some(Arc::new(Files::default())));
+    task.set_resource(Kind::Signals, Some(Arc::new(Actions::default())));
     let limits = syscall::limits(&task);
     let mut space = NewSpace(Some(mm.mm_alloc().ok_or(Errno::ENOMEM)?));
     let Some(new) = space.0 else { return Err(Errno::ENOMEM) };

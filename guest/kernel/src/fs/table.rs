@@ -7,12 +7,13 @@ use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::errno::Errno;
+use pagevisor_shared::sched::{FilesStruct, FsStruct};
 
 use super::file::File;
 use super::inode::Inode;
 use super::root;
 use crate::sync::SpinLock;
-use crate::task::{Kind, Resource, Task};
+use crate::task::{self, Kind, Resource, Task};
 
 /// Room that a table of files has from the start (`NR_OPEN_DEFAULT`).
 const NR_OPEN_DEFAULT: usize = 64;
@@ -25,23 +26,38 @@ struct Slot {
     close_on_exec: bool,
 }
 
+/// Numbers that there is room for (`max_fds`).
+fn room_of(slots: &Slots) -> u32 {
+    slots.len().max(NR_OPEN_DEFAULT).next_power_of_two() as u32
+}
+
 /// The open files of a process, by number.
 #[derive(Debug)]
-pub struct Files(SpinLock<Vec<Option<Slot>>>);
+pub struct Files {
+    /// What others may read. Written with the slots locked.
+    record: FilesStruct,
+    slots: SpinLock<Slots>,
+}
+
+type Slots = Vec<Option<Slot>>;
 
 impl Default for Files {
     fn default() -> Self {
-        Self(SpinLock::new(Vec::new()))
+        Self::new(Vec::new())
     }
 }
 
 impl Resource for Files {
     fn duplicate(&self) -> Result<Arc<dyn Resource>, Errno> {
         let mut copy = Vec::new();
-        let slots = self.0.lock();
+        let slots = self.slots.lock();
         copy.try_reserve_exact(slots.len()).map_err(|_| Errno::ENOMEM)?;
         copy.extend_from_slice(&slots);
-        Ok(Arc::new(Self(SpinLock::new(copy))))
+        Ok(Arc::new(Self::new(copy)))
+    }
+
+    fn record(&self) -> u64 {
+        task::address_of(&self.record)
     }
 
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
@@ -49,27 +65,32 @@ impl Resource for Files {
     }
 }
 
-/// Makes `slots` reach `number` (`expand_files`).
-fn reach(slots: &mut Vec<Option<Slot>>, number: usize) -> Result<(), Errno> {
-    if number >= slots.len() {
-        slots.try_reserve(number + 1 - slots.len()).map_err(|_| Errno::ENOMEM)?;
-        slots.resize(number + 1, None);
-    }
-    Ok(())
-}
-
 impl Files {
+    fn new(slots: Slots) -> Self {
+        Self { record: FilesStruct { max_fds: AtomicU32::new(room_of(&slots)) }, slots: SpinLock::new(slots) }
+    }
+
+    /// Makes room for file `number` (`expand_files`).
+    fn make_room(&self, slots: &mut Slots, number: usize) -> Result<(), Errno> {
+        if number >= slots.len() {
+            slots.try_reserve(number + 1 - slots.len()).map_err(|_| Errno::ENOMEM)?;
+            slots.resize(number + 1, None);
+            self.record.max_fds.store(room_of(slots), Relaxed);
+        }
+        Ok(())
+    }
+
     /// Enters `file` at the first free number from `first` on, below `limit`.
     ///
     /// # Errors
     /// EMFILE; ENOMEM.
     pub fn insert(&self, file: Arc<File>, first: usize, limit: u64, close_on_exec: bool) -> Result<usize, Errno> {
-        let mut slots = self.0.lock();
+        let mut slots = self.slots.lock();
         let number = (first..slots.len()).find(|number| slots[*number].is_none()).unwrap_or(slots.len().max(first));
         if number as u64 >= limit {
             return Err(Errno::EMFILE);
         }
-        reach(&mut slots, number)?;
+        self.make_room(&mut slots, number)?;
         slots[number] = Some(Slot { file, close_on_exec });
         Ok(number)
     }
@@ -79,20 +100,20 @@ impl Files {
     /// # Errors
     /// ENOMEM.
     pub fn replace(&self, number: usize, file: Arc<File>, close_on_exec: bool) -> Result<Option<Arc<File>>, Errno> {
-        let mut slots = self.0.lock();
-        reach(&mut slots, number)?;
+        let mut slots = self.slots.lock();
+        self.make_room(&mut slots, number)?;
         Ok(slots[number].replace(Slot { file, close_on_exec }).map(|slot| slot.file))
     }
 
     /// The numbers that there are.
     pub fn numbers(&self) -> Vec<u32> {
-        let slots = self.0.lock();
+        let slots = self.slots.lock();
         slots.iter().enumerate().filter(|(_, slot)| slot.is_some()).map(|(number, _)| number as u32).collect()
     }
 
-    /// Numbers that there is room for (`max_fds`).
-    pub fn room(&self) -> usize {
-        self.0.lock().len().max(NR_OPEN_DEFAULT).next_power_of_two()
+    /// Numbers that there is room for.
+    pub fn room(&self) -> u32 {
+        self.record.max_fds.load(Relaxed)
     }
 
     /// The file of this number.
@@ -100,7 +121,7 @@ impl Files {
     /// # Errors
     /// EBADF.
     pub fn get(&self, number: u64) -> Result<Arc<File>, Errno> {
-        let slots = self.0.lock();
+        let slots = self.slots.lock();
         let slot = slots.get(number as u32 as usize).and_then(Option::as_ref).ok_or(Errno::EBADF)?;
         Ok(Arc::clone(&slot.file))
     }
@@ -110,7 +131,7 @@ impl Files {
     /// # Errors
     /// EBADF.
     pub fn remove(&self, number: u64) -> Result<Arc<File>, Errno> {
-        let mut slots = self.0.lock();
+        let mut slots = self.slots.lock();
         let slot = slots.get_mut(number as u32 as usize).and_then(Option::take).ok_or(Errno::EBADF)?;
         Ok(slot.file)
     }
@@ -120,7 +141,7 @@ impl Files {
     /// # Errors
     /// EBADF.
     pub fn close_on_exec(&self, number: u64, set: Option<bool>) -> Result<bool, Errno> {
-        let mut slots = self.0.lock();
+        let mut slots = self.slots.lock();
         let slot = slots.get_mut(number as u32 as usize).and_then(Option::as_mut).ok_or(Errno::EBADF)?;
         if let Some(set) = set {
             slot.close_on_exec = set;
@@ -131,7 +152,7 @@ impl Files {
     /// Another program is run (`do_close_on_exec`).
     pub fn exec(&self) {
         let mut closed = Vec::new();
-        let mut slots = self.0.lock();
+        let mut slots = self.slots.lock();
         for slot in slots.iter_mut() {
             closed.extend(slot.take_if(|slot| slot.close_on_exec));
         }
@@ -142,20 +163,24 @@ impl Files {
 /// Where paths begin that do not begin at the root, and rights that new files do not get.
 #[derive(Debug)]
 pub struct Directories {
+    /// What others may read: the mask.
+    pub record: FsStruct,
     work: SpinLock<Arc<Inode>>,
-    /// `umask`.
-    pub mask: AtomicU32,
 }
 
 impl Default for Directories {
     fn default() -> Self {
-        Self { work: SpinLock::new(Arc::clone(root())), mask: AtomicU32::new(0o022) }
+        Self::new(Arc::clone(root()), 0o022)
     }
 }
 
 impl Resource for Directories {
     fn duplicate(&self) -> Result<Arc<dyn Resource>, Errno> {
-        Ok(Arc::new(Self { work: SpinLock::new(self.work()), mask: AtomicU32::new(self.mask.load(Relaxed)) }))
+        Ok(Arc::new(Self::new(self.work(), self.record.umask.load(Relaxed))))
+    }
+
+    fn record(&self) -> u64 {
+        task::address_of(&self.record)
     }
 
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
@@ -164,6 +189,10 @@ impl Resource for Directories {
 }
 
 impl Directories {
+    fn new(work: Arc<Inode>, umask: u32) -> Self {
+        Self { record: FsStruct { umask: AtomicU32::new(umask) }, work: SpinLock::new(work) }
+    }
+
     /// The working directory.
     pub fn work(&self) -> Arc<Inode> {
         Arc::clone(&self.work.lock())

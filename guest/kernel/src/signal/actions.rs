@@ -2,12 +2,15 @@
 
 use alloc::sync::Arc;
 use core::any::Any;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::errno::Errno;
+use pagevisor_shared::sched::SighandStruct;
 
 use super::{SIGNALS, UNBLOCKABLE, bit};
 use crate::sync::SpinLock;
-use crate::task::Resource;
+use crate::task::{self, Resource};
 
 /// Nothing special happens (`SIG_DFL`); nothing happens at all (`SIG_IGN`).
 const DEFAULT: u64 = 0;
@@ -52,6 +55,11 @@ impl Action {
         self.handler == DEFAULT
     }
 
+    /// Whether a handler is there for it.
+    const fn is_caught(&self) -> bool {
+        !self.ignores() && !self.is_default()
+    }
+
     /// Whether children that end are not to be asked for.
     pub const fn leaves_no_zombies(&self) -> bool {
         self.flags & SA_NOCLDWAIT != 0
@@ -86,17 +94,28 @@ impl Action {
 
 /// What each signal does.
 #[derive(Debug)]
-pub struct Actions(SpinLock<[Action; SIGNALS as usize]>);
+pub struct Actions {
+    /// What others may read. Written with the actions locked.
+    record: SighandStruct,
+    actions: SpinLock<[Action; SIGNALS as usize]>,
+}
 
 impl Default for Actions {
     fn default() -> Self {
-        Self(SpinLock::new([Action::default(); SIGNALS as usize]))
+        Self::new([Action::default(); SIGNALS as usize], [0; 2])
     }
 }
 
 impl Resource for Actions {
     fn duplicate(&self) -> Result<Arc<dyn Resource>, Errno> {
-        Ok(Arc::new(Self(SpinLock::new(*self.0.lock()))))
+        let actions = self.actions.lock();
+        let copy = Self::new(*actions, self.masks());
+        drop(actions);
+        Ok(Arc::new(copy))
+    }
+
+    fn record(&self) -> u64 {
+        task::address_of(&self.record)
     }
 
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
@@ -105,22 +124,40 @@ impl Resource for Actions {
 }
 
 impl Actions {
+    /// These actions, of which those in `ignored` ignore, and those in `caught` are handlers.
+    const fn new(actions: [Action; SIGNALS as usize], [ignored, caught]: [u64; 2]) -> Self {
+        let record = SighandStruct { ignored: AtomicU64::new(ignored), caught: AtomicU64::new(caught) };
+        Self { record, actions: SpinLock::new(actions) }
+    }
+
     /// What signal `number` does.
     pub fn get(&self, number: u32) -> Action {
-        self.0.lock()[(number - 1) as usize % SIGNALS as usize]
+        self.actions.lock()[(number - 1) as usize % SIGNALS as usize]
     }
 
     /// Changes what signal `number` does; gives what it did.
     pub fn set(&self, number: u32, action: Action) -> Action {
-        core::mem::replace(&mut self.0.lock()[(number - 1) as usize % SIGNALS as usize], action)
+        let mut actions = self.actions.lock();
+        for (word, is_set) in [(&self.record.ignored, action.ignores()), (&self.record.caught, action.is_caught())] {
+            let others = word.load(Relaxed) & !bit(number);
+            word.store(others | if is_set { bit(number) } else { 0 }, Relaxed);
+        }
+        core::mem::replace(&mut actions[(number - 1) as usize % SIGNALS as usize], action)
+    }
+
+    /// Signals that are ignored, and that a handler is there for.
+    pub fn masks(&self) -> [u64; 2] {
+        [&self.record.ignored, &self.record.caught].map(|word| word.load(Relaxed))
     }
 
     /// What is left when another program is run: who ignored goes on to.
     pub(super) fn for_another_program(&self) -> Self {
-        let kept = self.0.lock().map(|action| match action.handler {
+        let actions = self.actions.lock();
+        let [ignored, _] = self.masks();
+        let kept = actions.map(|action| match action.handler {
             IGNORE => Action { handler: IGNORE, ..Action::default() },
             _ => Action::default(),
         });
-        Self(SpinLock::new(kept))
+        Self::new(kept, [ignored, 0])
     }
 }

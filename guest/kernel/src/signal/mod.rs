@@ -28,7 +28,7 @@ use crate::task::{self, Kind, Process, Task, clone_flags, killed_by, todo};
 
 pub use actions::{Action, Actions};
 pub use frame::{SS_DISABLE, SS_ONSTACK, is_on_stack, sigreturn};
-pub use pending::{Info, Pending};
+pub use pending::{Info, Queue};
 pub use stop::{Stop, thread_left};
 
 /// Number of signals; they count from 1 (`_NSIG`).
@@ -106,32 +106,29 @@ const STOPS: u64 = bit(SIGSTOP) | bit(SIGTSTP) | bit(SIGTTIN) | bit(SIGTTOU);
 /// A thread's part.
 #[derive(Debug, Default)]
 pub struct State {
-    /// Signals that wait until it unblocks them. Written by the thread itself.
-    pub blocked: AtomicU64,
     /// What is to be blocked again after the signal that a call has waited for with another mask; that there is something is
     /// in [`Self::restores`].
     saved: AtomicU64,
     restores: AtomicU64,
     /// What waits for this thread.
-    pub pending: Pending,
+    queue: Queue,
     /// The stack for handlers: address, flags, bytes.
     pub stack: [AtomicU64; 3],
     /// Vector, error code and address of the last exception, for handlers.
     pub trap: [AtomicU64; 3],
 }
 
-impl State {
-    /// Blocks `mask` until the next signal has been taken, then again what is blocked now.
-    pub fn block_for_now(&self, mask: u64) {
-        self.saved.store(self.blocked.load(Relaxed), Relaxed);
-        self.restores.store(1, Relaxed);
-        self.blocked.store(mask & !UNBLOCKABLE, Relaxed);
-    }
+/// Has `task`, the current one, block `mask` until the next signal has been taken, then again what it blocks now.
+pub fn block_for_now(task: &Task, mask: u64) {
+    task.signals.saved.store(task.record.blocked.load(Relaxed), Relaxed);
+    task.signals.restores.store(1, Relaxed);
+    task.record.blocked.store(mask & !UNBLOCKABLE, Relaxed);
+}
 
-    /// What a handler finds blocked when it is done.
-    fn mask_to_restore(&self) -> u64 {
-        if self.restores.swap(0, Relaxed) != 0 { self.saved.load(Relaxed) } else { self.blocked.load(Relaxed) }
-    }
+/// What a handler finds blocked when it is done.
+fn mask_to_restore(task: &Task) -> u64 {
+    let State { saved, restores, .. } = &task.signals;
+    if restores.swap(0, Relaxed) != 0 { saved.load(Relaxed) } else { task.record.blocked.load(Relaxed) }
 }
 
 /// What a program has done that it gets a signal for.
@@ -156,13 +153,13 @@ pub fn force(task: &Task, cause: &Cause) {
     }
     let number = cause.number;
     if let Some(actions) = actions_of(task) {
-        let blocked = task.signals.blocked.load(Relaxed) & bit(number) != 0;
+        let blocked = task.record.blocked.load(Relaxed) & bit(number) != 0;
         if blocked || actions.get(number).ignores() {
             actions.set(number, Action::default());
-            task.signals.blocked.fetch_and(!bit(number), Relaxed);
+            task.record.blocked.fetch_and(!bit(number), Relaxed);
         }
     }
-    task.signals.pending.add(Info { number, code: cause.code, words: [cause.address, 0, 0] });
+    task.pending().add(Info { number, code: cause.code, words: [cause.address, 0, 0] });
     task.todo.fetch_or(todo::SIGNAL, SeqCst);
 }
 
@@ -201,7 +198,7 @@ pub fn actions_of(task: &Task) -> Option<Arc<Actions>> {
 
 /// Whether `task` would not notice signal `number` at all.
 fn is_ignored(task: &Task, number: u32) -> bool {
-    if task.signals.blocked.load(Relaxed) & bit(number) != 0 {
+    if task.record.blocked.load(Relaxed) & bit(number) != 0 {
         return false;
     }
     let Some(action) = actions_of(task).map(|actions| actions.get(number)) else { return true };
@@ -223,7 +220,7 @@ pub fn send_to_thread(target: &Task, info: Info) {
         stop::prepare(process, info.number);
     }
     if !is_ignored(target, info.number) {
-        target.signals.pending.add(info);
+        target.pending().add(info);
         wake(target);
     }
 }
@@ -240,9 +237,9 @@ pub fn send_to_process(process: &Process, leader: &Task, info: Info) {
         process.for_each_thread(wake);
         return;
     }
-    process.signals.add(info);
+    process.pending().add(info);
     process.for_each_thread(|thread| {
-        if thread.signals.blocked.load(Relaxed) & bit(info.number) == 0 {
+        if thread.record.blocked.load(Relaxed) & bit(info.number) == 0 {
             wake(thread);
         }
     });
@@ -270,14 +267,14 @@ pub fn child_ended(parent: &Process, child: &Task) {
 pub fn exec(task: &Task) {
     if let Some(actions) = actions_of(task) {
         let own = actions.for_another_program();
-        task.resources.set(Kind::Signals, Some(Arc::new(own)));
+        task.set_resource(Kind::Signals, Some(Arc::new(own)));
     }
     task.signals.stack.iter().for_each(|word| word.store(0, Relaxed));
 }
 
 /// `child`, made by `parent` with `flags` of `clone`, blocks what that does; a thread has no stack for handlers yet.
 pub fn fork(parent: &Task, child: &Task, flags: u64) {
-    child.signals.blocked.store(parent.signals.blocked.load(Relaxed), Relaxed);
+    child.record.blocked.store(parent.record.blocked.load(Relaxed), Relaxed);
     if flags & (clone_flags::VM | clone_flags::VFORK) != clone_flags::VM {
         for (to, from) in child.signals.stack.iter().zip(&parent.signals.stack) {
             to.store(from.load(Relaxed), Relaxed);
@@ -289,7 +286,7 @@ pub fn fork(parent: &Task, child: &Task, flags: u64) {
 pub fn clear_handlers(child: &Task) {
     if let Some(actions) = actions_of(child) {
         let own = actions.for_another_program();
-        child.resources.set(Kind::Signals, Some(Arc::new(own)));
+        child.set_resource(Kind::Signals, Some(Arc::new(own)));
     }
 }
 
@@ -314,9 +311,9 @@ pub fn take(frame: &mut TrapFrame) {
             stop::stay(&task);
             continue;
         }
-        let blocked = task.signals.blocked.load(Relaxed);
-        let shared = || task.process().and_then(|process| process.signals.take(blocked));
-        let Some(info) = task.signals.pending.take(blocked).or_else(shared) else { break };
+        let blocked = task.record.blocked.load(Relaxed);
+        let shared = || task.process().and_then(|process| process.pending().take(blocked));
+        let Some(info) = task.pending().take(blocked).or_else(shared) else { break };
         let Some(actions) = actions_of(&task) else { continue };
         let action = actions.get(info.number);
         if action.ignores() && info.number != SIGKILL {
@@ -337,19 +334,19 @@ pub fn take(frame: &mut TrapFrame) {
             actions.set(info.number, Action::default());
         }
         rseq::before_handler(&task, frame, info.number);
-        let mask = task.signals.mask_to_restore();
+        let mask = mask_to_restore(&task);
         if frame::push(&task, frame, &info, &action, mask).is_err() {
             report(&task, frame, SIGSEGV);
             die(SIGSEGV);
         }
-        task.signals.blocked.fetch_or(action.blocks(info.number), Relaxed);
+        task.record.blocked.fetch_or(action.blocks(info.number), Relaxed);
         // There may be more, which this handler does not block; and a handler is no system call.
         frame.vector = 0;
         task.todo.fetch_or(todo::SIGNAL, SeqCst);
         return;
     }
     syscall::without_handler(frame);
-    task.signals.blocked.store(task.signals.mask_to_restore(), Relaxed);
+    task.record.blocked.store(mask_to_restore(&task), Relaxed);
 }
 
 /// Says why a program is ended, as Linux does where `print-fatal-signals` or `show_unhandled_signals` is set.
@@ -379,7 +376,7 @@ fn report(task: &Task, frame: &TrapFrame, number: u32) {
 pub fn set_blocked(mask: u64) {
     let flags = cpu::irq_save();
     let task = task::current();
-    task.signals.blocked.store(mask & !UNBLOCKABLE, Relaxed);
+    task.record.blocked.store(mask & !UNBLOCKABLE, Relaxed);
     task.todo.fetch_or(todo::SIGNAL, SeqCst);
     cpu::irq_restore(flags);
 }
@@ -394,11 +391,11 @@ pub fn kill(pid: i32, number: u32) -> Result<(), Errno> {
         return Err(Errno::EINVAL);
     }
     let me = task::current();
-    let own_group = me.process().map_or(0, |process| process.pgrp.load(Relaxed));
+    let own_group = me.process().map_or(0, |process| process.record.pgrp.load(Relaxed));
     let mut targets = alloc::vec::Vec::new();
     task::for_each(|task| {
         let Some(process) = task.process().filter(|_| task.pid() == task.tgid()) else { return };
-        let pgrp = process.pgrp.load(Relaxed);
+        let pgrp = process.record.pgrp.load(Relaxed);
         let wanted = match pid {
             0 => pgrp == own_group,
             -1 => task.pid() != 1 && task.pid() != me.tgid(),

@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 
 use super::{SIGKILL, SIGNALS, bit};
 use crate::sync::SpinLock;
+use crate::task::{Process, Task};
 
 /// The first signal of which more than one can wait (`SIGRTMIN`).
 const FIRST_QUEUED: u32 = 32;
@@ -23,23 +24,41 @@ pub struct Info {
     pub words: [u64; 3],
 }
 
-/// Signals that wait.
+/// What is known about signals that wait at a place.
 #[derive(Debug)]
-pub struct Pending {
-    /// Which, a bit each.
-    bits: AtomicU64,
-    queue: SpinLock<Option<Vec<Info>>>,
-}
+pub struct Queue(SpinLock<Option<Vec<Info>>>);
 
-impl Default for Pending {
+impl Default for Queue {
     fn default() -> Self {
-        Self { bits: AtomicU64::new(0), queue: SpinLock::new(None) }
+        Self(SpinLock::new(None))
     }
 }
 
-impl Pending {
+/// Signals that wait at a place.
+#[derive(Clone, Copy, Debug)]
+pub struct Pending<'p> {
+    /// Which, a bit each: in the record of the place, for others to see.
+    bits: &'p AtomicU64,
+    queue: &'p SpinLock<Option<Vec<Info>>>,
+}
+
+impl Task {
+    /// Signals that wait for the thread.
+    pub fn pending(&self) -> Pending<'_> {
+        Pending { bits: &self.record.pending, queue: &self.signals.queue.0 }
+    }
+}
+
+impl Process {
+    /// Signals that wait for any of its threads (`shared_pending`).
+    pub fn pending(&self) -> Pending<'_> {
+        Pending { bits: &self.record.shared_pending, queue: &self.signals.0 }
+    }
+}
+
+impl Pending<'_> {
     /// Adds a signal; one that waits already does not wait twice, unless it is a real-time signal.
-    pub fn add(&self, info: Info) {
+    pub fn add(self, info: Info) {
         let mut queue = self.queue.lock();
         let waits = self.bits.load(Acquire) & bit(info.number) != 0;
         let queue = queue.get_or_insert_with(Vec::new);
@@ -50,12 +69,12 @@ impl Pending {
     }
 
     /// Which wait, a bit each.
-    pub fn bits(&self) -> u64 {
+    pub fn bits(self) -> u64 {
         self.bits.load(Acquire)
     }
 
     /// Forgets those in `mask` (`flush_sigqueue_mask`).
-    pub fn discard(&self, mask: u64) {
+    pub fn discard(self, mask: u64) {
         let mut queue = self.queue.lock();
         if let Some(queue) = queue.as_mut() {
             queue.retain(|info| bit(info.number) & mask == 0);
@@ -64,13 +83,13 @@ impl Pending {
     }
 
     /// Forgets all.
-    pub fn clear(&self) {
+    pub fn clear(self) {
         drop(self.queue.lock().take());
         self.bits.store(0, Release);
     }
 
     /// Takes one that is not in `blocked`: what the program has done comes first, then by number (`next_signal`).
-    pub fn take(&self, blocked: u64) -> Option<Info> {
+    pub fn take(self, blocked: u64) -> Option<Info> {
         const SYNCHRONOUS: u64 =
             bit(super::SIGSEGV) | bit(super::SIGBUS) | bit(super::SIGILL) | bit(super::SIGTRAP) | bit(super::SIGFPE);
         if self.bits.load(Acquire) & !blocked == 0 {

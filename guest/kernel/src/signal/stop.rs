@@ -58,10 +58,10 @@ impl Stop {
 /// Whether nobody outside the process group of `process`, but in its session, could let it go on
 /// (`is_current_pgrp_orphaned`).
 fn is_orphaned(process: &Process) -> bool {
-    let (group, session) = (process.pgrp.load(Relaxed), process.session.load(Relaxed));
+    let (group, session) = (process.record.pgrp.load(Relaxed), process.record.session.load(Relaxed));
     let mut members = alloc::vec::Vec::new();
     task::for_each(|task| {
-        if let Some(member) = task.get_process().filter(|member| member.pgrp.load(Relaxed) == group)
+        if let Some(member) = task.get_process().filter(|member| member.record.pgrp.load(Relaxed) == group)
             && task.pid() == task.tgid()
         {
             members.push(member);
@@ -70,7 +70,7 @@ fn is_orphaned(process: &Process) -> bool {
     !members
         .iter()
         .filter_map(|member| member.parent())
-        .any(|parent| parent.pgrp.load(Relaxed) != group && parent.session.load(Relaxed) == session)
+        .any(|parent| parent.record.pgrp.load(Relaxed) != group && parent.record.session.load(Relaxed) == session)
 }
 
 /// The current task has taken `number`, which stops it by default.
@@ -150,8 +150,8 @@ fn tell(process: &Process, code: i32, status: u32, news: u32) {
 /// latter does so at once, whether it is ignored, blocked or handled (`prepare_signal`).
 pub(super) fn prepare(process: &Process, number: u32) {
     let discard = |mask: u64| {
-        process.signals.discard(mask);
-        process.for_each_thread(|thread| thread.signals.pending.discard(mask));
+        process.pending().discard(mask);
+        process.for_each_thread(|thread| thread.pending().discard(mask));
     };
     if STOPS & bit(number) != 0 {
         discard(bit(SIGCONT));

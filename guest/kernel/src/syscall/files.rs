@@ -188,7 +188,7 @@ fn ioctl(number: u64, request: u32, _at: u64) -> Outcome {
 
 /// How many files the current task may have.
 fn most() -> u64 {
-    task::current().process().map_or(u64::MAX, |process| process.limits[LIMIT_FILES][0].load(Relaxed))
+    task::current().process().map_or(u64::MAX, |process| process.record.rlim[LIMIT_FILES][0].load(Relaxed))
 }
 
 /// Enters a file that has just been opened.

@@ -112,7 +112,7 @@ fn unknown(number: u32, frame: &TrapFrame) -> Outcome {
 /// What `task` may use at most.
 pub fn limits(task: &Task) -> Limits {
     let Some(process) = task.process() else { return Limits::DEFAULT };
-    let of = |resource: usize| process.limits[resource][0].load(Relaxed);
+    let of = |resource: usize| process.record.rlim[resource][0].load(Relaxed);
     Limits { data: of(2), stack: of(3), memlock: of(8), as_: of(9) }
 }
 

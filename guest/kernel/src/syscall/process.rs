@@ -9,6 +9,7 @@ use pagevisor_shared::errno::Errno;
 use pagevisor_shared::layout::TASK_SIZE_MAX;
 use pagevisor_shared::random::SplitMix64;
 use pagevisor_shared::report::counters;
+use pagevisor_shared::sched::RLIM_NLIMITS;
 use pagevisor_shared::units::{CpuMask, PAGE_SIZE};
 use pagevisor_shared::vmstat::ZoneStat;
 
@@ -16,7 +17,7 @@ use super::{Outcome, clone, time, tree};
 use crate::arch::traps::TrapFrame;
 use crate::arch::{cpu, percpu, uaccess};
 use crate::fs::path;
-use crate::task::{self, NR_LIMITS, Process, Task, TaskRef, Usage, Wait, Which, clone_flags, exited_with};
+use crate::task::{self, Process, Task, TaskRef, Usage, Wait, Which, clone_flags, exited_with};
 use crate::{clock, exec, fs, platform, smp};
 
 /// `arch_prctl`: what to do.
@@ -74,10 +75,10 @@ pub fn call(number: u32, args: &[u64; 6], frame: &TrapFrame) -> Option<Outcome> 
         100 => times(a),
         105 | 106 | 113 | 114 | 116 | 117 | 119 | 122 | 123 => Ok(0),
         109 => set_group(a as u32, b as u32),
-        111 => group_of(0, |process| process.pgrp.load(Relaxed)),
+        111 => group_of(0, |process| process.record.pgrp.load(Relaxed)),
         112 => new_session(),
-        121 => group_of(a as u32, |process| process.pgrp.load(Relaxed)),
-        124 => group_of(a as u32, |process| process.session.load(Relaxed)),
+        121 => group_of(a as u32, |process| process.record.pgrp.load(Relaxed)),
+        124 => group_of(a as u32, |process| process.record.session.load(Relaxed)),
         157 => name(a, b),
         158 => bases(a, b),
         160 => uaccess::read_words(b).and_then(|limits| limit_of(a, Some(limits))).map(|_| 0),
@@ -127,7 +128,7 @@ fn wait(pid: i32, status: u64, options: u64, used: u64) -> Outcome {
     }
     let which = match pid {
         -1 => Which::Any,
-        0 => Which::Group(own()?.pgrp.load(Relaxed)),
+        0 => Which::Group(own()?.record.pgrp.load(Relaxed)),
         pid if pid > 0 => Which::Process(pid as u32),
         group => Which::Group(group.unsigned_abs()),
     };
@@ -160,17 +161,17 @@ fn group_of(pid: u32, word: impl FnOnce(&Process) -> u32) -> Outcome {
 fn set_group(pid: u32, group: u32) -> Outcome {
     let task = thread(pid)?;
     let process = task.process().ok_or(Errno::ESRCH)?;
-    process.pgrp.store(if group == 0 { task.tgid() } else { group }, Relaxed);
+    process.record.pgrp.store(if group == 0 { task.tgid() } else { group }, Relaxed);
     Ok(0)
 }
 
 fn new_session() -> Outcome {
     let (task, process) = (task::current(), own()?);
-    if process.pgrp.load(Relaxed) == task.tgid() {
+    if process.record.pgrp.load(Relaxed) == task.tgid() {
         return Err(Errno::EPERM);
     }
-    process.pgrp.store(task.tgid(), Relaxed);
-    process.session.store(task.tgid(), Relaxed);
+    process.record.pgrp.store(task.tgid(), Relaxed);
+    process.record.session.store(task.tgid(), Relaxed);
     Ok(u64::from(task.tgid()))
 }
 
@@ -187,9 +188,10 @@ fn system(at: u64) -> Outcome {
 
 /// Soft and hard limit of a resource, which are changed if `new` says so.
 fn limit_of(resource: u64, new: Option<[u64; 2]>) -> Result<[u64; 2], Errno> {
-    let resource = usize::try_from(resource as u32).ok().filter(|number| *number < NR_LIMITS).ok_or(Errno::EINVAL)?;
+    let resource =
+        usize::try_from(resource as u32).ok().filter(|number| *number < RLIM_NLIMITS).ok_or(Errno::EINVAL)?;
     let process = own()?;
-    let words = &process.limits[resource];
+    let words = &process.record.rlim[resource];
     let old = [words[0].load(Relaxed), words[1].load(Relaxed)];
     if let Some([soft, hard]) = new {
         if soft > hard {

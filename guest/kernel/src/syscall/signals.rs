@@ -27,7 +27,7 @@ pub fn call(number: u32, args: &[u64; 6], frame: &TrapFrame) -> Option<Outcome> 
         62 => signal::kill(a as i32, b as u32).map(|()| 0),
         127 => uaccess::write_u64(a, pending()).map(|()| 0),
         130 => uaccess::read_u64(a).and_then(|mask| {
-            task::current().signals.block_for_now(mask);
+            signal::block_for_now(&task::current(), mask);
             wait_for_signal()
         }),
         131 => stack(a, b, frame.rsp),
@@ -65,7 +65,7 @@ fn action(number: u32, new: u64, old: u64) -> Outcome {
 /// `rt_sigprocmask`.
 fn mask(how: u32, new: u64, old: u64) -> Outcome {
     let task = task::current();
-    let before = task.signals.blocked.load(Relaxed);
+    let before = task.record.blocked.load(Relaxed);
     if new != 0 {
         let mask = uaccess::read_u64(new)?;
         signal::set_blocked(match how {
@@ -83,8 +83,8 @@ fn mask(how: u32, new: u64, old: u64) -> Outcome {
 
 fn pending() -> u64 {
     let task = task::current();
-    let shared = task.process().map_or(0, |process| process.signals.bits());
-    (task.signals.pending.bits() | shared) & task.signals.blocked.load(Relaxed)
+    let shared = task.process().map_or(0, |process| process.pending().bits());
+    (task.pending().bits() | shared) & task.record.blocked.load(Relaxed)
 }
 
 /// `pause`: nothing wakes but a signal.

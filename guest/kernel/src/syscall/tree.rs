@@ -42,7 +42,7 @@ pub fn call(number: u32, args: &[u64; 6]) -> Option<Outcome> {
         88 => link(a, AT_FDCWD, b),
         89 => read_link(AT_FDCWD, a, b, c),
         90 => lookup(AT_FDCWD, a, true).map(|file| set_rights(&file, b as u32)),
-        95 => directories(&task::current()).map(|own| u64::from(own.mask.swap(a as u32 & 0o777, Relaxed))),
+        95 => directories(&task::current()).map(|own| u64::from(own.record.umask.swap(a as u32 & 0o777, Relaxed))),
         133 => make(AT_FDCWD, a, b as u32, c),
         257 => open(a, b, c as u32, d as u32),
         258 => make(a, b, mode::DIRECTORY | c as u32 & 0o7777, 0),
@@ -98,7 +98,7 @@ fn open(directory: u64, name: u64, flags: u32, rights: u32) -> Outcome {
         None if !creates => return Err(Errno::ENOENT),
         None if place.wants_directory => return Err(Errno::EISDIR),
         None => {
-            let mask = directories(&task::current())?.mask.load(Relaxed);
+            let mask = directories(&task::current())?.record.umask.load(Relaxed);
             let file = Inode::regular(place.directory.system, rights & !mask)?;
             place.directory.insert(&place.name, file)?
         }
@@ -165,7 +165,7 @@ fn make(directory: u64, name: u64, kind: u32, device: u64) -> Outcome {
     if place.file.is_some() {
         return Err(Errno::EEXIST);
     }
-    let rights = kind & 0o7777 & !directories(&task::current())?.mask.load(Relaxed);
+    let rights = kind & 0o7777 & !directories(&task::current())?.record.umask.load(Relaxed);
     let file = match kind & mode::TYPE {
         mode::DIRECTORY => Inode::directory(place.directory.system, rights),
         0 | mode::REGULAR => Inode::regular(place.directory.system, rights)?,

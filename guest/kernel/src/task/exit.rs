@@ -176,7 +176,7 @@ impl Which {
         match self {
             Self::Any => true,
             Self::Process(pid) => child.pid() == pid,
-            Self::Group(pgrp) => child.process().is_some_and(|process| process.pgrp.load(Relaxed) == pgrp),
+            Self::Group(pgrp) => child.process().is_some_and(|process| process.record.pgrp.load(Relaxed) == pgrp),
         }
     }
 }

@@ -71,8 +71,8 @@ pub use exit::{Wait, Which, exit, exit_group, exited_with, killed_by, set_notice
 pub use fork::{CloneArgs, clone};
 pub use kthread::{begin, kthread_run};
 pub use object::{Entry, Restart, Task, TaskRef, current, todo, try_current};
-pub use process::{NO_LIMIT, NR_LIMITS, Process, Usage};
-pub use resources::{Kind, Resource};
+pub use process::{NO_LIMIT, Process, Usage};
+pub use resources::{Kind, Resource, address_of};
 pub use sched::{
     cond_resched, cpu_time, kick_process, need_resched, preempt, reschedule_interrupt, schedule, set_state, wake_state,
     yield_now,

@@ -103,7 +103,7 @@ pub struct Task {
     pub(super) space_lock: SpinLock<()>,
     /// What it has of user mode beside its registers.
     pub user: UserState,
-    /// Signals that it blocks, and those that wait for it.
+    /// What else there is to signals than the record has.
     pub signals: crate::signal::State,
     /// The next task in its chain of the table.
     pub(super) chain: AtomicU64,
@@ -224,6 +224,7 @@ impl Task {
 
     /// Makes it a thread of `process`. It has none yet, and nobody else looks.
     pub(super) fn set_process(&self, process: Arc<Process>) {
+        self.record.signal.store(resources::address_of(&process.record), Relaxed);
         self.process.store(Arc::into_raw(process).cast_mut(), Release);
     }
 
@@ -344,7 +345,7 @@ fn free(task: &Task) {
     stack::free(task);
     task.user.free();
     resources::exit(task);
-    task.signals.pending.clear();
+    task.pending().clear();
     let process = task.process.swap(core::ptr::null_mut(), Relaxed);
     if !process.is_null() {
         // SAFETY: the reference that `set_process` took.

@@ -6,7 +6,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
-use pagevisor_shared::sched::TaskState;
+use pagevisor_shared::sched::{RLIM_NLIMITS, SignalStruct, TaskState};
 
 use super::list::{List, Nodes};
 use super::object::{Task, TaskRef, current, todo};
@@ -15,14 +15,14 @@ use super::{sched, table};
 use crate::fs::access::Executed;
 use crate::sync::{Once, SpinLock};
 
-/// Resources that can be limited (`RLIM_NLIMITS`).
-pub const NR_LIMITS: usize = 16;
 /// No limit (`RLIM_INFINITY`).
 pub const NO_LIMIT: u64 = u64::MAX;
 
 /// A process.
 #[derive(Debug)]
 pub struct Process {
+    /// What others may read: process group and session, signals that wait, limits.
+    pub record: SignalStruct,
     /// Threads that have not begun to end.
     pub live: AtomicU32,
     /// 1 once its parent has been told that it has ended, and may ask for it.
@@ -33,20 +33,14 @@ pub struct Process {
     code: AtomicU32,
     /// A child of it has ended, or one of its threads (`wait_chldexit`).
     pub changed: WaitQueue,
-    /// Process group and session.
-    pub pgrp: AtomicU32,
-    /// See [`Self::pgrp`].
-    pub session: AtomicU32,
     /// The signal that its parent gets when it ends; 0 for none.
     pub exit_signal: AtomicU32,
     /// Not 0: nobody asks for what its children end with (`SIGCHLD` is ignored, or `SA_NOCLDWAIT`).
     pub ignores_children: AtomicU32,
-    /// Signals that wait for any of its threads (`shared_pending`).
-    pub signals: crate::signal::Pending,
+    /// Signals that wait for any of its threads.
+    pub signals: crate::signal::Queue,
     /// Whether it is stopped.
     pub stop: crate::signal::Stop,
-    /// Soft and hard limit of each resource (`rlim`).
-    pub limits: [[AtomicU64; 2]; NR_LIMITS],
     /// Of threads that have ended.
     pub gone: Usage,
     /// Of children that have ended and were asked for.
@@ -136,8 +130,8 @@ pub(super) fn init_process() -> Option<&'static Arc<Process>> {
 }
 
 /// Linux's limits at boot (`INIT_RLIMITS`), by the resource's number.
-fn first_limits() -> [[u64; 2]; NR_LIMITS] {
-    let mut limits = [[NO_LIMIT; 2]; NR_LIMITS];
+fn first_limits() -> [[u64; 2]; RLIM_NLIMITS] {
+    let mut limits = [[NO_LIMIT; 2]; RLIM_NLIMITS];
     limits[3] = [8 << 20, NO_LIMIT];
     limits[4] = [0, NO_LIMIT];
     limits[6] = [table::max_threads() / 2; 2];
@@ -155,23 +149,28 @@ impl Process {
     pub(super) fn new(parent: Option<&Self>, exit_signal: u32) -> Arc<Self> {
         let limits = first_limits();
         let limit = |resource: usize, which: usize| match parent {
-            Some(parent) => parent.limits[resource][which].load(Relaxed),
+            Some(parent) => parent.record.rlim[resource][which].load(Relaxed),
             None => limits[resource][which],
         };
-        let inherited = |word: fn(&Self) -> &AtomicU32| parent.map_or(0, |parent| word(parent).load(Relaxed));
+        let inherited =
+            |word: fn(&SignalStruct) -> &AtomicU32| parent.map_or(0, |parent| word(&parent.record).load(Relaxed));
+        let record = SignalStruct {
+            pgrp: AtomicU32::new(inherited(|parent| &parent.pgrp)),
+            session: AtomicU32::new(inherited(|parent| &parent.session)),
+            shared_pending: AtomicU64::new(0),
+            rlim: core::array::from_fn(|resource| [0, 1].map(|which| AtomicU64::new(limit(resource, which)))),
+        };
         Arc::new(Self {
+            record,
             live: AtomicU32::new(1),
             told: AtomicU32::new(0),
             ending: AtomicU32::new(0),
             code: AtomicU32::new(0),
             changed: WaitQueue::new(),
-            pgrp: AtomicU32::new(inherited(|parent| &parent.pgrp)),
-            session: AtomicU32::new(inherited(|parent| &parent.session)),
             exit_signal: AtomicU32::new(exit_signal),
             ignores_children: AtomicU32::new(0),
-            signals: crate::signal::Pending::default(),
+            signals: crate::signal::Queue::default(),
             stop: crate::signal::Stop::default(),
-            limits: core::array::from_fn(|resource| [0, 1].map(|which| AtomicU64::new(limit(resource, which)))),
             gone: Usage::default(),
             children: Usage::default(),
             program: SpinLock::new(parent.and_then(|parent| parent.program.lock().clone())),
@@ -183,8 +182,8 @@ impl Process {
     /// Makes it the process of number 1, whose only thread is `task`.
     pub(super) fn set_init(self: &Arc<Self>, task: &Task) {
         INIT.set(Arc::clone(self));
-        self.pgrp.store(task.pid(), Relaxed);
-        self.session.store(task.pid(), Relaxed);
+        self.record.pgrp.store(task.pid(), Relaxed);
+        self.record.session.store(task.pid(), Relaxed);
         let _table = table::lock();
         self.family.lock().threads.push(task.addr());
     }
@@ -192,8 +191,8 @@ impl Process {
     /// Makes the current task, a thread of the kernel, the only thread of a process that is nobody's child.
     pub fn found() {
         let (task, process) = (current(), Self::new(None, 0));
-        process.pgrp.store(task.pid(), Relaxed);
-        process.session.store(task.pid(), Relaxed);
+        process.record.pgrp.store(task.pid(), Relaxed);
+        process.record.session.store(task.pid(), Relaxed);
         task.set_process(Arc::clone(&process));
         let _table = table::lock();
         process.family.lock().threads.push(task.addr());

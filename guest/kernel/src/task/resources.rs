@@ -4,8 +4,11 @@
 use alloc::sync::Arc;
 use core::any::Any;
 use core::fmt;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::errno::Errno;
+use pagevisor_shared::sched::TaskStruct;
 
 use super::clone_flags;
 use super::object::Task;
@@ -18,6 +21,9 @@ pub trait Resource: Any + Send + Sync {
     /// # Errors
     /// ENOMEM and whatever else makes the child impossible.
     fn duplicate(&self) -> Result<Arc<dyn Resource>, Errno>;
+
+    /// Address of what others may read of it, for the word of a task's record that [`Kind::word`] names.
+    fn record(&self) -> u64;
 
     /// For looking at it as what it is: `self`.
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
@@ -36,6 +42,15 @@ pub enum Kind {
 
 impl Kind {
     const ALL: [Self; 3] = [Self::Directories, Self::Files, Self::Signals];
+
+    /// Where the record of a task says what others may read of it.
+    const fn word(self, record: &TaskStruct) -> &AtomicU64 {
+        match self {
+            Self::Directories => &record.fs,
+            Self::Files => &record.files,
+            Self::Signals => &record.sighand,
+        }
+    }
 
     /// The flag of `clone` that shares it.
     const fn flag(self) -> u64 {
@@ -72,11 +87,20 @@ impl Resources {
     pub fn get_as<T: Any + Send + Sync>(&self, kind: Kind) -> Option<Arc<T>> {
         Arc::downcast(self.get(kind)?.into_any()).ok()
     }
+}
 
+impl Task {
     /// Changes that of `kind`; gives what was there.
-    pub fn set(&self, kind: Kind, resource: Option<Arc<dyn Resource>>) -> Option<Arc<dyn Resource>> {
-        core::mem::replace(&mut *self.0[kind as usize].lock(), resource)
+    pub fn set_resource(&self, kind: Kind, resource: Option<Arc<dyn Resource>>) -> Option<Arc<dyn Resource>> {
+        let mut place = self.resources.0[kind as usize].lock();
+        kind.word(&self.record).store(resource.as_ref().map_or(0, |resource| resource.record()), Relaxed);
+        core::mem::replace(&mut *place, resource)
     }
+}
+
+/// Where somebody outside finds `record`.
+pub fn address_of<T>(record: &T) -> u64 {
+    core::ptr::from_ref(record).expose_provenance() as u64
 }
 
 /// Gives `child` its resources: those of `parent` that `flags` says it shares, and copies of the others.
@@ -84,7 +108,7 @@ pub(super) fn copy(parent: &Task, child: &Task, flags: u64) -> Result<(), Errno>
     for kind in Kind::ALL {
         let Some(resource) = parent.resources.get(kind) else { continue };
         let given = if flags & kind.flag() != 0 { resource } else { resource.duplicate()? };
-        child.resources.set(kind, Some(given));
+        child.set_resource(kind, Some(given));
     }
     Ok(())
 }
@@ -92,6 +116,6 @@ pub(super) fn copy(parent: &Task, child: &Task, flags: u64) -> Result<(), Errno>
 /// Takes all resources from `task`, which ends.
 pub(super) fn exit(task: &Task) {
     for kind in Kind::ALL {
-        drop(task.resources.set(kind, None));
+        drop(task.set_resource(kind, None));
     }
 }

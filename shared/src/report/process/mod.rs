@@ -175,8 +175,18 @@ pub struct Process<'n> {
     pub tgid: u32,
     /// See above.
     pub ppid: u32,
-    /// What only the kernel itself knows; left out where that is none.
-    pub inside: Option<Inside>,
+    /// Process group and session.
+    pub pgrp: u32,
+    /// See above.
+    pub session: u32,
+    /// Its files' mode mask.
+    pub umask: u32,
+    /// Room for open files.
+    pub fd_size: u32,
+    /// Signals that wait for the thread, and for the process; that are blocked, ignored, handled.
+    pub signals: [u64; 5],
+    /// Signals that wait at most.
+    pub signal_limit: u64,
     /// Threads of the process.
     pub threads: u64,
     /// `PF_*`.
@@ -203,23 +213,6 @@ pub struct Process<'n> {
     pub switches: [u64; 2],
     /// What it ended with.
     pub exit_code: u32,
-}
-
-/// What the files show of a task that its record does not have.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Inside {
-    /// Process group and session.
-    pub pgrp: u32,
-    /// See above.
-    pub session: u32,
-    /// Its files' mode mask.
-    pub umask: u32,
-    /// Room for open files.
-    pub fd_size: u64,
-    /// Signals that wait for the thread, and for the process; that are blocked, ignored, handled.
-    pub signals: [u64; 5],
-    /// Signals that wait at most.
-    pub signal_limit: u64,
 }
 
 /// Nanoseconds of a tick as `/proc` counts them (`USER_HZ` is 100).
@@ -263,30 +256,19 @@ impl Process<'_> {
     /// # Errors
     /// Those of `out`.
     pub fn status(&self, memory: Option<&Memory>, nr_cpus: u32, out: &mut dyn Write) -> fmt::Result {
-        writeln!(out, "Name:\t{}", self.name)?;
-        if let Some(inside) = self.inside {
-            writeln!(out, "Umask:\t{:04o}", inside.umask)?;
-        }
+        writeln!(out, "Name:\t{}\nUmask:\t{:04o}", self.name, self.umask)?;
         writeln!(out, "State:\t{} ({})", self.state.letter(), self.state.word())?;
         writeln!(out, "Tgid:\t{}\nNgid:\t0\nPid:\t{}\nPPid:\t{}", self.tgid, self.pid, self.ppid)?;
-        writeln!(out, "TracerPid:\t0\nUid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0")?;
-        if let Some(inside) = self.inside {
-            writeln!(out, "FDSize:\t{}", inside.fd_size)?;
-        }
+        writeln!(out, "TracerPid:\t0\nUid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nFDSize:\t{}", self.fd_size)?;
         writeln!(out, "Groups:\t \nNStgid:\t{}\nNSpid:\t{}", self.tgid, self.pid)?;
-        if let Some(inside) = self.inside {
-            writeln!(out, "NSpgid:\t{}\nNSsid:\t{}", inside.pgrp, inside.session)?;
-        }
+        writeln!(out, "NSpgid:\t{}\nNSsid:\t{}", self.pgrp, self.session)?;
         if let Some(memory) = memory {
             memory.status(out)?;
             writeln!(out, "CoreDumping:\t0\nTHP_enabled:\t0")?;
         }
-        writeln!(out, "Threads:\t{}", self.threads)?;
-        if let Some(inside) = self.inside {
-            writeln!(out, "SigQ:\t0/{}", inside.signal_limit)?;
-            for (name, mask) in ["SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"].into_iter().zip(inside.signals) {
-                writeln!(out, "{name}:\t{mask:016x}")?;
-            }
+        writeln!(out, "Threads:\t{}\nSigQ:\t0/{}", self.threads, self.signal_limit)?;
+        for (name, mask) in ["SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"].into_iter().zip(self.signals) {
+            writeln!(out, "{name}:\t{mask:016x}")?;
         }
         for (name, mask) in [("Inh", 0), ("Prm", ALL_CAPS), ("Eff", ALL_CAPS), ("Bnd", ALL_CAPS), ("Amb", 0)] {
             writeln!(out, "Cap{name}:\t{mask:016x}")?;
@@ -309,8 +291,7 @@ impl Process<'_> {
         let m = memory.copied().unwrap_or_default();
         let [[min, maj], [child_min, child_maj]] = self.faults;
         write!(out, "{} ({}) {} {} ", self.pid, self.name, self.state.letter(), self.ppid)?;
-        let inside = self.inside.unwrap_or_default();
-        write!(out, "{} {} 0 -1 {} {min} {child_min} {maj} {child_maj}", inside.pgrp, inside.session, self.flags)?;
+        write!(out, "{} {} 0 -1 {} {min} {child_min} {maj} {child_maj}", self.pgrp, self.session, self.flags)?;
         for nanos in self.time.as_flattened() {
             write!(out, " {}", nanos / TICK)?;
         }
@@ -318,7 +299,7 @@ impl Process<'_> {
         write!(out, " {} {} {}", m.total_vm.wrapping_mul(PAGE_SIZE), m.total_rss(), self.rss_limit)?;
         write!(out, " {} {} {} 0 0", m.code[0], m.code[1], m.start_stack)?;
         // Only the first 31 signals have room here.
-        let [pending, _, blocked, ignored, caught] = inside.signals.map(|mask| mask & 0x7fff_ffff);
+        let [pending, _, blocked, ignored, caught] = self.signals.map(|mask| mask & 0x7fff_ffff);
         write!(out, " {pending} {blocked} {ignored} {caught}")?;
         write!(out, " {} 0 0 {} {} 0 0 0 0 0", u8::from(self.is_asleep()), self.exit_signal, self.cpu)?;
         write!(out, " {} {} {}", m.data[0], m.data[1], m.start_brk)?;

@@ -62,10 +62,18 @@ pub fn free(state: &StateView, as_json: bool, out: &mut dyn Write) -> Result<(),
         let _ = to_text(state, &sections, &walk, &mut text);
         out.write_all(text.as_bytes()).map_err(ReportError::Write)?;
     }
+    verified(&walk)
+}
+
+/// Whether lists and counters agree.
+///
+/// # Errors
+/// [`ReportError::Unverified`], with the places where they do not.
+pub fn verified(walk: &FreeWalk) -> Result<(), ReportError> {
     if walk.is_verified() {
         return Ok(());
     }
-    Err(ReportError::Unverified { free: walk.free_pages(), found: walk.found_pages(), details: details(&walk) })
+    Err(ReportError::Unverified { free: walk.free_pages(), found: walk.found_pages(), details: details(walk) })
 }
 
 fn to_text(state: &StateView, sections: &Sections, walk: &FreeWalk, out: &mut String) -> fmt::Result {

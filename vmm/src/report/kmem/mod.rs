@@ -25,7 +25,7 @@ use crate::state::StateView;
 
 pub use address::address;
 pub use flags::{flags, flags_json};
-pub use free::free;
+pub use free::{free, verified};
 pub use nodes::{nodes, nodes_json};
 pub use pages::pages;
 pub use slabs::{CacheName, SlabSpec, slabs};

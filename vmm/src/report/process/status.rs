@@ -8,11 +8,12 @@ use super::{Process, Shown};
 use crate::report::error::ReportError;
 use crate::state::Patience;
 
-/// `status`, as far as the task's record goes: it has no users, signals or file tables.
+/// `status`.
 pub(super) fn status(process: &Process<'_>) -> Result<Shown, ReportError> {
     let task = &process.task;
     let tasks = process.state.tasks(Patience::default())?;
     let threads = tasks.list.iter().filter(|other| other.tgid == task.tgid).count();
+    let shares = process.state.task_shares(task)?;
     let region = process.state.region();
     let shown = process::Process {
         name: &task.comm,
@@ -20,7 +21,12 @@ pub(super) fn status(process: &Process<'_>) -> Result<Shown, ReportError> {
         pid: task.pid,
         tgid: task.tgid,
         ppid: task.ppid,
-        inside: None,
+        pgrp: shares.pgrp,
+        session: shares.session,
+        umask: shares.umask,
+        fd_size: shares.max_fds,
+        signals: [task.pending, shares.shared_pending, task.blocked, shares.ignored, shares.caught],
+        signal_limit: shares.signal_limit,
         threads: threads as u64,
         flags: task.flags,
         faults: [[task.min_flt, task.maj_flt], [0; 2]],

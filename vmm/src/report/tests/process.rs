@@ -90,6 +90,7 @@ fn status_and_statm_tell_the_counters() {
     let state = guest().view();
     let expected = "\
 Name:\tinit
+Umask:\t0022
 State:\tR (running)
 Tgid:\t1
 Ngid:\t0
@@ -98,9 +99,12 @@ PPid:\t0
 TracerPid:\t0
 Uid:\t0\t0\t0\t0
 Gid:\t0\t0\t0\t0
+FDSize:\t64
 Groups:\t 
 NStgid:\t1
 NSpid:\t1
+NSpgid:\t1
+NSsid:\t4
 VmPeak:\t     160 kB
 VmSize:\t     152 kB
 VmLck:\t       0 kB
@@ -120,6 +124,12 @@ HugetlbPages:\t       0 kB
 CoreDumping:\t0
 THP_enabled:\t0
 Threads:\t1
+SigQ:\t0/1000
+SigPnd:\t0000000000000100
+ShdPnd:\t0000000000000200
+SigBlk:\t0000000000000300
+SigIgn:\t0000000000001000
+SigCgt:\t0000000000010000
 CapInh:\t0000000000000000
 CapPrm:\t000001ffffffffff
 CapEff:\t000001ffffffffff
@@ -140,7 +150,9 @@ nonvoluntary_ctxt_switches:\t0
     assert_eq!(text(&state, "pid/1/status"), expected);
     assert_eq!(text(&state, "pid/1/statm"), "38 4 1 2 0 36 0\n");
     assert_eq!(text(&state, "pid/2/statm"), "0 0 0 0 0 0 0\n");
-    assert!(!text(&state, "pid/2/status").contains("Vm"));
+    // A thread of the kernel shares nothing.
+    let kernel = text(&state, "pid/2/status");
+    assert!(!kernel.contains("Vm") && kernel.contains("\nSigQ:\t0/18446744073709551615\n"), "{kernel}");
 }
 
 #[test]
@@ -223,12 +235,13 @@ ffff888003802100     600000     603000 100073
 
 #[test]
 fn damage_ends_a_view_and_is_told() {
-    let cases: [(&str, u64, u64, &str); 6] = [
+    let cases: [(&str, u64, u64, &str); 7] = [
         ("pid/1/maps", AREAS_OF + 256 + offset_of!(VmArea, vm_start) as u64, 0x40_1000, "start of an area"),
         ("pid/1/maps", AREAS_OF + 512 + offset_of!(VmArea, next) as u64, direct(AREAS_OF), "start of an area"),
         ("pid/1/maps", AREAS_OF + offset_of!(VmArea, vm_mm) as u64, 0, "address space of an area"),
         ("ps", TASKS + 256 + offset_of!(TaskStruct, next) as u64, direct(TASKS), "backward link of a task"),
         ("ps", TASKS + offset_of!(TaskStruct, next) as u64, 0x1234, "address of a task"),
+        ("pid/1/status", TASKS + offset_of!(TaskStruct, files) as u64, 0x1234, "address of what a task shares"),
         ("pid/1/smaps", USER_TABLES, 0xf000_0000_0027, "page table"),
     ];
     for (name, at, value, what) in cases {

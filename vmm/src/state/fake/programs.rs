@@ -14,7 +14,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use pagevisor_shared::mm_types::{AddressSpace, MappedFile, MappingId, MmStruct, VmArea, VmaFlags};
 use pagevisor_shared::page_flags::PageFlag;
 use pagevisor_shared::pgtable::Entry;
-use pagevisor_shared::sched::{TaskState, TaskStruct};
+use pagevisor_shared::sched::{
+    FilesStruct, FsStruct, RLIMIT_SIGPENDING, SighandStruct, SignalStruct, TaskState, TaskStruct,
+};
 
 use super::slabs::direct;
 use super::{FakeGuest, MIB, PFN4G};
@@ -26,6 +28,8 @@ pub(crate) const SPACE: u64 = TASKS + 0x1000;
 /// Its areas, 256 bytes each.
 pub(crate) const AREAS_OF: u64 = TASKS + 0x2000;
 const FILE: u64 = TASKS + 0x3000;
+/// What task 1 shares, 512 bytes each.
+const SHARES: u64 = TASKS + 0x4000;
 /// The program's page tables, the top one first.
 pub(crate) const USER_TABLES: u64 = 57 * MIB;
 /// Frames that the program has mapped: of the file, twice anonymous, the zero page, of the stack.
@@ -48,6 +52,7 @@ impl FakeGuest {
         put(TASKS, offset_of!(TaskStruct, cpus_mask), 3);
         put(TASKS, offset_of!(TaskStruct, nvcsw), 7);
         put32(TASKS + 256, offset_of!(TaskStruct, flags), TaskStruct::KTHREAD);
+        self.shares();
         self.memory.write(FILE + 128, b"/bin/init");
         put32(FILE, offset_of!(MappedFile, path_len), 9);
         put(FILE, offset_of!(MappedFile, path), direct(FILE + 128));
@@ -79,6 +84,30 @@ impl FakeGuest {
         ];
         words.iter().for_each(|(offset, value)| self.memory.write_u32(at + *offset as u64, *value));
         self.memory.write(at + offset_of!(TaskStruct, comm) as u64, comm);
+    }
+
+    fn shares(&self) {
+        let words = [
+            offset_of!(TaskStruct, signal),
+            offset_of!(TaskStruct, sighand),
+            offset_of!(TaskStruct, fs),
+            offset_of!(TaskStruct, files),
+        ];
+        let [signal, sighand, fs, files] = [0, 512, 1024, 1536].map(|offset| SHARES + offset);
+        for (word, at) in words.into_iter().zip([signal, sighand, fs, files]) {
+            self.memory.write_u64(TASKS + word as u64, direct(at));
+        }
+        self.memory.write_u64(TASKS + offset_of!(TaskStruct, pending) as u64, 0x100);
+        self.memory.write_u64(TASKS + offset_of!(TaskStruct, blocked) as u64, 0x300);
+        self.memory.write_u32(signal + offset_of!(SignalStruct, pgrp) as u64, 1);
+        self.memory.write_u32(signal + offset_of!(SignalStruct, session) as u64, 4);
+        self.memory.write_u64(signal + offset_of!(SignalStruct, shared_pending) as u64, 0x200);
+        let limit = offset_of!(SignalStruct, rlim) + RLIMIT_SIGPENDING * 16;
+        self.memory.write_u64(signal + limit as u64, 1000);
+        self.memory.write_u64(sighand + offset_of!(SighandStruct, ignored) as u64, 0x1000);
+        self.memory.write_u64(sighand + offset_of!(SighandStruct, caught) as u64, 0x1_0000);
+        self.memory.write_u32(fs + offset_of!(FsStruct, umask) as u64, 0o22);
+        self.memory.write_u32(files + offset_of!(FilesStruct, max_fds) as u64, 64);
     }
 
     fn area_of(&self, number: u64, [start, end, flags, pgoff, file]: [u64; 5]) {

@@ -9,8 +9,8 @@ use core::sync::atomic::Ordering::Relaxed;
 use pagevisor_mm::mmap::Space;
 use pagevisor_shared::errno::Errno;
 use pagevisor_shared::report::counters;
-use pagevisor_shared::report::process::{Inside, Memory, Process as Shown};
-use pagevisor_shared::sched::{TaskState, TaskStruct};
+use pagevisor_shared::report::process::{Memory, Process as Shown};
+use pagevisor_shared::sched::{RLIM_NLIMITS, RLIMIT_SIGPENDING, TaskState, TaskStruct};
 use pagevisor_shared::units::VirtAddr;
 
 use super::text::Text;
@@ -18,8 +18,8 @@ use super::{Target, areas};
 use crate::fs::file::zeros;
 use crate::fs::table::{directories, files};
 use crate::fs::{mode, path, root};
-use crate::signal::{Actions, SIGNALS, bit};
-use crate::task::{self, Kind, Task, TaskRef, Usage};
+use crate::signal::actions_of;
+use crate::task::{self, Task, TaskRef, Usage};
 use crate::{platform, region, smp};
 
 macro_rules! items {
@@ -88,9 +88,8 @@ items! {
     Threads = "task", mode::DIRECTORY | 0o555;
 }
 
-/// `RLIMIT_RSS`, `RLIMIT_SIGPENDING`.
+/// `RLIMIT_RSS`.
 const LIMIT_RSS: usize = 5;
-const LIMIT_SIGNALS: usize = 11;
 /// Most bytes of arguments or environment that are shown.
 const MAX_STRINGS: u64 = 1 << 20;
 /// What is mounted.
@@ -99,7 +98,7 @@ const MOUNTS: &str = "rootfs / rootfs rw 0 0\n\
     tmpfs /tmp tmpfs rw,relatime 0 0\n\
     tmpfs /dev/shm tmpfs rw,relatime 0 0\n";
 /// Names of limits, and their units.
-const LIMITS: [(&str, &str); task::NR_LIMITS] = [
+const LIMITS: [(&str, &str); RLIM_NLIMITS] = [
     ("Max cpu time", "seconds"),
     ("Max file size", "bytes"),
     ("Max data size", "bytes"),
@@ -229,7 +228,7 @@ fn strings(space: Option<&Use>, range: Option<[u64; 2]>) -> Result<Vec<u8>, Errn
 fn limits(task: &Task, out: &mut dyn Write) -> fmt::Result {
     let Some(process) = task.get_process() else { return Ok(()) };
     writeln!(out, "{:<25} {:<20} {:<20} {:<10}", "Limit", "Soft Limit", "Hard Limit", "Units")?;
-    for ((name, unit), limits) in LIMITS.iter().zip(&process.limits) {
+    for ((name, unit), limits) in LIMITS.iter().zip(&process.record.rlim) {
         write!(out, "{name:<25} ")?;
         for limit in limits.iter().map(|limit| limit.load(Relaxed)) {
             let text = if limit == task::NO_LIMIT { "unlimited".to_string() } else { limit.to_string() };
@@ -238,22 +237,6 @@ fn limits(task: &Task, out: &mut dyn Write) -> fmt::Result {
         writeln!(out, "{unit:<10}")?;
     }
     Ok(())
-}
-
-/// Signals that `task` ignores, and that it handles.
-fn actions(task: &Task) -> [u64; 2] {
-    let (mut ignored, mut handled) = (0, 0);
-    if let Some(actions) = task.resources.get_as::<Actions>(Kind::Signals) {
-        for number in 1..=SIGNALS {
-            let action = actions.get(number);
-            if action.ignores() {
-                ignored |= bit(number);
-            } else if !action.is_default() {
-                handled |= bit(number);
-            }
-        }
-    }
-    [ignored, handled]
 }
 
 /// Calls `show` with what is shown of `task`: times and faults are those of all its threads if it leads a process.
@@ -283,24 +266,22 @@ fn shown(task: &TaskRef, show: impl FnOnce(&Shown<'_>) -> fmt::Result) -> fmt::R
         [first.load(Relaxed), second.load(Relaxed)]
     };
     let limit =
-        |which: usize| process.as_ref().map_or(task::NO_LIMIT, |process| process.limits[which][0].load(Relaxed));
+        |which: usize| process.as_ref().map_or(task::NO_LIMIT, |process| process.record.rlim[which][0].load(Relaxed));
     let of_process = |word: fn(&task::Process) -> u32| process.as_ref().map_or(0, |process| word(process));
-    let shared = process.as_ref().map_or(0, |process| process.signals.bits());
-    let [ignored, handled] = actions(task);
+    let shared = process.as_ref().map_or(0, |process| process.pending().bits());
+    let [ignored, caught] = actions_of(task).map_or([0; 2], |actions| actions.masks());
     show(&Shown {
         name: &name,
         state: TaskState::new(record.state.load(Relaxed)).unwrap_or(TaskState::Dead),
         pid: task.pid(),
         tgid: task.tgid(),
         ppid: record.ppid.load(Relaxed),
-        inside: Some(Inside {
-            pgrp: of_process(|process| process.pgrp.load(Relaxed)),
-            session: of_process(|process| process.session.load(Relaxed)),
-            umask: directories(task).map_or(0, |own| own.mask.load(Relaxed)),
-            fd_size: files(task).map_or(0, |files| files.room() as u64),
-            signals: [task.signals.pending.bits(), shared, task.signals.blocked.load(Relaxed), ignored, handled],
-            signal_limit: limit(LIMIT_SIGNALS),
-        }),
+        pgrp: of_process(|process| process.record.pgrp.load(Relaxed)),
+        session: of_process(|process| process.record.session.load(Relaxed)),
+        umask: directories(task).map_or(0, |own| own.record.umask.load(Relaxed)),
+        fd_size: files(task).map_or(0, |files| files.room()),
+        signals: [task.pending().bits(), shared, record.blocked.load(Relaxed), ignored, caught],
+        signal_limit: limit(RLIMIT_SIGPENDING),
         threads,
         flags: record.flags.load(Relaxed),
         faults: [pair(&used.min_flt, &used.maj_flt), pair(&children.min_flt, &children.maj_flt)],
