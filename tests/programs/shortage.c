@@ -3,7 +3,7 @@
 
 #include "bare.h"
 
-enum { SETRLIMIT = 160, RLIMIT_NOFILE = 7, E2BIG = 7, NORESERVE = 0x4000, POPULATE_WRITE = 23 };
+enum { RLIMIT_NOFILE = 7, E2BIG = 7, NORESERVE = 0x4000, POPULATE_WRITE = 23 };
 #define HUGE (8ul << 30)
 #define STRING 120000ul
 #define STRINGS 16
