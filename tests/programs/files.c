@@ -269,6 +269,15 @@ static void maps(void)
     CHECK(figure(line, "Rss:") == 8 && figure(line, "Private_Dirty:") == 4 && figure(line, "Anonymous:") == 4);
     CHECK(CALL(RENAME, "/tmp/shown", "/tmp/moved") == 0 && CALL(UNLINK, "/tmp/moved") == 0);
     CHECK(CALL(MUNMAP, area, 2 * PAGE) == 0);
+    // An area of /dev/zero has its name, and pages of the program's own.
+    long zero = CALL(OPEN, "/dev/zero", 0);
+    area = (char *)CALL(MMAP, 0, 3 * PAGE, PROT_RW, MAP_PRIVATE, zero, 7 * PAGE);
+    CHECK(!failed(area) && area[0] == 0 && CALL(FSTAT, zero, stat) == 0 && stat[0] == 2);
+    area[PAGE] = 1;
+    slurp("/proc/self/smaps");
+    CHECK((line = find(text, " rw-p 00007000 00:02 ")) != 0 && figure(line + 20, " ") == stat[1]);
+    CHECK(find(line, " /dev/zero\n") != 0 && find(line, " /dev/zero\n") < find(line, "\nSize:"));
+    CHECK(figure(line, "Rss:") == 4 && figure(line, "Anonymous:") == 4 && figure(line, "Private_Dirty:") == 4);
 }
 
 static void part(const char *name, u64 *start, const char *self)

@@ -216,7 +216,7 @@ pub struct MappedFile {
     pub mapping: AtomicU64,
     /// Address of the path, as `maps` shows it; 0 for none.
     pub path: AtomicU64,
-    /// How it was opened: [`Self::READ`], [`Self::WRITE`].
+    /// How it was opened, and what it is: [`Self::READ`] and so on.
     pub mode: AtomicU32,
     /// Padding.
     pub pad: AtomicU32,
@@ -233,4 +233,6 @@ impl MappedFile {
     pub const WRITE: u32 = 2;
     /// May be executed.
     pub const EXEC: u32 = 4;
+    /// It has no pages: what is mapped of it, privately, is memory as if there were no file (`mmap_zero`).
+    pub const ANON: u32 = 8;
 }

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
+use pagevisor_mm::filemap::MappingKind;
 use pagevisor_mm::mmap::MappedFileRef;
 use pagevisor_shared::errno::Errno;
 use pagevisor_shared::mm_types::MappedFile;
@@ -211,11 +212,20 @@ impl File {
         if let Some(mapped) = *self.mapped.lock() {
             return Ok(mapped);
         }
-        let mapping = self.inode.mapping().ok_or(Errno::ENODEV)?;
         let mm = platform::mm().ok_or(Errno::ENODEV)?;
         let right = |has: bool, right: u32| if has { right } else { 0 };
         let mode = right(self.reads(), MappedFile::READ) | right(self.writes(), MappedFile::WRITE) | MappedFile::EXEC;
-        let made = mm.mapped_file_new(mapping, self.path().as_bytes(), mode).ok_or(Errno::ENOMEM)?;
+        let open = |mapping, mode| mm.mapped_file_new(mapping, self.path().as_bytes(), mode).ok_or(Errno::ENOMEM);
+        let made = if let Kind::Device(Device::Zero) = self.inode.kind {
+            let (system, number) = (self.inode.system, self.inode.number);
+            let empty = mm.mapping_create(MappingKind::Ram, system.device(), number).ok_or(Errno::ENOMEM)?;
+            let made = open(empty, mode | MappedFile::ANON);
+            // The record has a reference of its own, if there is one.
+            mm.mapping_put(empty);
+            made?
+        } else {
+            open(self.inode.mapping().ok_or(Errno::ENODEV)?, mode)?
+        };
         let mapped = *self.mapped.lock().get_or_insert(made);
         if mapped != made {
             // Another thread was faster.

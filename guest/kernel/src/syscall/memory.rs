@@ -71,20 +71,18 @@ fn map(mm: &Mm, space: Space, limits: &Limits, args: &[u64; 6]) -> Outcome {
     }
     let file = files::own()?.get(file)?;
     let request = match file.inode.kind {
-        Kind::Device(Device::Zero) => zeros(&file, request)?,
+        Kind::Device(Device::Zero) if flags & MAP_TYPE != MAP_PRIVATE => zeros(&file, request)?,
         _ => MmapRequest { file: Some(file.mapped()?), ..request },
     };
     mm.do_mmap(space, &request, limits).map(VirtAddr::raw)
 }
 
-/// `/dev/zero` is mapped as memory without a file is, if it may be (`mmap_zero`).
+/// `/dev/zero` is shared as memory without a file is, if it may be (`mmap_zero`).
 fn zeros(file: &File, request: MmapRequest) -> Result<MmapRequest, Errno> {
-    let shared = request.flags & MAP_TYPE != MAP_PRIVATE;
-    if !file.reads() || shared && request.prot & PROT_WRITE != 0 && !file.writes() {
+    if !file.reads() || request.prot & PROT_WRITE != 0 && !file.writes() {
         return Err(Errno::EACCES);
     }
-    let kind = if shared { MAP_SHARED } else { MAP_PRIVATE };
-    Ok(MmapRequest { flags: request.flags & !MAP_TYPE | kind | MAP_ANONYMOUS, ..request })
+    Ok(MmapRequest { flags: request.flags & !MAP_TYPE | MAP_SHARED | MAP_ANONYMOUS, ..request })
 }
 
 /// `mincore`.

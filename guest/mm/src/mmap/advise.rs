@@ -119,7 +119,7 @@ impl Advice {
     fn check_flags(advice: u32, vma: Vma) -> Result<(), Errno> {
         let flags = vma.flags();
         let refused = match advice {
-            u::MADV_WIPEONFORK => !vma.is_anonymous() || flags.contains(VmaFlags::SHARED),
+            u::MADV_WIPEONFORK => vma.file().is_some(),
             u::MADV_DODUMP => flags.intersects(VmaFlags::PFNMAP.with(VmaFlags::DONTEXPAND)),
             _ => false,
         };

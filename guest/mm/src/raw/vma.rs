@@ -192,10 +192,10 @@ impl Vma {
         self.pgoff().wrapping_add(addr.wrapping_sub(self.start()) >> PAGE_SHIFT)
     }
 
-    /// Whether it has no file: neither a mapped one nor shared memory (`vma_is_anonymous`).
+    /// Whether it has no pages of a file, neither of a mapped one nor of shared memory (`vma_is_anonymous`).
     #[inline(always)]
     pub fn is_anonymous(self) -> bool {
-        self.record().vm_file.get() == 0
+        self.file().is_none_or(|file| file.record().mode.get() & MappedFile::ANON != 0)
     }
 
     /// Where the room below it ends: a stack keeps some for itself (`vm_start_gap`).

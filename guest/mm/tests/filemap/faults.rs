@@ -156,6 +156,36 @@ fn shared_memory_without_a_file_is_shared_with_children() {
 }
 
 #[test]
+fn a_file_without_pages_gives_areas_of_programs_own_memory_its_name() {
+    let machine = machine(1);
+    let mm = machine.mm();
+    let mapping = mm.mapping_create(MappingKind::Ram, 2, 9).expect("a file");
+    let of = mm.mapped_file_new(mapping, b"/dev/zero", MappedFile::READ | MappedFile::ANON).expect("an open file");
+    let space = mm.mm_alloc().expect("a space");
+    let addr = map(mm, space, of, 3, 4, RW, MAP_PRIVATE);
+    assert_eq!(load(mm, space, addr), (0, Some(FaultKind::Zero)));
+    assert_eq!(store(mm, space, addr + PAGE_SIZE, 1), Some(FaultKind::Anon));
+    let counter = |kind: MmCounter| space.rss_stat[kind as usize].load(Relaxed);
+    assert_eq!((counter(MmCounter::Anon), counter(MmCounter::File)), (1, 0));
+    let area = mm.find_vma(space, VirtAddr::new(addr)).expect("an area");
+    let mut path = [0; 16];
+    let named = mm.area_file(&area, &mut path).expect("it has a file");
+    assert_eq!((named.dev, named.ino, &path[..named.path_len], area.pgoff), (2, 9, &b"/dev/zero"[..], 3));
+    let at = VirtAddr::new(addr);
+    assert_eq!(mm.do_madvise(space, at, PAGE_SIZE, MADV_FREE), Ok(()));
+    assert_eq!(mm.do_madvise(space, at, PAGE_SIZE, MADV_WIPEONFORK), Err(Errno::EINVAL));
+    let child = mm.dup_mmap(space).expect("a child");
+    assert_eq!(load(mm, child, addr + PAGE_SIZE).0, 1);
+    assert_eq!(store(mm, child, addr + PAGE_SIZE, 2), Some(FaultKind::CowCopy));
+    assert_eq!(load(mm, space, addr + PAGE_SIZE).0, 1);
+    assert_sound(mm, &[mapping]);
+    mm.mmput(child);
+    mm.mmput(space);
+    close(mm, (mapping, of));
+    assert_sound(mm, &[]);
+}
+
+#[test]
 fn pages_of_ramfs_count_as_files_and_modes_are_kept() {
     let machine = machine(1);
     let mm = machine.mm();
