@@ -87,6 +87,7 @@ extern "C" fn kernel_main(tsc: u64, start_info: u64) -> ! {
     traps::init();
     clock::init(tsc);
     cpu::harden();
+    cpu::init_pat();
     let Some(start_info) = StartInfo::at(start_info) else { panic!("no PVH start info at {start_info:#x}") };
     let options = cmdline::parse(start_info.command_line());
     paging::init();
