@@ -3,6 +3,7 @@
 mod clone;
 mod files;
 mod futex;
+mod iovec;
 mod memory;
 mod numa;
 mod process;
@@ -113,7 +114,8 @@ fn unknown(number: u32, frame: &TrapFrame) -> Outcome {
 pub fn limits(task: &Task) -> Limits {
     let Some(process) = task.process() else { return Limits::DEFAULT };
     let of = |resource: usize| process.limits[resource][0].load(Relaxed);
-    Limits { data: of(2), stack: of(3), memlock: of(8), as_: of(9) }
+    let data_max = process.limits[2][1].load(Relaxed);
+    Limits { data: of(2), data_max, stack: of(3), memlock: of(8), as_: of(9) }
 }
 
 /// Whether the call at `frame` was interrupted by a signal.
