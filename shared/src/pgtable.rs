@@ -43,16 +43,20 @@ pub const fn table_end(virt: u64, end: u64, level: u32) -> u64 {
     if boundary.wrapping_sub(1) < end.wrapping_sub(1) { boundary } else { end }
 }
 
-/// How the processor caches a mapping (`enum page_cache_mode`), as far as the bits PWT and PCD alone can say: the
-/// processor's table of memory types (PAT) is as it is after reset.
+/// The processor's table of memory types (`MSR_IA32_CR_PAT`), a byte for each that entries can name: write-back,
+/// write-combining, uncached unless a range register says otherwise, uncached; then, by a bit that no entry here has,
+/// write-back, write-protected, the third again and write-through. As Linux sets it (`pat_bp_init`).
+pub const PAT: u64 = 0x0407_0506_0007_0106;
+
+/// How the processor caches a mapping (`enum page_cache_mode`), by the bits PWT and PCD, which name one of the first four
+/// types of [`PAT`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CacheMode {
     /// Cached: memory.
     WriteBack,
-    /// Reads are cached, writes go through.
-    WriteThrough,
-    /// Not cached, unless a range register says that writes may be gathered (`UC-`). Without PAT that is also what Linux
-    /// makes of write-combining.
+    /// Not cached; writes may be gathered (`WC`).
+    WriteCombining,
+    /// Not cached, unless a range register says that writes may be gathered (`UC-`).
     UncachedMinus,
     /// Not cached at all.
     Uncached,
@@ -64,7 +68,7 @@ impl CacheMode {
     pub const fn bits(self) -> u64 {
         match self {
             Self::WriteBack => 0,
-            Self::WriteThrough => Entry::WRITE_THROUGH,
+            Self::WriteCombining => Entry::WRITE_THROUGH,
             Self::UncachedMinus => Entry::CACHE_DISABLE,
             Self::Uncached => Entry::CACHE_DISABLE | Entry::WRITE_THROUGH,
         }

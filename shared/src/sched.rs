@@ -33,6 +33,8 @@ pub enum TaskState {
     Dead = 16,
     /// Ended, and nobody has asked for its exit code (`EXIT_ZOMBIE`).
     Zombie = 32,
+    /// Sleeps until there is work, and is no load meanwhile (`TASK_IDLE`): a thread of the kernel's.
+    Idle = 0x402,
 }
 
 impl TaskState {
@@ -45,6 +47,7 @@ impl TaskState {
             4 => Self::Stopped,
             16 => Self::Dead,
             32 => Self::Zombie,
+            0x402 => Self::Idle,
             _ => return None,
         })
     }
@@ -58,6 +61,7 @@ impl TaskState {
             Self::Stopped => 'T',
             Self::Dead => 'X',
             Self::Zombie => 'Z',
+            Self::Idle => 'I',
         }
     }
 
@@ -70,6 +74,7 @@ impl TaskState {
             Self::Stopped => "stopped",
             Self::Dead => "dead",
             Self::Zombie => "zombie",
+            Self::Idle => "idle",
         }
     }
 }

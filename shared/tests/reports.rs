@@ -230,6 +230,32 @@ fn meminfo_is_linux_s() {
 }
 
 #[test]
+fn settings_are_in_sysctl_s_order() {
+    let buffer = filled(MACHINES[0]);
+    let region = buffer.region();
+    let settings = region.sysctl();
+    settings.overcommit_memory.store(2, Relaxed);
+    settings.overcommit_ratio.store(50, Relaxed);
+    settings.overcommit_kbytes.store(1 << 40, Relaxed);
+    settings.max_map_count.store(65530, Relaxed);
+    settings.mmap_min_addr.store(65536, Relaxed);
+    let found = text(|out| report::sysctl(&region, out));
+    let mut names: Vec<&str> = found.lines().filter_map(|line| line.split(" = ").next()).collect();
+    for line in [
+        "vm.overcommit_memory = 2",
+        "vm.overcommit_ratio = 50",
+        "vm.overcommit_kbytes = 1099511627776",
+        "vm.max_map_count = 65530",
+        "vm.mmap_min_addr = 65536",
+    ] {
+        assert!(found.lines().any(|found| found == line), "no {line} in {found}");
+    }
+    let order = names.clone();
+    names.sort_unstable();
+    assert_eq!(order, names);
+}
+
+#[test]
 fn node_meminfo_is_linux_s() {
     for machine in MACHINES {
         let expected = file(machine, "node0.meminfo");

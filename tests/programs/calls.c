@@ -270,6 +270,116 @@ static void room(void)
     CHECK(CALL(FTRUNCATE, file, 0) == 0 && CALL(STATFS, "/tmp", tmp) == 0 && tmp[3] == tmp[2]);
 }
 
+// What was moved of pieces before one was not there, and lists that make no sense.
+static void pieces(void)
+{
+    enum { READV = 19, VM_READV = 310, VM_WRITEV = 311 };
+    struct piece { void *at; u64 size; } here[2], there[2], wild = { 0, 1ul << 63 };
+    char *from = map(3 * PAGE, PROT_RW), *to = map(3 * PAGE, PROT_RW);
+    long me = CALL(GETPID);
+    int ends[2];
+    for (u64 at = 0; at < 3 * PAGE; at++)
+        from[at] = (char)(at / 7);
+    CHECK(CALL(MUNMAP, to + 2 * PAGE, PAGE) == 0 && CALL(PIPE, ends) == 0);
+    // The second piece here is not there; one that ends where something ends.
+    here[0] = (struct piece){ to, PAGE }, here[1] = (struct piece){ to + 2 * PAGE, PAGE };
+    there[0] = (struct piece){ from, 3 * PAGE };
+    CHECK(CALL(VM_READV, me, here, 2, there, 1, 0) == (long)PAGE && to[PAGE - 1] == from[PAGE - 1]);
+    here[0] = (struct piece){ to + PAGE / 2, 2 * PAGE };
+    CHECK(CALL(VM_READV, me, here, 1, there, 1, 0) == (long)(3 * PAGE / 2) && to[2 * PAGE - 1] == from[3 * PAGE / 2 - 1]);
+    CHECK(CALL(VM_WRITEV, me, here, 1, there, 1, 0) == (long)(3 * PAGE / 2));
+    CHECK(CALL(VM_READV, me, here + 1, 1, there, 1, 0) == -EFAULT && CALL(VM_WRITEV, me, here + 1, 1, there, 1, 0) == -EFAULT);
+    // Pieces of other sizes on both sides, and none.
+    here[0] = (struct piece){ to, 3 }, here[1] = (struct piece){ to + 3, 2 * PAGE - 3 };
+    there[0] = (struct piece){ from + 1, PAGE }, there[1] = (struct piece){ from + PAGE + 1, PAGE };
+    CHECK(CALL(VM_READV, me, here, 2, there, 2, 0) == (long)(2 * PAGE));
+    for (u64 at = 0; at < 2 * PAGE; at++)
+        CHECK(to[at] == from[at + 1]);
+    CHECK(CALL(VM_READV, me, here, 0, there, 1, 0) == 0 && CALL(VM_READV, -1, here, 1, there, 0, 0) == 0);
+    CHECK(CALL(VM_READV, 99999, here, 1, there, 1, 0) == -ESRCH);
+    // Lengths below 0, more pieces than there may be, lists that are not there.
+    CHECK(CALL(VM_READV, me, &wild, 1, there, 1, 0) == -EINVAL && CALL(VM_READV, me, here, 1, &wild, 1, 0) == -EINVAL);
+    CHECK(CALL(READV, ends[0], &wild, 1) == -EINVAL && CALL(WRITEV, ends[1], &wild, 1) == -EINVAL);
+    CHECK(CALL(READV, ends[0], here, 1025) == -EINVAL && CALL(VM_READV, me, here, 1025, there, 1, 0) == -EINVAL);
+    CHECK(CALL(VM_READV, me, 16, 1, there, 1, 0) == -EFAULT && CALL(VM_READV, me, here, 1, 16, 1, 0) == -EFAULT);
+    // Nothing is asked of what nobody can map.
+    CHECK(CALL(MMAP, 0, 0, PROT_READ, MAP_SHARED, ends[0], 0) == -EINVAL);
+    CHECK(CALL(MMAP, 0, PAGE, PROT_READ, MAP_SHARED, ends[0], 0) == -ENODEV);
+}
+
+// How much was mapped at most, by this program and by children that are gone; and what is shared.
+static void most(void)
+{
+    enum { GETRUSAGE = 98, SYSINFO = 99, SELF = 0, CHILDREN = -1, MAXRSS = 4, SHARED = 6, PAGES = 300 };
+    u64 usage[18], info[14], before;
+    int status;
+    CHECK(CALL(GETRUSAGE, SELF, usage) == 0 && usage[MAXRSS] > 0 && usage[MAXRSS] < 4 * PAGES);
+    before = usage[MAXRSS];
+    CHECK(CALL(GETRUSAGE, CHILDREN, usage) == 0 && usage[MAXRSS] == 0);
+    long child = CALL(FORK);
+    if (child == 0) {
+        char *pages = map(PAGES * PAGE, PROT_RW);
+        memset(pages, 1, PAGES * PAGE);
+        CHECK(CALL(MUNMAP, pages, PAGES * PAGE) == 0 && CALL(GETRUSAGE, SELF, usage) == 0);
+        CHECK(usage[MAXRSS] >= 4 * PAGES && usage[MAXRSS] < 8 * PAGES);
+        finish(FINE);
+    }
+    CHECK(CALL(WAIT4, child, &status, 0, usage) == child && status == FINE << 8 && usage[MAXRSS] >= 4 * PAGES);
+    CHECK(CALL(GETRUSAGE, CHILDREN, usage) == 0 && usage[MAXRSS] >= 4 * PAGES && usage[MAXRSS] < 8 * PAGES);
+    CHECK(CALL(GETRUSAGE, SELF, usage) == 0 && usage[MAXRSS] < before + 64);
+    CHECK(CALL(SYSINFO, info) == 0);
+    before = info[SHARED];
+    char *shared = (char *)CALL(MMAP, 0, 5 * PAGE, PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    memset(shared, 1, 5 * PAGE);
+    CHECK(CALL(SYSINFO, info) == 0 && info[SHARED] == before + 5 * PAGE);
+}
+
+// A thread of the kernel's that waits for work sleeps, and is no load.
+static void idle(void)
+{
+    char text[256];
+    long file = CALL(OPEN, "/proc/2/stat", 0), size = CALL(READ, file, text, sizeof text), at = 0;
+    CHECK(size > 0 && CALL(CLOSE, file) == 0);
+    while (at + 2 < size && text[at] != ')')
+        at++;
+    CHECK(text[at] == ')' && text[at + 1] == ' ' && text[at + 2] == 'I');
+}
+
+static long setting(const char *path, const char *value)
+{
+    long file = CALL(OPEN, path, 1), size = 0;
+    if (file < 0)
+        return file;
+    while (value[size])
+        size++;
+    long done = CALL(WRITE, file, value, size);
+    CHECK(CALL(CLOSE, file) == 0);
+    return done == size ? 0 : done;
+}
+
+// How much is promised: any amount, or no more than a limit. Settings stay what they were if they make no sense.
+static void promises(void)
+{
+    enum { SYSINFO = 99, TOTAL = 4 };
+    const char *mode = "/proc/sys/vm/overcommit_memory", *areas = "/proc/sys/vm/max_map_count";
+    u64 info[14];
+    CHECK(CALL(SYSINFO, info) == 0);
+    u64 more = 2 * info[TOTAL];
+    CHECK(failed(map(more, PROT_RW)) && setting(mode, "3") == -EINVAL && setting(mode, "-1") == -EINVAL);
+    CHECK(told(mode, "") == 0 && setting(mode, "1") == 0 && told(mode, "") == 1);
+    char *any = map(more, PROT_RW);
+    CHECK(!failed(any) && CALL(MUNMAP, any, more) == 0);
+    CHECK(setting("/proc/sys/vm/overcommit_kbytes", "16384") == 0 && told("/proc/sys/vm/overcommit_ratio", "") == 0);
+    CHECK(setting(mode, "2") == 0 && failed(map(16 << 20, PROT_RW)));
+    char *some = map(8 << 20, PROT_RW);
+    CHECK(!failed(some) && told("/proc/meminfo", "CommitLimit:") == 16384 && failed(map(8 << 20, PROT_RW)));
+    CHECK(setting("/proc/sys/vm/overcommit_ratio", "50") == 0 && told("/proc/sys/vm/overcommit_kbytes", "") == 0);
+    CHECK(!failed(map(8 << 20, PROT_RW)) && setting(mode, "0") == 0);
+    CHECK(setting(areas, "2147483648") == -EINVAL && setting(areas, "3") == 0 && failed(map(PAGE, PROT_READ)));
+    CHECK(setting(areas, "65530") == 0 && !failed(map(PAGE, PROT_READ)));
+    CHECK(setting("/proc/sys/vm/mmap_min_addr", "4096") == -EPERM && told("/proc/sys/vm/mmap_min_addr", "") == 65536);
+}
+
 static u64 now(void)
 {
     u64 time[2];
@@ -340,6 +450,14 @@ static void part(const char *name, u64 *start, const char *self)
         room();
     else if (same(name, "waits"))
         waits();
+    else if (same(name, "pieces"))
+        pieces();
+    else if (same(name, "most"))
+        most();
+    else if (same(name, "idle"))
+        idle();
+    else if (same(name, "promises"))
+        promises();
     else
         finish(1);
 }

@@ -46,3 +46,8 @@ fn tmp_holds_half_of_all_memory() {
 fn a_wait_that_was_interrupted_goes_on_to_its_end() {
     fine(&["waits"]);
 }
+
+#[test]
+fn as_much_is_promised_as_settings_say_and_used_as_is_told() {
+    fine(&["most", "promises", "pieces", "idle"]);
+}

@@ -199,6 +199,8 @@ fn the_monitor_device_is_in_vmallocinfo() {
     let (start, end) = range.split_once('-').expect(range);
     let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).expect("an address");
     assert_eq!(rest.split_whitespace().next().and_then(|size| size.parse().ok()), Some(number(end) - number(start)));
+    let caller = rest.split_whitespace().nth(1).expect(line);
+    assert!(!caller.starts_with("0x") && caller.contains("+0x"), "nobody has mapped it: {line}");
     let list = guest.show(&["kmem", "-v"]);
     let row = list.lines().find(|row| row.contains(&start[2..])).expect(&list);
     let found = guest.show(&["kmem", &start[2..]]);

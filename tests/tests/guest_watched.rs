@@ -99,7 +99,12 @@ fn settings_are_shown_as_sysctl_does() {
     let lines: Vec<&str> = found.lines().filter(|line| !line.contains("min_free_kbytes")).collect();
     let want = [
         "vm.lowmem_reserve_ratio = 256\t256\t32\t0\t0",
+        "vm.max_map_count = 65530",
+        "vm.mmap_min_addr = 65536",
         "vm.numa_zonelist_order = Node",
+        "vm.overcommit_kbytes = 0",
+        "vm.overcommit_memory = 0",
+        "vm.overcommit_ratio = 50",
         "vm.percpu_pagelist_high_fraction = 0",
         "vm.watermark_boost_factor = 15000",
         "vm.watermark_scale_factor = 10",

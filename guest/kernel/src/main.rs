@@ -88,6 +88,7 @@ extern "C" fn kernel_main(tsc: u64, start_info: u64) -> ! {
     traps::init();
     clock::init(tsc);
     cpu::harden();
+    cpu::init_pat();
     let Some(start_info) = StartInfo::at(start_info) else { panic!("no PVH start info at {start_info:#x}") };
     let options = cmdline::parse(start_info.command_line());
     paging::init();
@@ -244,7 +245,7 @@ fn ready(_: usize) -> i32 {
     } else {
         // There is always a task of number 1. And what its end would free stays as it is: whoever looks at a guest that is
         // ready finds the same memory and counters at any time.
-        NEVER.wait_until(|| false);
+        NEVER.wait_idle(|| false);
     }
     0
 }

@@ -185,6 +185,7 @@ extern "C" fn ap_main(record: &'static PerCpu) -> ! {
     gdt::load(record);
     traps::load();
     cpu::harden();
+    cpu::init_pat();
     fpu::enable();
     entry::init();
     apic::enable();

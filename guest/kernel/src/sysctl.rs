@@ -43,6 +43,9 @@ pub fn apply(mm: &Mm<Kernel>, region: &RegionRef<'_>, line: &str) {
 /// There is none of this name, or not with this value.
 pub fn write(mm: &Mm<Kernel>, region: &RegionRef<'_>, setting: &str, value: &str) -> Result<(), Refused> {
     let number = || value.trim().parse::<u32>().map_err(|_| Refused::Invalid);
+    // Linux has an `unsigned long` for these.
+    let wide =
+        |set: fn(&Mm<Kernel>, u64)| value.trim().parse().map(|number| set(mm, number)).map_err(|_| Refused::Invalid);
     let result = match setting {
         "min_free_kbytes" => mm.set_min_free_kbytes(number()?),
         "watermark_scale_factor" => mm.set_watermark_scale_factor(number()?),
@@ -51,6 +54,11 @@ pub fn write(mm: &Mm<Kernel>, region: &RegionRef<'_>, setting: &str, value: &str
         "zone_reclaim_mode" => mm.set_zone_reclaim_mode(number()?),
         "percpu_pagelist_high_fraction" => mm.set_percpu_pagelist_high_fraction(number()?),
         "lowmem_reserve_ratio" => mm.set_lowmem_reserve_ratio(ratios(region, value)?),
+        "overcommit_memory" => mm.set_overcommit_memory(number()?),
+        "overcommit_ratio" => mm.set_overcommit_ratio(number()?),
+        "max_map_count" => mm.set_max_map_count(number()?),
+        "overcommit_kbytes" => return wide(Mm::set_overcommit_kbytes),
+        "mmap_min_addr" => return wide(Mm::set_mmap_min_addr),
         "numa_zonelist_order" => return mm.set_numa_zonelist_order(value).map_err(|_| Refused::Invalid),
         _ => return Err(Refused::Unknown),
     };

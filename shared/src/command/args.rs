@@ -63,11 +63,21 @@ pub enum Setting {
     ZoneReclaimMode = 5,
     /// `drop_caches`: nothing that stays, but a request to drop caches.
     DropCaches = 6,
+    /// `overcommit_memory`: how much programs may be promised.
+    OvercommitMemory = 7,
+    /// `overcommit_ratio`, percent of RAM.
+    OvercommitRatio = 8,
+    /// `overcommit_kbytes`, KiB.
+    OvercommitKbytes = 9,
+    /// `max_map_count`, areas of a program.
+    MaxMapCount = 10,
+    /// `mmap_min_addr`, the lowest address that programs may map.
+    MmapMinAddr = 11,
 }
 
 impl Setting {
     /// All of them, by number.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 12] = [
         Self::MinFreeKbytes,
         Self::WatermarkScaleFactor,
         Self::WatermarkBoostFactor,
@@ -75,6 +85,11 @@ impl Setting {
         Self::PercpuPagelistHighFraction,
         Self::ZoneReclaimMode,
         Self::DropCaches,
+        Self::OvercommitMemory,
+        Self::OvercommitRatio,
+        Self::OvercommitKbytes,
+        Self::MaxMapCount,
+        Self::MmapMinAddr,
     ];
 
     /// Its name below `/proc/sys/vm`.
@@ -87,6 +102,11 @@ impl Setting {
             "percpu_pagelist_high_fraction",
             "zone_reclaim_mode",
             "drop_caches",
+            "overcommit_memory",
+            "overcommit_ratio",
+            "overcommit_kbytes",
+            "max_map_count",
+            "mmap_min_addr",
         ][self as usize]
     }
 

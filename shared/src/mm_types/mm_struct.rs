@@ -1,6 +1,7 @@
 //! Address spaces.
 
 use core::mem::size_of;
+use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 
 /// Pages that an address space has mapped, by kind (`enum` in `linux/mm_types_task.h`); the index into [`MmStruct::rss_stat`].
@@ -118,3 +119,12 @@ pub struct MmStruct {
 }
 
 const _: () = assert!(size_of::<MmStruct>() == 384);
+
+impl MmStruct {
+    /// Most pages that were mapped at a time, now or before, as far as seen (`get_mm_hiwater_rss`).
+    pub fn get_mm_hiwater_rss(&self) -> u64 {
+        let kinds = [MmCounter::File, MmCounter::Anon, MmCounter::Shmem];
+        let mapped: i64 = kinds.iter().map(|kind| self.rss_stat[*kind as usize].load(Relaxed)).sum();
+        self.hiwater_rss.load(Relaxed).max(mapped.max(0).cast_unsigned())
+    }
+}

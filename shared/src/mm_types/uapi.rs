@@ -131,6 +131,9 @@ numbers! {
     MADV_DONTNEED_LOCKED = 24;
 }
 
+/// Where flags of a mapping of huge pages say their size, as a power of two: in all bits from this on.
+pub const MAP_HUGE_SHIFT: u32 = 26;
+
 /// Flags that [`MAP_SHARED_VALIDATE`] knows (`LEGACY_MAP_MASK`).
 pub const LEGACY_MAP_MASK: u32 = MAP_SHARED
     | MAP_PRIVATE

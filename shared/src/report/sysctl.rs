@@ -19,10 +19,15 @@ pub fn sysctl(region: &RegionRef<'_>, out: &mut dyn Write) -> fmt::Result {
     for (place, ratio) in settings.lowmem_reserve_ratio.iter().enumerate() {
         write!(out, "{}{}", if place == 0 { "" } else { "\t" }, get(ratio))?;
     }
-    writeln!(out, "\nvm.min_free_kbytes = {}", settings.min_free_kbytes.load(Relaxed))?;
+    writeln!(out, "\nvm.max_map_count = {}", get(&settings.max_map_count))?;
+    writeln!(out, "vm.min_free_kbytes = {}", settings.min_free_kbytes.load(Relaxed))?;
+    writeln!(out, "vm.mmap_min_addr = {}", settings.mmap_min_addr.load(Relaxed))?;
     // There is one order left.
     writeln!(out, "vm.numa_zonelist_order = Node")?;
+    writeln!(out, "vm.overcommit_kbytes = {}", settings.overcommit_kbytes.load(Relaxed))?;
     let rest = [
+        ("overcommit_memory", &settings.overcommit_memory),
+        ("overcommit_ratio", &settings.overcommit_ratio),
         ("percpu_pagelist_high_fraction", &settings.percpu_pagelist_high_fraction),
         ("watermark_boost_factor", &settings.watermark_boost_factor),
         ("watermark_scale_factor", &settings.watermark_scale_factor),

@@ -222,8 +222,13 @@ pub(super) fn sysctl(region: &RegionRef<'_>) -> Value {
     let settings = region.sysctl();
     json!({
         "lowmem_reserve_ratio": settings.lowmem_reserve_ratio.each_ref().map(|ratio| ratio.load(Relaxed)),
+        "max_map_count": settings.max_map_count.load(Relaxed),
         "min_free_kbytes": settings.min_free_kbytes.load(Relaxed),
+        "mmap_min_addr": settings.mmap_min_addr.load(Relaxed),
         "numa_zonelist_order": "Node",
+        "overcommit_kbytes": settings.overcommit_kbytes.load(Relaxed),
+        "overcommit_memory": settings.overcommit_memory.load(Relaxed),
+        "overcommit_ratio": settings.overcommit_ratio.load(Relaxed),
         "percpu_pagelist_high_fraction": settings.percpu_pagelist_high_fraction.load(Relaxed),
         "watermark_boost_factor": settings.watermark_boost_factor.load(Relaxed),
         "watermark_scale_factor": settings.watermark_scale_factor.load(Relaxed),

@@ -4,6 +4,8 @@ use core::arch::asm;
 use core::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
 use core::ptr::with_exposed_provenance;
 
+use pagevisor_shared::pgtable;
+
 /// CR0 from boot on: protected mode, numeric errors by #MF, write protection also for ring 0, paging.
 pub const CR0_BOOT: u32 = 1 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 31;
 /// CR4 from boot on: PAE, global pages, fxsave and SSE exceptions for user code.
@@ -18,6 +20,8 @@ pub const CR4_SMEP: u64 = 1 << 20;
 pub mod msr {
     /// Local APIC: base address and mode.
     pub const APIC_BASE: u32 = 0x1b;
+    /// Memory types by the bits of page-table entries (`MSR_IA32_CR_PAT`).
+    pub const PAT: u32 = 0x277;
     /// First register of the x2APIC.
     pub const X2APIC: u32 = 0x800;
     /// Extended features.
@@ -130,6 +134,13 @@ pub fn harden() {
         // SAFETY: no user page is ever meant to be executed by ring 0.
         unsafe { asm!("mov cr4, {}", in(reg) cr4 | CR4_SMEP, options(nostack, preserves_flags)) };
     }
+}
+
+/// Gives the bits of page-table entries the memory types that Linux gives them (`pat_init`). On each CPU, before anything is
+/// mapped as write-combining: what entries mean that were made before does not change.
+pub fn init_pat() {
+    // SAFETY: the types that are in use, write-back and uncached, keep their places.
+    unsafe { wrmsr(msr::PAT, pgtable::PAT) };
 }
 
 /// The frame pointer of the calling function.

@@ -219,7 +219,7 @@ fn worker(_: usize) -> i32 {
         work();
         let jobs = my_jobs();
         let behind = || jobs.barrier.load(Ordering::Relaxed) != BARRIERS.load(Ordering::Relaxed);
-        jobs.worker.wait_until(|| !jobs.is_empty() || parts::waiting() || behind());
+        jobs.worker.wait_idle(|| !jobs.is_empty() || parts::waiting() || behind());
     }
 }
 

@@ -40,7 +40,7 @@ pub(super) fn run() {
 fn exchange() -> Result<(), &'static str> {
     let mm = platform::mm().ok_or("no memory stack")?;
     let space = mm.mm_alloc().ok_or("no memory for a space")?;
-    let limits = Limits { as_: u64::MAX, data: u64::MAX, stack: u64::MAX, memlock: u64::MAX };
+    let limits = Limits { as_: u64::MAX, data: u64::MAX, data_max: u64::MAX, stack: u64::MAX, memlock: u64::MAX };
     mm.insert_stack(space, VirtAddr::new(TOP), PAGES * PAGE_SIZE, &limits).map_err(|_| "no memory for an area")?;
     let mut cpus = smp::online().iter();
     let first = cpus.next().unwrap_or_default();

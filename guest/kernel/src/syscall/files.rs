@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::errno::Errno;
 
-use super::{Outcome, shmem, stat};
+use super::{Outcome, iovec, shmem, stat};
 use crate::arch::uaccess;
 use crate::fs::file::{File, O_ACCMODE, O_APPEND, O_CLOEXEC, O_NONBLOCK};
 use crate::fs::inode::{Device, Kind};
@@ -14,9 +14,6 @@ use crate::fs::table::{Files, files};
 use crate::signal::{self, Info, SIGPIPE};
 use crate::{console, task};
 
-/// Most bytes that are moved by a call (`MAX_RW_COUNT`), and most pieces (`UIO_MAXIOV`).
-const MAX_COUNT: u64 = 0x7fff_f000;
-const MAX_PIECES: u64 = 1024;
 /// The resource that limits the numbers of files (`RLIMIT_NOFILE`).
 const LIMIT_FILES: usize = 7;
 
@@ -73,7 +70,7 @@ pub fn own() -> Result<Arc<Files>, Errno> {
 }
 
 fn clamp(len: u64) -> usize {
-    len.min(MAX_COUNT) as usize
+    len.min(iovec::MAX_RW_COUNT) as usize
 }
 
 fn with(number: u64, work: impl FnOnce(&File) -> Result<usize, Errno>) -> Outcome {
@@ -104,16 +101,9 @@ type Move = fn(&File, u64, usize, Option<u64>) -> Result<usize, Errno>;
 /// `readv`, `writev`.
 fn pieces(number: u64, list: u64, count: u64, one: Move) -> Outcome {
     let file = own()?.get(number)?;
-    if count > MAX_PIECES {
-        return Err(Errno::EINVAL);
-    }
     let mut done = 0;
-    for index in 0..count {
-        let [addr, len] = uaccess::read_words(list + 16 * index)?;
-        if len == 0 {
-            continue;
-        }
-        match one(&file, addr, clamp(len), None) {
+    for [addr, len] in iovec::import(list, count)?.into_iter().filter(|[_, len]| *len != 0) {
+        match one(&file, addr, len as usize, None) {
             Ok(now) => {
                 done += now as u64;
                 if (now as u64) < len {

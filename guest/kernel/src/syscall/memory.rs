@@ -5,6 +5,7 @@ use pagevisor_shared::errno::Errno;
 use pagevisor_shared::mm_types::uapi::{MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MAP_TYPE, MLOCK_ONFAULT, PROT_WRITE};
 use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE, VirtAddr};
 
+use super::iovec::{self, Piece};
 use super::{Outcome, files};
 use crate::arch::uaccess;
 use crate::fs::file::File;
@@ -70,6 +71,10 @@ fn map(mm: &Mm, space: Space, limits: &Limits, args: &[u64; 6]) -> Outcome {
         return mm.do_mmap(space, &request, limits).map(VirtAddr::raw);
     }
     let file = files::own()?.get(file)?;
+    // Before anybody asks whether there is anything to map.
+    if len == 0 {
+        return Err(Errno::EINVAL);
+    }
     let request = match file.inode.kind {
         Kind::Device(Device::Zero) if flags & MAP_TYPE != MAP_PRIVATE => zeros(&file, request)?,
         _ => MmapRequest { file: Some(file.mapped()?), ..request },
@@ -108,49 +113,56 @@ fn mincore(mm: &Mm, space: Space, start: VirtAddr, len: u64, at: u64) -> Outcome
 
 /// `process_vm_readv`, `process_vm_writev`.
 fn other(mm: &Mm, args: &[u64; 6], write: bool) -> Outcome {
-    const MAX_PIECES: u64 = 1024;
     let [pid, local, local_count, remote, remote_count, flags] = *args;
-    if flags != 0 || local_count > MAX_PIECES || remote_count > MAX_PIECES {
+    if flags != 0 {
         return Err(Errno::EINVAL);
+    }
+    let nothing = |pieces: &[Piece]| pieces.iter().all(|[_, len]| *len == 0);
+    let local = iovec::import(local, local_count)?;
+    if nothing(&local) {
+        return Ok(0);
+    }
+    let remote = iovec::copy(remote, remote_count)?;
+    if nothing(&remote) {
+        return Ok(0);
     }
     let target = task::find(pid as u32).ok_or(Errno::ESRCH)?;
     let space = target.get_space().ok_or(Errno::ESRCH)?;
-    let result = move_pieces(mm, space, [local, local_count], [remote, remote_count], write);
+    let done = move_pieces(mm, space, &local, &remote, write);
     mm.mmput(space);
-    result
+    if done == 0 { Err(Errno::EFAULT) } else { Ok(done) }
 }
 
-fn move_pieces(mm: &Mm, space: Space, local: [u64; 2], remote: [u64; 2], write: bool) -> Outcome {
-    let piece = |[list, count]: [u64; 2], index: u64| -> Result<Option<[u64; 2]>, Errno> {
-        if index < count { uaccess::read_words(list + 16 * index).map(Some) } else { Ok(None) }
-    };
-    let (mut done, mut local_index, mut remote_index) = (0, 0, 0);
-    let (mut here, mut there) = (piece(local, 0)?, piece(remote, 0)?);
+/// Moves bytes between pieces here and those of `space`, until either are done or something is not there; gives how many
+/// (`process_vm_rw_core`).
+fn move_pieces(mm: &Mm, space: Space, local: &[Piece], remote: &[Piece], write: bool) -> u64 {
     let mut buffer = alloc::vec![0; PAGE_SIZE as usize];
-    while let (Some([at, left]), Some([far, rest])) = (here, there) {
-        let len = left.min(rest).min(PAGE_SIZE) as usize;
-        let moved = if write {
-            uaccess::read(&mut buffer[..len], at)?;
-            mm.write_remote_vm(space, VirtAddr::new(far), &buffer[..len])
-        } else {
-            let got = mm.read_remote_vm(space, VirtAddr::new(far), &mut buffer[..len]);
-            uaccess::write(at, &buffer[..got])?;
-            got
-        };
-        done += moved as u64;
-        if moved < len {
-            return if done == 0 { Err(Errno::EFAULT) } else { Ok(done) };
-        }
-        let next = |[at, left]: [u64; 2]| [at + len as u64, left - len as u64];
-        (here, there) = (Some(next([at, left])), Some(next([far, rest])));
-        if here.is_some_and(|[_, left]| left == 0) {
-            local_index += 1;
-            here = piece(local, local_index)?;
-        }
-        if there.is_some_and(|[_, left]| left == 0) {
-            remote_index += 1;
-            there = piece(remote, remote_index)?;
+    let (mut pieces, [mut at, mut left], mut done) = (local.iter(), [0; 2], 0);
+    for &[mut far, mut rest] in remote {
+        while rest != 0 {
+            while left == 0 {
+                let Some(piece) = pieces.next() else { return done };
+                [at, left] = *piece;
+            }
+            // Up to where a page ends here: all of it is there, or nothing.
+            let len = left.min(rest).min(PAGE_SIZE - at % PAGE_SIZE);
+            let moved = move_piece(mm, space, at, far, &mut buffer[..len as usize], write) as u64;
+            done += moved;
+            if moved < len {
+                return done;
+            }
+            [at, left, far, rest] = [at + len, left - len, far.wrapping_add(len), rest - len];
         }
     }
-    Ok(done)
+    done
+}
+
+/// Moves as many bytes as `buffer` has between the program's own `at` and `far` in `space`; gives how many it could.
+fn move_piece(mm: &Mm, space: Space, at: u64, far: u64, buffer: &mut [u8], write: bool) -> usize {
+    let far = VirtAddr::new(far);
+    if write {
+        return if uaccess::read(buffer, at).is_ok() { mm.write_remote_vm(space, far, buffer) } else { 0 };
+    }
+    let got = mm.read_remote_vm(space, far, buffer);
+    if uaccess::write(at, &buffer[..got]).is_ok() { got } else { 0 }
 }

@@ -3,6 +3,7 @@
 mod clone;
 mod files;
 mod futex;
+mod iovec;
 mod memory;
 mod numa;
 mod process;
@@ -112,8 +113,8 @@ fn unknown(number: u32, frame: &TrapFrame) -> Outcome {
 /// What `task` may use at most.
 pub fn limits(task: &Task) -> Limits {
     let Some(process) = task.process() else { return Limits::DEFAULT };
-    let of = |resource: usize| process.record.rlim[resource][0].load(Relaxed);
-    Limits { data: of(2), stack: of(3), memlock: of(8), as_: of(9) }
+    let [of, max] = [0, 1].map(|which| move |resource: usize| process.record.rlim[resource][which].load(Relaxed));
+    Limits { data: of(2), data_max: max(2), stack: of(3), memlock: of(8), as_: of(9) }
 }
 
 /// Whether the call at `frame` was interrupted by a signal.

@@ -11,7 +11,7 @@ use pagevisor_shared::random::SplitMix64;
 use pagevisor_shared::report::counters;
 use pagevisor_shared::sched::RLIM_NLIMITS;
 use pagevisor_shared::units::{CpuMask, PAGE_SIZE};
-use pagevisor_shared::vmstat::ZoneStat;
+use pagevisor_shared::vmstat::{NodeStat, ZoneStat};
 
 use super::{Outcome, clone, time, tree};
 use crate::arch::traps::TrapFrame;
@@ -222,6 +222,7 @@ fn write_usage(at: u64, usage: &Usage) -> Result<(), Errno> {
         let nanos = nanos.load(Relaxed);
         pair.copy_from_slice(&[nanos / 1_000_000_000, nanos % 1_000_000_000 / 1000]);
     }
+    words[4] = usage.maxrss.load(Relaxed) * (PAGE_SIZE >> 10);
     for (index, word) in [(8, &usage.min_flt), (9, &usage.maj_flt), (16, &usage.nvcsw), (17, &usage.nivcsw)] {
         words[index] = word.load(Relaxed);
     }
@@ -239,6 +240,10 @@ fn usage(who: i32, at: u64) -> Outcome {
         }
         1 => usage.add_task(&task),
         _ => return Err(Errno::EINVAL),
+    }
+    if who != -1 {
+        usage.maxrss.fetch_max(process.gone.maxrss.load(Relaxed), Relaxed);
+        task.space().inspect(|space| usage.add_space(*space));
     }
     write_usage(at, &usage).map(|()| 0)
 }
@@ -260,6 +265,7 @@ fn information(at: u64) -> Outcome {
     words[0] = clock::nanos() / 1_000_000_000;
     words[4] = PAGE_SIZE * region.zones().iter().map(|zone| zone.managed_pages.load(Relaxed)).sum::<u64>();
     words[5] = PAGE_SIZE * counters::global_zone_page_state(region, ZoneStat::NrFreePages);
+    words[6] = PAGE_SIZE * counters::global_node_page_state(region, NodeStat::NrShmem);
     words[10] = task::count() & 0xffff;
     // Bytes of a unit.
     words[13] = 1;

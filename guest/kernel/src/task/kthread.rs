@@ -126,7 +126,7 @@ static DONE: WaitQueue = WaitQueue::new();
 /// What `kthreadd` does.
 pub(super) fn kthreadd(_: usize) -> i32 {
     loop {
-        let Ok(entry) = WORK.wait_for(Sleep::DEEP, || REQUESTS.lock().pop()) else { continue };
+        let Ok(entry) = WORK.wait_for(Sleep::IDLE, || REQUESTS.lock().pop()) else { continue };
         let request = request_at(entry);
         // SAFETY: the asker has a reference to it, and waits.
         let task = unsafe { Task::at(request.task) }.get();

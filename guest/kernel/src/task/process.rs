@@ -6,6 +6,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
+use pagevisor_mm::mmap::Space;
 use pagevisor_shared::sched::{RLIM_NLIMITS, SignalStruct, TaskState};
 
 use super::list::{List, Nodes};
@@ -67,9 +68,12 @@ pub struct Usage {
     pub nvcsw: AtomicU64,
     /// Times that a CPU was taken.
     pub nivcsw: AtomicU64,
+    /// Most pages that were mapped at a time, in a space that is given up.
+    pub maxrss: AtomicU64,
 }
 
 impl Usage {
+    /// What adds up.
     fn words(&self) -> [&AtomicU64; 6] {
         [&self.utime, &self.stime, &self.min_flt, &self.maj_flt, &self.nvcsw, &self.nivcsw]
     }
@@ -79,6 +83,12 @@ impl Usage {
         for (sum, more) in self.words().into_iter().zip(other.words()) {
             sum.fetch_add(more.load(Relaxed), Relaxed);
         }
+        self.maxrss.fetch_max(other.maxrss.load(Relaxed), Relaxed);
+    }
+
+    /// Notes the most that was mapped of `space` (`setmax_mm_hiwater_rss`).
+    pub fn add_space(&self, space: Space) {
+        self.maxrss.fetch_max(space.record().get_mm_hiwater_rss(), Relaxed);
     }
 
     /// Adds what `task` has used.

@@ -49,6 +49,9 @@ fn change(space: Option<Space>) {
     let task = current();
     let Some(mm) = platform::mm() else { return };
     release(&task);
+    if let (Some(process), Some(space)) = (task.process(), task.space()) {
+        process.gone.add_space(space);
+    }
     let held = task.space_lock.lock();
     let old = user::exchange_space(space.map_or(0, |space| space.addr().raw()));
     drop(held);

@@ -47,15 +47,19 @@ impl Key {
 pub struct Sleep {
     /// A signal ends it.
     pub interruptible: bool,
+    /// It is no load: whoever sleeps waits for work.
+    pub idle: bool,
     /// So does [`clock::nanos`] when it reaches this.
     pub until: Option<u64>,
 }
 
 impl Sleep {
     /// Nothing but a waker ends it.
-    pub const DEEP: Self = Self { interruptible: false, until: None };
+    pub const DEEP: Self = Self { interruptible: false, idle: false, until: None };
     /// A signal ends it, too.
-    pub const LIGHT: Self = Self { interruptible: true, until: None };
+    pub const LIGHT: Self = Self { interruptible: true, ..Self::DEEP };
+    /// As [`Self::DEEP`], of a thread of the kernel's that has nothing to do.
+    pub const IDLE: Self = Self { idle: true, ..Self::DEEP };
 
     /// The same, but not beyond `until`.
     #[must_use]
@@ -70,7 +74,11 @@ impl Sleep {
     }
 
     const fn state(self) -> TaskState {
-        if self.interruptible { TaskState::Interruptible } else { TaskState::Uninterruptible }
+        match self {
+            Self { idle: true, .. } => TaskState::Idle,
+            Self { interruptible: true, .. } => TaskState::Interruptible,
+            _ => TaskState::Uninterruptible,
+        }
     }
 
     /// What ends the sleep right now, if something does.
@@ -324,6 +332,12 @@ impl WaitQueue {
         debug_assert!(met.is_ok(), "nothing else ends a deep sleep");
     }
 
+    /// As [`Self::wait_until`], of a thread of the kernel's that has nothing to do until then (`wait_event_idle`).
+    pub fn wait_idle(&self, mut condition: impl FnMut() -> bool) {
+        let met = self.wait_for(Sleep::IDLE, || condition().then_some(()));
+        debug_assert!(met.is_ok(), "nothing else ends a deep sleep");
+    }
+
     /// Wakes at most `count`, after a change of what they wait for (`wake_up_nr`).
     pub fn wake(&self, count: u32) {
         fence(SeqCst);
@@ -352,7 +366,7 @@ pub fn sleep(nanos: u64, interruptible: bool) -> Result<(), Errno> {
 /// EINTR.
 pub fn sleep_until(until: u64, interruptible: bool) -> Result<(), Errno> {
     let task = current();
-    let sleep = Sleep { interruptible, until: Some(until) };
+    let sleep = Sleep { interruptible, until: Some(until), ..Sleep::DEEP };
     loop {
         sched::set_state(sleep.state());
         match sleep.ended(&task) {

@@ -316,20 +316,31 @@ impl<P: Platform, S: Services> Batch<'_, '_, P, S> {
     #[inline(never)]
     fn set(&self, setting: Setting, index: u8, value: u64) -> Outcome {
         let mm = self.mm;
-        let value = u32::try_from(value).map_err(|_| OpError::Invalid)?;
+        let number = || u32::try_from(value).map_err(|_| OpError::Invalid);
         let result = match setting {
-            Setting::MinFreeKbytes => mm.set_min_free_kbytes(value),
-            Setting::WatermarkScaleFactor => mm.set_watermark_scale_factor(value),
-            Setting::WatermarkBoostFactor => mm.set_watermark_boost_factor(value),
-            Setting::PercpuPagelistHighFraction => mm.set_percpu_pagelist_high_fraction(value),
-            Setting::ZoneReclaimMode => mm.set_zone_reclaim_mode(value),
-            Setting::DropCaches => mm.set_drop_caches(value),
+            Setting::MinFreeKbytes => mm.set_min_free_kbytes(number()?),
+            Setting::WatermarkScaleFactor => mm.set_watermark_scale_factor(number()?),
+            Setting::WatermarkBoostFactor => mm.set_watermark_boost_factor(number()?),
+            Setting::PercpuPagelistHighFraction => mm.set_percpu_pagelist_high_fraction(number()?),
+            Setting::ZoneReclaimMode => mm.set_zone_reclaim_mode(number()?),
+            Setting::DropCaches => mm.set_drop_caches(number()?),
+            Setting::OvercommitMemory => mm.set_overcommit_memory(number()?),
+            Setting::OvercommitRatio => mm.set_overcommit_ratio(number()?),
+            Setting::OvercommitKbytes => {
+                mm.set_overcommit_kbytes(value);
+                Ok(())
+            }
+            Setting::MaxMapCount => mm.set_max_map_count(number()?),
+            Setting::MmapMinAddr => {
+                mm.set_mmap_min_addr(value);
+                Ok(())
+            }
             Setting::LowmemReserveRatio => {
                 let mut ratios = [0; MAX_NR_ZONES];
                 for (ratio, now) in ratios.iter_mut().zip(&mm.region.sysctl().lowmem_reserve_ratio) {
                     *ratio = now.get();
                 }
-                *ratios.get_mut(usize::from(index)).ok_or(OpError::Invalid)? = value;
+                *ratios.get_mut(usize::from(index)).ok_or(OpError::Invalid)? = number()?;
                 mm.set_lowmem_reserve_ratio(ratios)
             }
         };

@@ -106,16 +106,32 @@ impl<P: Platform> Mm<P> {
     /// not have. What was brought in before stays.
     pub fn mm_populate(&self, space: Space, start: VirtAddr, end: VirtAddr) -> Result<(), Errno> {
         self.populate(space, start, end, |vma| {
-            vma.flags().contains(VmaFlags::WRITE) && !vma.flags().contains(VmaFlags::SHARED)
+            Ok(vma.flags().contains(VmaFlags::WRITE) && !vma.flags().contains(VmaFlags::SHARED))
         })
     }
 
     /// As [`Self::mm_populate`], for writing or not as `write` says (`faultin_page_range`, `MADV_POPULATE_*`).
     ///
     /// # Errors
-    /// As there; EFAULT also where an area does not allow it.
+    /// As there; EINVAL where an area does not allow it (`check_vma_flags`).
     pub fn faultin_range(&self, space: Space, start: VirtAddr, end: VirtAddr, write: bool) -> Result<(), Errno> {
-        self.populate(space, start, end, |_| write)
+        let wanted = if write { VmaFlags::WRITE } else { VmaFlags::READ };
+        self.populate(space, start, end, |vma| vma.flags().contains(wanted).then_some(write).ok_or(Errno::EINVAL))
+    }
+
+    /// As [`Self::mm_populate`], of private areas only that are locked and may be written to: what became so is copied before
+    /// anybody writes (`mprotect_fixup`). Whatever comes of it, the areas are what they are.
+    pub(crate) fn populate_locked(&self, space: Space, start: VirtAddr, end: VirtAddr) {
+        let mut at = start;
+        while let Some(area) = self.find_vma(space, at).filter(|area| area.start < end) {
+            let (from, to) = (area.start.max(at), area.end.min(end));
+            if area.flags.contains(VmaFlags::LOCKED.with(VmaFlags::WRITE))
+                && !area.flags.intersects(VmaFlags::LOCKONFAULT.with(VmaFlags::SHARED))
+            {
+                let _ = self.mm_populate(space, from, to);
+            }
+            at = area.end;
+        }
     }
 
     fn populate(
@@ -123,13 +139,13 @@ impl<P: Platform> Mm<P> {
         space: Space,
         start: VirtAddr,
         end: VirtAddr,
-        is_write: impl Fn(Vma) -> bool,
+        is_write: impl Fn(Vma) -> Result<bool, Errno>,
     ) -> Result<(), Errno> {
         let mut addr = start.raw() & !(PAGE_SIZE - 1);
         while addr < end.raw() {
             let at = VirtAddr::new(addr);
             let guard = self.area_guard(space, at).ok_or(Errno::ENOMEM)?;
-            let write = is_write(guard.vma());
+            let write = is_write(guard.vma())?;
             let entry = self.entry_at(space, guard.vma(), at).map(|entry| Pte(entry.0));
             drop(guard);
             if entry.is_none_or(|pte| pte.is_protnone() || write && !pte.is_writable()) {

@@ -313,10 +313,9 @@ impl<P: Platform> Mm<P> {
 
 /// Notes how many pages are mapped before some go (`update_hiwater_rss`).
 fn update_hiwater_rss(space: &MmStruct) {
-    let mapped = [MmCounter::File, MmCounter::Anon, MmCounter::Shmem].map(|kind| space.rss_stat[kind as usize].get());
-    let mapped = mapped.into_iter().sum::<i64>().max(0) as u64;
-    if space.hiwater_rss.get() < mapped {
-        space.hiwater_rss.set(mapped);
+    let most = space.get_mm_hiwater_rss();
+    if space.hiwater_rss.get() < most {
+        space.hiwater_rss.set(most);
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Limits {
     pub as_: u64,
     /// Of private writable memory (`RLIMIT_DATA`).
     pub data: u64,
+    /// What that limit can be raised to, which holds instead where it is 0: Valgrind sets it to that.
+    pub data_max: u64,
     /// Of stack (`RLIMIT_STACK`).
     pub stack: u64,
     /// Of locked memory (`RLIMIT_MEMLOCK`).
@@ -39,7 +41,8 @@ pub struct Limits {
 
 impl Limits {
     /// No limits but those a program starts with (`INIT_RLIMITS`): 8 MiB of stack.
-    pub const DEFAULT: Self = Self { as_: u64::MAX, data: u64::MAX, stack: 8 << 20, memlock: u64::MAX };
+    pub const DEFAULT: Self =
+        Self { as_: u64::MAX, data: u64::MAX, data_max: u64::MAX, stack: 8 << 20, memlock: u64::MAX };
 }
 
 impl Default for Limits {
@@ -80,7 +83,8 @@ pub(super) fn vm_stat_account(space: Space, flags: VmaFlags, pages: i64) {
 pub(super) fn may_expand_vm(space: Space, flags: VmaFlags, pages: u64, limits: &Limits) -> bool {
     let record = space.record();
     let fits = |now: u64, limit: u64| now.checked_add(pages).is_some_and(|pages| pages <= limit >> PAGE_SHIFT);
-    fits(record.total_vm.get(), limits.as_) && (!is_data(flags) || fits(record.data_vm.get(), limits.data))
+    let data = if limits.data == 0 { limits.data_max } else { limits.data };
+    fits(record.total_vm.get(), limits.as_) && (!is_data(flags) || fits(record.data_vm.get(), data))
 }
 
 impl<P: Platform> Mm<P> {

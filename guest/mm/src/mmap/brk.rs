@@ -46,11 +46,12 @@ impl<P: Platform> Mm<P> {
         }
         let (new_end, old_end) = (page_align(brk), page_align(old));
         let mut grown = None;
-        if new_end < old_end {
+        // Shrinking is told by what was asked for: the end of its last page is 0 at the very top.
+        if new_end != old_end && brk <= old {
             let heap = vma_at_or_above(held.space(), new_end).filter(|vma| vma.start() < old_end);
             heap.ok_or(Errno::EINVAL)?;
             self.munmap_range(held, new_end, old_end)?;
-        } else if new_end > old_end {
+        } else if new_end != old_end {
             self.grow_heap(held, old_end, new_end, limits)?;
             grown = Some((old_end, new_end));
         }
@@ -60,7 +61,7 @@ impl<P: Platform> Mm<P> {
 
     /// Maps the heap's pages from `addr` up to `end` (`do_brk_flags`).
     fn grow_heap(&self, held: &MmapWrite<'_, P>, addr: u64, end: u64, limits: &Limits) -> Result<(), Errno> {
-        let (space, len) = (held.space(), end - addr);
+        let (space, len) = (held.space(), end.checked_sub(addr).ok_or(Errno::ENOMEM)?);
         let (record, pages) = (space.record(), len >> PAGE_SHIFT);
         self.get_unmapped_area(space, addr, len, MAP_FIXED)?;
         let flags = HEAP_FLAGS.with(VmaFlags(record.def_flags.get()));

@@ -2,9 +2,9 @@
 
 use pagevisor_shared::errno::Errno;
 use pagevisor_shared::mm_types::uapi::{
-    LEGACY_MAP_MASK, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED, MAP_NONBLOCK,
-    MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_TYPE, PROT_EXEC, PROT_READ,
-    PROT_WRITE,
+    LEGACY_MAP_MASK, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGE_SHIFT, MAP_HUGETLB, MAP_LOCKED,
+    MAP_NONBLOCK, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_TYPE, PROT_EXEC,
+    PROT_READ, PROT_WRITE,
 };
 use pagevisor_shared::mm_types::{MappedFile, VmaFlags};
 use pagevisor_shared::units::{PAGE_SHIFT, VirtAddr};
@@ -16,6 +16,7 @@ use super::lock::MmapWrite;
 use super::unmap::page_align;
 use super::{Limits, MappedFileRef, PAGE_MASK, Space, Vma};
 use crate::Mm;
+use crate::filemap::MAX_PAGES;
 use crate::platform::Platform;
 use crate::sync::Plain;
 
@@ -35,6 +36,9 @@ pub struct MmapRequest {
     /// Offset of the first page in the file, in pages.
     pub pgoff: u64,
 }
+
+/// Sizes of huge pages, as powers of two, that the flags of a mapping can name: the default, and 2 MiB (`hstate_sizelog`).
+const HUGE_SIZES: [u32; 2] = [0, 21];
 
 /// Flags of an area that can be protected in any way.
 pub(super) const MAY_ALL: VmaFlags = VmaFlags::MAYREAD.with(VmaFlags::MAYWRITE).with(VmaFlags::MAYEXEC);
@@ -90,6 +94,9 @@ impl<P: Platform> Mm<P> {
             let lowest = self.region.sysctl().mmap_min_addr.get();
             hint = if hint != 0 && hint < lowest { page_align(lowest) } else { hint };
         }
+        if flags & MAP_HUGETLB != 0 && (request.file.is_some() || !HUGE_SIZES.contains(&(flags >> MAP_HUGE_SHIFT))) {
+            return Err(Errno::EINVAL);
+        }
         let len = page_align(request.len);
         if len == 0 || flags & MAP_HUGETLB != 0 {
             // There are no pools of huge pages.
@@ -110,6 +117,9 @@ impl<P: Platform> Mm<P> {
             .with(bit(MAP_LOCKED, VmaFlags::LOCKED))
             .with(VmaFlags(record.def_flags.get()))
             .with(MAY_ALL);
+        if flags & MAP_LOCKED != 0 && limits.memlock == 0 {
+            return Err(Errno::EPERM);
+        }
         self.may_lock_more(space, vm_flags, len, limits)?;
         vm_flags = match request.file {
             Some(file) => file_flags(vm_flags, request, file)?,
@@ -236,9 +246,14 @@ fn anonymous_flags(flags: VmaFlags, map: u32) -> Result<VmaFlags, Errno> {
 fn file_flags(flags: VmaFlags, request: &MmapRequest, file: MappedFileRef) -> Result<VmaFlags, Errno> {
     let mode = file.mode.get();
     let mut flags = flags;
+    // `file_mmap_ok`.
+    let end = request.pgoff.saturating_add(page_align(request.len) >> PAGE_SHIFT);
+    if end > MAX_PAGES {
+        return Err(Errno::EOVERFLOW);
+    }
     let kind = request.flags & MAP_TYPE;
     if kind == MAP_SHARED || kind == MAP_SHARED_VALIDATE {
-        if kind == MAP_SHARED_VALIDATE && request.flags & !(LEGACY_MAP_MASK | MAP_POPULATE | MAP_FIXED_NOREPLACE) != 0 {
+        if kind == MAP_SHARED_VALIDATE && request.flags & !LEGACY_MAP_MASK != 0 {
             return Err(Errno::EOPNOTSUPP);
         }
         if request.prot & PROT_WRITE != 0 && mode & MappedFile::WRITE == 0 {

@@ -51,6 +51,7 @@ mod pin;
 mod protect;
 mod query;
 mod remap;
+mod settings;
 mod space;
 mod special;
 mod stack;

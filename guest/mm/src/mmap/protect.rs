@@ -13,6 +13,7 @@ use super::unmap::page_align;
 use super::{Limits, PAGE_MASK, Space, Vma};
 use crate::Mm;
 use crate::platform::Platform;
+use crate::sync::Plain;
 
 /// All that `mprotect` knows.
 const PROT_ALL: u32 = PROT_READ | PROT_WRITE | PROT_EXEC | PROT_SEM;
@@ -65,7 +66,13 @@ impl<P: Platform> Mm<P> {
             // No area does.
             return Err(Errno::EINVAL);
         }
-        self.protect_range(&held, first, start, end, prot, limits)
+        let done = self.protect_range(&held, first, start, end, prot, limits);
+        let locked = space.record().locked_vm.get() != 0;
+        drop(held);
+        if locked && prot & PROT_WRITE != 0 {
+            self.populate_locked(space, VirtAddr::new(start), VirtAddr::new(end));
+        }
+        done
     }
 
     /// The areas from `first` on, which holds `start`.

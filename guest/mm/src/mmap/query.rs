@@ -3,7 +3,7 @@
 use pagevisor_shared::errno::Errno;
 use pagevisor_shared::mm_types::VmaFlags;
 use pagevisor_shared::mm_types::uapi::{MS_ASYNC, MS_INVALIDATE, MS_SYNC};
-use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE, VirtAddr};
+use pagevisor_shared::units::{PAGE_SIZE, VirtAddr};
 
 use super::areas::{vma_at, vma_at_or_above};
 use super::unmap::page_align;
@@ -45,9 +45,6 @@ impl<P: Platform> Mm<P> {
             return Err(Errno::EINVAL);
         }
         let end = start.checked_add(page_align(len)).ok_or(Errno::ENOMEM)?;
-        if len != 0 && (end - start) >> PAGE_SHIFT == 0 {
-            return Err(Errno::ENOMEM);
-        }
         let _held = self.mmap_read_lock(space);
         let (mut at, mut holes) = (start, false);
         while at < end {

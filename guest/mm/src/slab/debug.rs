@@ -19,6 +19,10 @@ use crate::sync::Plain;
 
 /// Lines of a damaged object that are printed.
 const MAX_LINES: usize = 6;
+/// Lines of an object beside it.
+const NEIGHBOUR_LINES: usize = 2;
+/// Bytes of a line.
+const LINE: usize = 16;
 
 /// Bytes as `print_hex_dump` writes them.
 struct Hex<'a>(&'a [AtomicU8]);
@@ -28,7 +32,8 @@ impl fmt::Display for Hex<'_> {
         for (at, byte) in self.0.iter().enumerate() {
             write!(f, "{}{:02x}", if at == 0 { "" } else { " " }, byte.get())?;
         }
-        f.write_str("  ")?;
+        // What is written stands under what is written, however short the line.
+        write!(f, "{:1$}", "", 2 + 3 * (LINE - self.0.len()))?;
         for byte in self.0 {
             let byte = byte.get();
             write!(f, "{}", if byte.is_ascii_graphic() || byte == b' ' { byte as char } else { '.' })?;
@@ -175,14 +180,14 @@ impl<P: Platform> Mm<P> {
         }
     }
 
-    /// Reports a free object that is not as it was left (`check_poison_obj`).
+    /// Reports a free object that is not as it was left, and what its neighbours are like (`check_poison_obj`).
     fn check_poison_obj(&self, cache: Cache, object: VirtAddr) {
         let size = cache.record().object_size.get() as usize;
         let bytes = self.slab_memory().bytes(object.raw(), size);
         let expected = |at: usize| if at + 1 == size { POISON_END } else { POISON_FREE };
         let mut lines = 0;
-        for (line, chunk) in bytes.chunks(16).enumerate() {
-            let wrong = chunk.iter().enumerate().any(|(at, byte)| byte.get() != expected(16 * line + at));
+        for (line, chunk) in bytes.chunks(LINE).enumerate() {
+            let wrong = chunk.iter().enumerate().any(|(at, byte)| byte.get() != expected(LINE * line + at));
             if !wrong || lines == MAX_LINES {
                 continue;
             }
@@ -191,16 +196,47 @@ impl<P: Platform> Mm<P> {
                 let (name, start) = (cache.name(), object.raw());
                 let head = format_args!("Slab corruption (Not tainted): {name} start={start:016x}, len={size}");
                 self.platform.log(Level::Err, head);
-                if let Some([one, two]) = self.red_zones(cache, object) {
-                    self.platform.log(Level::Err, format_args!("Redzone: {one:#x}/{two:#x}"));
-                }
-                self.print_user(cache, object);
+                self.print_objinfo(cache, object, 0);
             }
-            self.platform.log(Level::Err, format_args!("{:03x}: {}", 16 * line, Hex(chunk)));
+            self.dump_line(LINE * line, chunk);
             lines += 1;
         }
-        if lines != 0 {
-            self.platform.dump_stack();
+        if lines == 0 {
+            return;
+        }
+        let Some(slab) = self.virt_to_slab(object).map(|(pfn, _)| self.slab_page(cache, pfn)) else { return };
+        let Some(number) = slab.number(object.raw()) else { return };
+        let before = number.checked_sub(1).map(|prev| ("Prev", prev));
+        let behind = Some(number + 1).filter(|next| *next < slab.num()).map(|next| ("Next", next));
+        for (which, number) in [before, behind].into_iter().flatten() {
+            let object = slab.object(number);
+            let line = format_args!("{which} obj: start={:016x}, len={size}", object.raw());
+            self.platform.log(Level::Err, line);
+            self.print_objinfo(cache, object, NEIGHBOUR_LINES);
+        }
+    }
+
+    /// What is beside an object, and its first lines (`print_objinfo`).
+    fn print_objinfo(&self, cache: Cache, object: VirtAddr, lines: usize) {
+        if let Some([one, two]) = self.red_zones(cache, object) {
+            self.platform.log(Level::Err, format_args!("Redzone: {one:#x}/{two:#x}"));
+        }
+        self.print_user(cache, object);
+        let bytes = self.slab_memory().bytes(object.raw(), cache.record().object_size.get() as usize);
+        for (line, chunk) in bytes.chunks(LINE).enumerate().take(lines) {
+            self.dump_line(LINE * line, chunk);
+        }
+    }
+
+    /// A line of an object. Where all of it but a bit is as a free object's, it is the memory that is to blame (`dump_line`).
+    fn dump_line(&self, offset: usize, bytes: &[AtomicU8]) {
+        self.platform.log(Level::Err, format_args!("{offset:03x}: {}", Hex(bytes)));
+        let mut wrong = bytes.iter().map(|byte| byte.get() ^ POISON_FREE).filter(|difference| *difference != 0);
+        if let (Some(difference), None) = (wrong.next(), wrong.next())
+            && difference.is_power_of_two()
+        {
+            self.platform.log(Level::Err, format_args!("Single bit error detected. Probably bad RAM."));
+            self.platform.log(Level::Err, format_args!("Run memtest86+ or a similar memory test tool."));
         }
     }
 }

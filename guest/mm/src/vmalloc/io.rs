@@ -45,9 +45,9 @@ impl<P: Platform> Mm<P> {
         self.ioremap_mode(phys, size, CacheMode::Uncached)
     }
 
-    /// As [`Self::ioremap`]; writes may be gathered if a range register says so (`ioremap_wc` without PAT).
+    /// As [`Self::ioremap`], but writes may be gathered (`ioremap_wc`).
     pub fn ioremap_wc(&self, phys: PhysAddr, size: u64) -> Option<VirtAddr> {
-        self.ioremap_mode(phys, size, CacheMode::UncachedMinus)
+        self.ioremap_mode(phys, size, CacheMode::WriteCombining)
     }
 
     /// As [`Self::ioremap`], cached (`ioremap_cache`).
@@ -56,6 +56,8 @@ impl<P: Platform> Mm<P> {
     }
 
     /// Maps `size` bytes of a device at `phys`, cached as `mode` says (`__ioremap_caller`). RAM is refused.
+    // A function of its own: inlined into its only caller, nothing would show where the memory stack was entered.
+    #[inline(never)]
     pub fn ioremap_mode(&self, phys: PhysAddr, size: u64, mode: CacheMode) -> Option<VirtAddr> {
         let last = phys.raw().checked_add(size.checked_sub(1)?)?;
         if last >= PHYS_END {

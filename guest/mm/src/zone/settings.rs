@@ -20,7 +20,7 @@ pub const MIN_PERCPU_PAGELIST_HIGH_FRACTION: u32 = 8;
 /// The largest `watermark_scale_factor`.
 pub const MAX_WATERMARK_SCALE_FACTOR: u32 = 3000;
 /// Settings are Linux's `int`.
-const INT_MAX: u32 = i32::MAX as u32;
+pub(crate) const INT_MAX: u32 = i32::MAX as u32;
 
 /// A value that a setting does not accept (`EINVAL`). The setting is what it was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,7 +55,7 @@ impl fmt::Display for BadZonelistOrder {
 impl core::error::Error for BadZonelistOrder {}
 
 /// Passes a value on if it is between `low` and `high` (`proc_dointvec_minmax`).
-const fn checked(name: &'static str, value: u32, low: u32, high: u32) -> Result<u32, BadSetting> {
+pub(crate) const fn checked(name: &'static str, value: u32, low: u32, high: u32) -> Result<u32, BadSetting> {
     if low <= value && value <= high { Ok(value) } else { Err(BadSetting { name, value }) }
 }
 
@@ -78,7 +78,7 @@ impl Settings {
 
 impl<P: Platform> Mm<P> {
     /// Changes settings, alone.
-    fn change<R>(&self, work: impl FnOnce() -> R) -> R {
+    pub(crate) fn change<R>(&self, work: impl FnOnce() -> R) -> R {
         sync::lock(&self.settings.lock, || self.platform.relax());
         let result = work();
         sync::unlock(&self.settings.lock);

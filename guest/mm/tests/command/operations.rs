@@ -1,5 +1,7 @@
 //! What operations do.
 
+use std::sync::atomic::AtomicU64;
+
 use pagevisor_shared::command::{Fault, Faulty, Isolate, Op, OpError, Placement, Setting};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MigrateType;
@@ -133,6 +135,21 @@ fn settings_are_made() {
     guest.fails(Op::Set { setting: Setting::DropCaches, index: 0, value: 5 }, OpError::Invalid);
     guest.fails(Op::Set { setting: Setting::WatermarkScaleFactor, index: 0, value: 4000 }, OpError::Invalid);
     guest.fails(Op::Set { setting: Setting::MinFreeKbytes, index: 0, value: 1 << 40 }, OpError::Invalid);
+    let set = |setting, value| guest.ok(Op::Set { setting, index: 0, value });
+    let now = |word: &AtomicU64| word.load(std::sync::atomic::Ordering::Relaxed);
+    set(Setting::OvercommitMemory, 2);
+    set(Setting::OvercommitKbytes, 1 << 40);
+    assert_eq!((now(&sysctl.overcommit_kbytes), sysctl.commit_limit(1000)), (1 << 40, 1 << 38));
+    set(Setting::OvercommitRatio, 80);
+    assert_eq!((now(&sysctl.overcommit_kbytes), sysctl.commit_limit(1000)), (0, 800), "what is set last holds");
+    set(Setting::MaxMapCount, 7);
+    set(Setting::MmapMinAddr, 1 << 33);
+    assert_eq!(now(&sysctl.mmap_min_addr), 1 << 33);
+    for (setting, value) in
+        [(Setting::OvercommitMemory, 3), (Setting::OvercommitRatio, 1 << 31), (Setting::MaxMapCount, 1 << 31)]
+    {
+        guest.fails(Op::Set { setting, index: 0, value }, OpError::Invalid);
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod allocate;
 mod faults;
 mod model;
+mod refused;
 mod seals;
 mod storm;
 

@@ -204,3 +204,35 @@ fn locked_areas_follow_no_advice_to_give_pages_up() {
     assert_sound(mm);
     mm.mmput(space);
 }
+
+#[test]
+fn what_may_be_written_to_again_is_copied_at_once() {
+    let machine = machine();
+    let mm = machine.mm();
+    let space = mm.mm_alloc().expect("a space");
+    let base = map(mm, space, 4, MAP_PRIVATE);
+    for (page, byte) in (1..).take(4).enumerate() {
+        store(mm, space, base + page as u64 * PAGE_SIZE, byte);
+    }
+    let protect = |pages: u64, prot: u32| {
+        mm.do_mprotect(space, VirtAddr::new(base), pages * PAGE_SIZE, prot, &LIMITS).expect("it can be changed");
+    };
+    protect(4, PROT_READ);
+    let child = mm.dup_mmap(space).expect("a child");
+    lock(mm, space, base, 3, 0);
+    lock(mm, space, base + 2 * PAGE_SIZE, 1, MLOCK_ONFAULT);
+    let shared = |page: u64| {
+        let frame =
+            |space| mm.walk_user(space, VirtAddr::new(base + page * PAGE_SIZE)).expect("it is there").entry.address(0);
+        frame(space) == frame(child)
+    };
+    assert_eq!([0, 1, 2, 3].map(shared), [true; 4]);
+    protect(4, PROT_READ | PROT_WRITE);
+    assert_eq!([0, 1, 2, 3].map(shared), [false, false, true, true], "what is locked as it comes need not be there");
+    assert_eq!(store(mm, space, base, 9), None, "there was nothing to do any more");
+    assert_eq!((load(mm, child, base).0, load(mm, space, base + PAGE_SIZE).0), (1, 2));
+    assert_sound(mm);
+    mm.mmput(child);
+    mm.mmput(space);
+    assert_sound(mm);
+}

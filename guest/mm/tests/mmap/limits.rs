@@ -40,6 +40,9 @@ fn mmap_refuses_what_linux_refuses() {
     let over = request(base + 0x3000, 2, RW, ANON | MAP_FIXED_NOREPLACE);
     assert_eq!(map(mm, space, &over), Err(Errno::EEXIST));
     assert_eq!(map(mm, space, &request(base, 1, RW, ANON)).map(|addr| addr != base), Ok(true), "only a hint");
+    let huge = |size: u32| map(mm, space, &request(0, 1, RW, ANON | MAP_HUGETLB | size << MAP_HUGE_SHIFT));
+    assert_eq!([0, 21].map(huge), [Err(Errno::ENOMEM); 2], "there is no pool of those");
+    assert_eq!([16, 30].map(huge), [Err(Errno::EINVAL); 2], "there are none of that size");
     let low = map(mm, space, &request(0, 1, RW, ANON | MAP_32BIT)).expect("there is room");
     assert!((0x4000_0000..0x8000_0000).contains(&low));
     assert_eq!(space_violations(mm), []);
@@ -60,6 +63,12 @@ fn limits_of_the_program_hold() {
     assert_eq!(mm.do_mmap(space, &request(0, 1, RW, ANON), &data), Err(Errno::ENOMEM));
     let other = mm.do_mmap(space, &request(0, 1, PROT_READ, ANON), &data).expect("that is no data");
     assert_eq!(mm.do_mprotect(space, other, PAGE_SIZE, RW, &data), Err(Errno::ENOMEM), "it would become data");
+    let raised = Limits { data: 0, data_max: 5 * PAGE_SIZE, ..LIMITS };
+    let fifth = mm.do_mmap(space, &request(0, 1, RW, ANON), &raised).expect("0 stands for what it can be raised to");
+    assert_eq!(mm.do_mmap(space, &request(0, 1, RW, ANON), &raised), Err(Errno::ENOMEM));
+    mm.do_munmap(space, fifth, PAGE_SIZE).expect("a range");
+    let nothing = Limits { memlock: 0, ..LIMITS };
+    assert_eq!(mm.do_mmap(space, &request(0, 1, RW, ANON | MAP_LOCKED), &nothing), Err(Errno::EPERM));
     let locked = Limits { memlock: 2 * PAGE_SIZE, ..LIMITS };
     assert_eq!(mm.do_mmap(space, &request(0, 3, RW, ANON | MAP_LOCKED), &locked), Err(Errno::EAGAIN));
     assert_eq!(mm.do_mlock(space, VirtAddr::new(base), 3 * PAGE_SIZE, 0, &locked), Err(Errno::ENOMEM));
@@ -158,6 +167,13 @@ fn mremap_and_mprotect_refuse_what_linux_refuses() {
     assert_eq!(mm.do_msync(space, VirtAddr::new(base), 4 * PAGE_SIZE, MS_SYNC), Ok(()));
     assert_eq!(mm.do_msync(space, VirtAddr::new(base), 4 * PAGE_SIZE, MS_SYNC | MS_ASYNC), Err(Errno::EINVAL));
     assert_eq!(mm.do_msync(space, VirtAddr::new(base), 5 * PAGE_SIZE, MS_SYNC), Err(Errno::ENOMEM));
+    assert_eq!(mm.do_msync(space, VirtAddr::new(base), u64::MAX, MS_SYNC), Ok(()), "in whole pages, that is none");
+    assert_eq!(mm.do_msync(space, VirtAddr::new(base), 0u64.wrapping_sub(base), MS_SYNC), Err(Errno::ENOMEM));
+    let populate = |advice: u32| mm.do_madvise(space, VirtAddr::new(base), PAGE_SIZE, advice);
+    assert_eq!(protect(base, 1, PROT_READ), Ok(()));
+    assert_eq!((populate(MADV_POPULATE_READ), populate(MADV_POPULATE_WRITE)), (Ok(()), Err(Errno::EINVAL)));
+    assert_eq!(protect(base, 1, PROT_NONE), Ok(()));
+    assert_eq!([MADV_POPULATE_READ, MADV_POPULATE_WRITE].map(populate), [Err(Errno::EINVAL); 2]);
     mm.mmput(space);
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use pagevisor_mm::check::{space_violations, unmerged_areas};
 use pagevisor_mm::mmap::{Limits, MmapRequest, MremapRequest, Space};
 use pagevisor_shared::errno::Errno;
+use pagevisor_shared::layout::TASK_SIZE_MAX;
 use pagevisor_shared::mm_types::VmaFlags;
 use pagevisor_shared::mm_types::uapi::*;
 use pagevisor_shared::units::{PAGE_SIZE, VirtAddr};
@@ -22,13 +23,47 @@ const MAY: u64 = VmaFlags::MAYREAD.0 | VmaFlags::MAYWRITE.0 | VmaFlags::MAYEXEC.
 
 #[derive(Clone, Debug)]
 enum Call {
-    Map { at: u64, pages: u64, prot: u32, noreserve: bool, fixed: bool },
-    Unmap { at: u64, pages: u64 },
-    Protect { at: u64, pages: u64, prot: u32 },
-    Remap { at: u64, old: u64, new: u64, flags: u32, to: u64 },
-    Advise { at: u64, pages: u64, advice: u32 },
-    Lock { at: u64, pages: u64, lock: bool },
-    Brk { pages: u64 },
+    Map {
+        at: u64,
+        pages: u64,
+        prot: u32,
+        noreserve: bool,
+        fixed: bool,
+    },
+    Unmap {
+        at: u64,
+        pages: u64,
+    },
+    Protect {
+        at: u64,
+        pages: u64,
+        prot: u32,
+    },
+    Remap {
+        at: u64,
+        old: u64,
+        new: u64,
+        flags: u32,
+        to: u64,
+    },
+    Advise {
+        at: u64,
+        pages: u64,
+        advice: u32,
+    },
+    Lock {
+        at: u64,
+        pages: u64,
+        lock: bool,
+    },
+    Brk {
+        pages: u64,
+    },
+    /// To so many bytes below the end of all addresses, or of what a program can have.
+    BrkTooFar {
+        below: u64,
+        addressable: bool,
+    },
 }
 
 fn call() -> impl Strategy<Value = Call> {
@@ -57,6 +92,7 @@ fn call() -> impl Strategy<Value = Call> {
         2 => (at.clone(), pages.clone(), advice).prop_map(|(at, pages, advice)| Call::Advise { at, pages, advice }),
         2 => (at, pages.clone(), any::<bool>()).prop_map(|(at, pages, lock)| Call::Lock { at, pages, lock }),
         1 => (0..20u64).prop_map(|pages| Call::Brk { pages }),
+        1 => (0..3 * PAGE_SIZE, any::<bool>()).prop_map(|(below, addressable)| Call::BrkTooFar { below, addressable }),
     ]
 }
 
@@ -254,6 +290,11 @@ fn run(mm: &Stack, space: Space, model: &mut Model, call: &Call) {
         Call::Brk { pages } => {
             let end = mm.do_brk(space, addr(HEAP + pages), &LIMITS);
             assert_eq!(page(end), model.brk(pages));
+        }
+        Call::BrkTooFar { below, addressable } => {
+            // There is nothing to map there: between the heap and that lies all of memory, many times.
+            let top = if addressable { TASK_SIZE_MAX } else { u64::MAX };
+            assert_eq!(page(mm.do_brk(space, VirtAddr::new(top - below), &LIMITS)), model.brk);
         }
     }
 }

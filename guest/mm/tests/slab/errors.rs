@@ -128,6 +128,41 @@ fn a_write_past_the_end_is_reported() {
 }
 
 #[test]
+fn the_neighbours_of_a_damaged_object_are_shown_and_a_single_bit_is_told() {
+    let machine = small();
+    let mm = machine.mm();
+    let (cache, first) = watched(&machine);
+    let more = (0..20).map(|_| mm.kmem_cache_alloc(cache, Gfp::KERNEL).expect("an object"));
+    let mut objects: Vec<u64> = more.chain([first]).map(VirtAddr::raw).collect();
+    objects.sort_unstable();
+    let size = objects.windows(2).map(|pair| pair[1] - pair[0]).min().expect("two objects");
+    let beside = |three: &&[u64]| three[1] - three[0] == size && three[2] - three[1] == size;
+    let three = objects.windows(3).find(beside).expect("three in a row");
+    let [prev, object, next] = [0, 1, 2].map(|index| VirtAddr::new(three[index]));
+    write(prev, 48, 0x31);
+    write(next, 48, 0x32);
+    mm.kmem_cache_free(cache, object);
+    write(VirtAddr::new(object.raw() + 16), 1, 0x6f);
+    assert_eq!(mm.kmem_cache_alloc(cache, Gfp::KERNEL), Some(object));
+    let neighbour = |which: &str, at: VirtAddr, byte: &str, text: &str| {
+        let line = format!("{}  {}\n", [byte; 16].join(" "), text.repeat(16));
+        let head = format!("{which} obj: start={:016x}, len=48\n", at.raw());
+        let zones = "Redzone: 0xd84156c5635688c0/0xd84156c5635688c0\nLast user: (";
+        (format!("{head}{zones}"), format!("\n000: {line}010: {line}"))
+    };
+    let (prev, next) = (neighbour("Prev", prev, "31", "1"), neighbour("Next", next, "32", "2"));
+    let log = machine.log_text();
+    let bit = "Single bit error detected. Probably bad RAM.\nRun memtest86+ or a similar memory test tool.\n";
+    let damage = format!("\n010: 6f{}  o{}\n{bit}{}", " 6b".repeat(15), "k".repeat(15), prev.0);
+    assert!(log.contains(&damage), "{log}");
+    assert!(log.contains(&format!("{}{}", prev.1, next.0)) && log.ends_with(&next.1), "{log}");
+    assert_eq!(machine.platform().stacks_dumped(), 0);
+    objects.into_iter().for_each(|object| mm.kmem_cache_free(cache, VirtAddr::new(object)));
+    mm.kmem_cache_destroy(cache);
+    assert_sound(mm);
+}
+
+#[test]
 fn a_use_after_free_is_reported() {
     let machine = small();
     let mm = machine.mm();
@@ -139,6 +174,7 @@ fn a_use_after_free_is_reported() {
     assert!(log.starts_with("Slab corruption (Not tainted): watched start="), "{log}");
     assert!(log.contains("Redzone: 0x9f911029d74e35b/0x9f911029d74e35b\nLast user: ("), "{log}");
     assert!(log.contains("000: 41 41 41 6b 6b 6b 6b 6b 6b 6b 6b 6b 6b 6b 6b 6b  AAAkkkkkkkkkkkkk\n"), "{log}");
+    assert!(!log.contains("bit error") && !log.contains("Call Trace"), "{log}");
     mm.kmem_cache_free(cache, object);
     mm.kmem_cache_destroy(cache);
     assert_sound(mm);

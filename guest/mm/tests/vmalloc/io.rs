@@ -36,7 +36,7 @@ fn devices_are_mapped_as_they_want_to_be_cached() {
     let bits = Entry::WRITE_THROUGH | Entry::CACHE_DISABLE;
     for (map, wanted) in [
         (mm.ioremap(device, 8), Entry::CACHE_DISABLE),
-        (mm.ioremap_wc(device, 8), Entry::CACHE_DISABLE),
+        (mm.ioremap_wc(device, 8), Entry::WRITE_THROUGH),
         (mm.ioremap_uc(device, 8), bits),
         (mm.ioremap_cache(device, 8), 0),
     ] {

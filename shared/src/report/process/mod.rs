@@ -308,7 +308,7 @@ impl Process<'_> {
     }
 
     const fn is_asleep(&self) -> bool {
-        matches!(self.state, TaskState::Interruptible | TaskState::Uninterruptible)
+        matches!(self.state, TaskState::Interruptible | TaskState::Uninterruptible | TaskState::Idle)
     }
 }
 

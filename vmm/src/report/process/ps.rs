@@ -22,6 +22,7 @@ const fn state_name(state: TaskState) -> &'static str {
         TaskState::Stopped => "ST",
         TaskState::Dead => "DE",
         TaskState::Zombie => "ZO",
+        TaskState::Idle => "ID",
     }
 }
 

@@ -10,7 +10,7 @@ use pagevisor_shared::errno::Errno;
 use pagevisor_shared::region::RegionRef;
 use pagevisor_shared::report::counters;
 use pagevisor_shared::report::slabinfo::{self, SlabInfo};
-use pagevisor_shared::sched::{TaskState, TaskStruct};
+use pagevisor_shared::sched::TaskState;
 use pagevisor_shared::units::CpuId;
 
 use super::text::Text;
@@ -145,9 +145,8 @@ fn loadavg(out: &mut dyn Write) -> fmt::Result {
     task::for_each(|task| {
         let state = task.record.state.load(Relaxed);
         running += u64::from(state == TaskState::Running as u32);
-        // The kernel's own threads wait for work (`TASK_NOLOAD`).
-        let waits = state == TaskState::Uninterruptible as u32 && !task.has(TaskStruct::KTHREAD);
-        active += u64::from(state == TaskState::Running as u32 || waits);
+        active +=
+            u64::from([TaskState::Running, TaskState::Uninterruptible].iter().any(|active| state == *active as u32));
         last = last.max(task.pid());
     });
     let loads = {

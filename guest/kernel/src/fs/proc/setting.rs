@@ -36,13 +36,13 @@ macro_rules! settings {
 settings! {
     DropCaches = "drop_caches", 0o200;
     LowmemReserveRatio = "lowmem_reserve_ratio", 0o644;
-    MaxMapCount = "max_map_count", 0o444;
+    MaxMapCount = "max_map_count", 0o644;
     MinFreeKbytes = "min_free_kbytes", 0o644;
-    MmapMinAddr = "mmap_min_addr", 0o444;
+    MmapMinAddr = "mmap_min_addr", 0o644;
     NumaZonelistOrder = "numa_zonelist_order", 0o644;
-    OvercommitKbytes = "overcommit_kbytes", 0o444;
-    OvercommitMemory = "overcommit_memory", 0o444;
-    OvercommitRatio = "overcommit_ratio", 0o444;
+    OvercommitKbytes = "overcommit_kbytes", 0o644;
+    OvercommitMemory = "overcommit_memory", 0o644;
+    OvercommitRatio = "overcommit_ratio", 0o644;
     PercpuPagelistHighFraction = "percpu_pagelist_high_fraction", 0o644;
     WatermarkBoostFactor = "watermark_boost_factor", 0o644;
     WatermarkScaleFactor = "watermark_scale_factor", 0o644;
@@ -82,9 +82,10 @@ impl Setting {
     /// Makes the setting.
     ///
     /// # Errors
-    /// EPERM for what cannot be changed here, EINVAL for a value that makes no sense.
+    /// EPERM for what programs may not change, EINVAL for a value that makes no sense.
     pub fn write(self, from: &[u8]) -> Result<(), Errno> {
-        if self.rights() & 0o200 == 0 {
+        // That takes CAP_SYS_RAWIO, which nobody has (`mmap_min_addr_handler`).
+        if self == Self::MmapMinAddr {
             return Err(Errno::EPERM);
         }
         let value = core::str::from_utf8(from).map_err(|_| Errno::EINVAL)?.trim();
