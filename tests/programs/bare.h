@@ -194,6 +194,27 @@ static void expect(u64 number, int code, u64 error, const void *at)
     CHECK(seen.error == error && seen.trap == 14 && seen.address == (u64)at);
 }
 
+#define MS 1000000ul
+static long nap(u64 nanos, u64 *rest)
+{
+    u64 time[2] = { nanos / (1000 * MS), nanos % (1000 * MS) };
+    return CALL(NANOSLEEP, time, rest);
+}
+
+// Does `work` in a child: the first program is not stopped, and its signals are its own affair.
+static void apart(void (*work)(void))
+{
+    int status;
+    long child = CALL(FORK);
+    if (child == 0) {
+        work();
+        finish(FINE);
+    }
+    CHECK(CALL(WAIT4, child, &status, 0, 0) == child);
+    if (status != FINE << 8)
+        finish(status & 0x7f ? status & 0x7f : status >> 8);
+}
+
 static char **environment;
 
 // What an argument asks for; the program's.

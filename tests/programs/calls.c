@@ -165,6 +165,14 @@ static void children(void)
     memset(words, 0, sizeof words);
     words[FLAGS] = THREAD | SIGHAND | VM, words[EXIT_SIGNAL] = SIGCHLD;
     CHECK(clone3(words, 88) == -EINVAL);
+    // What there is not: a file for a task, namespaces.
+    const u64 missing[] = { 0x1000, 0x20000, 0x2000000, 0x20000000 };
+    for (u64 index = 0; index < sizeof missing / sizeof *missing; index++) {
+        child = CALL(CLONE, missing[index] | SIGCHLD, 0, &number);
+        if (child == 0)
+            finish(1);
+        CHECK(child == -EINVAL);
+    }
 }
 
 // The number that a file of `/proc` says behind the first `name` that begins a line.
@@ -431,6 +439,99 @@ static void waits(void)
     CHECK(CALL(WAIT4, child, &status, 0, 0) == child && status == FINE << 8);
 }
 
+// What a program is told of itself, of how it is scheduled, and of others.
+static void told_of(void)
+{
+    enum { GETGROUPS = 115, GETRESUID = 118, GETRESGID = 120, GETPRIORITY = 140, SETPRIORITY = 141, GETPARAM = 143,
+           SETSCHEDULER = 144, GETSCHEDULER = 145, PRIORITY_MAX = 146, PRIORITY_MIN = 147, RR_INTERVAL = 148, PRCTL = 157,
+           PRLIMIT = 302, MEMBARRIER = 324, NOFILE = 7 };
+    u32 real = 9, effective = 9, saved = 9, parameter = 9;
+    u64 limits[2], mine[2], interval[2] = { 9, 9 };
+    int status, ends[2];
+    CHECK(CALL(GETRESUID, &real, &effective, &saved) == 0 && (real | effective | saved) == 0);
+    real = 9;
+    CHECK(CALL(GETRESGID, &real, &effective, &saved) == 0 && real == 0 && CALL(GETRESUID, &real, 16, &saved) == -EFAULT);
+    CHECK(CALL(GETGROUPS, 0, 0) == 0 && CALL(GETGROUPS, 8, mine) == 0 && CALL(GETGROUPS, -1, 0) == -EINVAL);
+    CHECK(CALL(PRCTL, 3) == 1 && CALL(GETSCHEDULER, 0) == 0 && CALL(GETSCHEDULER, 30000) == -ESRCH);
+    CHECK(CALL(GETPARAM, 0, &parameter) == 0 && parameter == 0 && CALL(SETSCHEDULER, 0, 0, &parameter) == 0);
+    parameter = 1;
+    CHECK(CALL(SETSCHEDULER, 0, 0, &parameter) == -EINVAL && CALL(PRIORITY_MAX, 1) == 99 && CALL(PRIORITY_MIN, 2) == 1);
+    CHECK(CALL(PRIORITY_MAX, 0) == 0 && CALL(PRIORITY_MAX, 9) == -EINVAL && CALL(RR_INTERVAL, 0, interval) == 0);
+    CHECK(interval[0] == 0 && interval[1] < 1000000000);
+    // A child is less urgent, and may have fewer files.
+    CHECK(CALL(PIPE, ends) == 0);
+    long child = CALL(FORK);
+    if (child == 0) {
+        CALL(CLOSE, ends[1]), CALL(READ, ends[0], &status, 1);
+        finish(CALL(OPEN, "/dev/null", 0) == -24 ? FINE : 1);
+    }
+    long own = CALL(GETPRIORITY, 0, 0);
+    CHECK(CALL(SETPRIORITY, 0, child, 5) == 0 && CALL(GETPRIORITY, 0, child) == 15 && CALL(GETPRIORITY, 0, 0) == own);
+    CHECK(CALL(SETPRIORITY, 0, child, 99) == 0 && CALL(GETPRIORITY, 0, child) == 1 && CALL(GETPRIORITY, 2, 0) >= 20);
+    CHECK(CALL(GETPRIORITY, 0, 30000) == -ESRCH && CALL(GETPRIORITY, 7, 0) == -EINVAL);
+    CHECK(CALL(PRLIMIT, child, NOFILE, 0, limits) == 0 && CALL(PRLIMIT, 0, NOFILE, 0, mine) == 0 && limits[0] == mine[0]);
+    limits[0] = 1;
+    CHECK(CALL(PRLIMIT, child, NOFILE, limits, 0) == 0 && CALL(PRLIMIT, 0, NOFILE, 0, limits) == 0 && limits[0] == mine[0]);
+    CHECK(CALL(PRLIMIT, 30000, NOFILE, 0, limits) == -ESRCH && CALL(CLOSE, ends[1]) == 0 && CALL(CLOSE, ends[0]) == 0);
+    CHECK(CALL(WAIT4, child, &status, 0, 0) == child && status == FINE << 8);
+    // Groups: a new one, one of the session, none of nowhere; not of who executes something else, nor of strangers.
+    enum { GETPGID = 121, TGKILL = 234 };
+    child = CALL(FORK);
+    if (child == 0)
+        for (;;)
+            CALL(PAUSE);
+    CHECK(CALL(SETPGID, child, child) == 0 && CALL(GETPGID, child) == child && CALL(SETPGID, child, 30000) == -EPERM);
+    CHECK(CALL(SETPGID, child, -1) == -EINVAL && CALL(SETPGID, child, CALL(GETPGID, 0)) == 0);
+    CHECK(CALL(SETPGID, 30000, 0) == -ESRCH && CALL(SETPGID, 2, 0) == -ESRCH);
+    CHECK(CALL(TGKILL, -1, child, 0) == -EINVAL && CALL(TGKILL, child, child, 0) == 0 && CALL(TKILL, -1, 0) == -EINVAL);
+    CHECK(CALL(KILL, child, SIGKILL) == 0 && CALL(WAIT4, child, &status, 0, 0) == child);
+    // Barriers: what there is, and who may have them.
+    CHECK((CALL(MEMBARRIER, 0) & 25) == 25 && CALL(MEMBARRIER, 8) == -EPERM && CALL(MEMBARRIER, 1) == 0);
+    CHECK(CALL(MEMBARRIER, 16) == 0 && CALL(MEMBARRIER, 8) == 0 && CALL(MEMBARRIER, 8, 4) == -EINVAL && CALL(MEMBARRIER, 3) == -EINVAL);
+}
+
+static u32 words[2];
+static void wait_for(void *word)
+{
+    CALL(FUTEX, word, 128, 0, 0);
+}
+
+// What is done to words and with those who wait for them.
+static void operations(void)
+{
+    enum { WAKE = 1, REQUEUE = 3, WAKE_OP = 5, LOCK_PI = 6, PRIVATE = 128, REALTIME = 256 };
+    // A number, and what is done with it; then what it is compared with, and how.
+    enum { SET = 0, ADD = 1, OR = 2, ANDN = 3, XOR = 4, SHIFTED = 8, EQUAL = 0, LESS = 2, GREATER = 5 };
+#define HOW(operation, argument, comparison, with) ((u32)(operation) << 28 | (comparison) << 24 | ((argument) & 0xfff) << 12 | ((with) & 0xfff))
+#define OPERATE(how) CALL(FUTEX, &words[0], WAKE_OP | PRIVATE, 1, 1, &words[1], how)
+    static u32 tids[3];
+    const u64 moment[2] = { 0, 1000000 };
+    for (int index = 0; index < 3; index++)
+        CHECK(spawn(wait_for, &words[0], (char *)map(4 * PAGE, PROT_RW) + 4 * PAGE, &tids[index]) > 0);
+    // One is woken; another goes to the second word. What is counted is both.
+    long done;
+    for (u32 moved = 0; moved < 2; moved += (u32)done) {
+        CHECK((done = CALL(FUTEX, &words[0], REQUEUE | PRIVATE, 0, 2 - moved, &words[1])) >= 0);
+        CALL(NANOSLEEP, moment, 0);
+    }
+    CHECK(CALL(FUTEX, &words[0], REQUEUE | PRIVATE, -1, 1, &words[1]) == -EINVAL);
+    CHECK(CALL(FUTEX, &words[0], REQUEUE | PRIVATE, 1, -1, &words[1]) == -EINVAL);
+    while (OPERATE(HOW(ADD, 5, LESS, 0)) != 1)
+        CALL(NANOSLEEP, moment, 0);
+    CHECK(words[1] % 5 == 0 && words[1] > 0 && OPERATE(HOW(SET, -7, GREATER, 4)) == 1 && words[1] == (u32)-7);
+    CHECK(OPERATE(HOW(SET, 0xf0, EQUAL, -7)) == 1 && words[1] == 0xf0);
+    for (int index = 0; index < 3; index++)
+        join(&tids[index]);
+    CHECK(OPERATE(HOW(OR | SHIFTED, 3, EQUAL, 0)) == 0 && words[1] == 0xf8 && OPERATE(HOW(ANDN, 0x30, EQUAL, 0)) == 0);
+    CHECK(words[1] == 0xc8 && OPERATE(HOW(XOR, 0x0f, EQUAL, 0)) == 0 && words[1] == 0xc7);
+    CHECK(OPERATE(HOW(5, 1, EQUAL, 0)) == -ENOSYS && words[1] == 0xc7 && OPERATE(HOW(ADD, 1, 6, 0)) == -ENOSYS);
+    CHECK(CALL(FUTEX, &words[0], WAKE_OP, 1, 1, 16, 0) == -EFAULT);
+    const u32 *closed = map(PAGE, PROT_READ);
+    CHECK(CALL(FUTEX, &words[0], WAKE_OP, 1, 1, closed, HOW(ADD, 1, EQUAL, 0)) == -EFAULT);
+    CHECK(CALL(FUTEX, &words[0], WAKE | REALTIME, 1) == -ENOSYS && CALL(FUTEX, &words[0], 77, 1) == -ENOSYS);
+    CHECK(CALL(FUTEX, &words[0], LOCK_PI, 1) == -ENOSYS && CALL(FUTEX, &words[0], LOCK_PI, 1) == -ENOSYS);
+}
+
 static void part(const char *name, u64 *start, const char *self)
 {
     (void)start;
@@ -458,6 +559,10 @@ static void part(const char *name, u64 *start, const char *self)
         idle();
     else if (same(name, "promises"))
         promises();
+    else if (same(name, "told"))
+        told_of();
+    else if (same(name, "operations"))
+        operations();
     else
         finish(1);
 }

@@ -118,6 +118,99 @@ static void rights(void)
     CHECK(CALL(OPEN, "/tmp/again", 0) >= 0 && CALL(RENAME, "/tmp", "/other") == -EBUSY);
 }
 
+static volatile u64 signals;
+static void note_signal(int number)
+{
+    (void)number;
+    signals++;
+}
+static void close_row(void *what)
+{
+    CHECK(CALL(436, (u64)what & 0xffff, ~0u, (u64)what >> 32) == 0);
+}
+
+// What pipes and devices give and take.
+static void streams(void)
+{
+    enum { SETRLIMIT = 160, NOFILE = 7, EMFILE = 24 };
+    int ends[2], more[2];
+    long first = CALL(OPEN, "/dev/null", 2);
+    u64 limit[2] = { (u64)first + 2, 4096 };
+    // There is a number for one end only: that is free again.
+    CHECK(first >= 0 && CALL(SETRLIMIT, NOFILE, limit) == 0 && CALL(FCNTL, first, 0, 0) == first + 1);
+    CHECK(CALL(CLOSE, first + 1) == 0 && CALL(PIPE, ends) == -EMFILE && CALL(PIPE, ends) == -EMFILE);
+    CHECK(CALL(OPEN, "/dev/null", 2) == first + 1 && CALL(CLOSE, first + 1) == 0);
+    limit[0] = 1024;
+    CHECK(CALL(SETRLIMIT, NOFILE, limit) == 0 && CALL(PIPE, ends) == 0 && CALL(PIPE2, more, 04000) == 0);
+    // All that a pipe has comes at once, and then what there is.
+    memset(text, 'a', 20000);
+    CHECK(CALL(WRITE, ends[1], text, 20000) == 20000 && CALL(READ, ends[0], text, sizeof text) == 20000);
+    CHECK(CALL(WRITE, ends[1], text, 2 * PAGE) == 2 * PAGE && CALL(READ, ends[0], text, 3 * PAGE) == 2 * PAGE);
+    CHECK(CALL(WRITE, more[1], text, PAGE) == PAGE && CALL(READ, more[0], text, 2 * PAGE) == PAGE);
+    CHECK(CALL(READ, more[0], text, 1) == -EAGAIN);
+    // Nobody looks at what is thrown away.
+    CHECK(CALL(WRITE, first, 16, 1 << 20) == 1 << 20);
+    // Random numbers are as many as are wanted.
+    long sources[] = { CALL(OPEN, "/dev/urandom", 2), CALL(OPEN, "/dev/random", 2), -1 };
+    for (int index = 0; index < 3; index++) {
+        long source = sources[index], zeros = 0;
+        memset(text, 0, 20000);
+        CHECK((source < 0 ? CALL(GETRANDOM, text, 20000, 1) : CALL(READ, source, text, 20000)) == 20000);
+        for (int at = 0; at < 20000; at++)
+            zeros += text[at] == 0;
+        CHECK(zeros < 400);
+        CHECK(source < 0 || (CALL(WRITE, source, text, 7) == 7 && CALL(READ, source, 16, 7) == -EFAULT));
+    }
+    CHECK(CALL(GETRANDOM, text, 8, 8) == -EINVAL && CALL(GETRANDOM, text, 8, 6) == -EINVAL && CALL(GETRANDOM, text, 8, 4) == 8);
+    char *pages = map(2 * PAGE, PROT_RW);
+    CHECK(CALL(MUNMAP, pages + PAGE, PAGE) == 0 && CALL(GETRANDOM, pages + 96, 2 * PAGE, 0) == PAGE - 96);
+    u64 stat[18];
+    CHECK(CALL(FSTAT, sources[0], stat) == 0 && stat[5] == 0x109 && CALL(GETRANDOM, 16, 8, 0) == -EFAULT);
+    // What is written is in its place, and can be read and written in pieces anywhere.
+    enum { FSYNC = 74, FDATASYNC = 75, SYNC = 162, FADVISE = 221, PREADV = 295, PWRITEV = 296, SYNCFS = 306, ESPIPE = 29 };
+    long file = CALL(OPEN, "/tmp/pieces", 0102, 0600);
+    struct { const void *at; u64 len; } out[] = { { "abc", 3 }, { "defg", 4 } }, in[] = { { text, 2 }, { text + 100, 9 } };
+    CHECK(CALL(PWRITEV, file, out, 2, 5) == 7 && CALL(LSEEK, file, 0, 1) == 0 && CALL(PREADV, file, in, 2, 6) == 6);
+    CHECK(text[0] == 'b' && text[1] == 'c' && text[100] == 'd' && text[103] == 'g' && CALL(PREADV, file, in, 2, -1) == -EINVAL);
+    CHECK(CALL(PREADV, ends[0], in, 2, 0) == -ESPIPE && CALL(FSYNC, file) == 0 && CALL(FDATASYNC, file) == 0);
+    CHECK(CALL(FSYNC, ends[0]) == -EINVAL && CALL(FSYNC, first) == -EINVAL && CALL(FSYNC, 99) == -EBADF && CALL(SYNC) == 0);
+    CHECK(CALL(SYNCFS, file) == 0 && CALL(SYNCFS, 99) == -EBADF && CALL(FADVISE, file, 0, 0, 5) == 0);
+    CHECK(CALL(FADVISE, file, 0, 0, 6) == -EINVAL && CALL(FADVISE, ends[0], 0, 0, 0) == -ESPIPE && CALL(FADVISE, 99, 0, 0, 0) == -EBADF);
+    // Numbers in a row are marked or closed, also of a table of one's own.
+    enum { CLOSE_RANGE = 436, UNSHARE = 2, CLOEXEC = 4, GETFD = 1 };
+    CHECK(CALL(CLOSE_RANGE, first + 1, -1, CLOEXEC) == 0 && CALL(FCNTL, file, GETFD) == 1 && CALL(FCNTL, first, GETFD) == 0);
+    CHECK(CALL(CLOSE_RANGE, 5, 4, 0) == -EINVAL && CALL(CLOSE_RANGE, 0, 1, 1) == -EINVAL);
+    static u32 tid;
+    static const u64 row[2] = { UNSHARE, 0 };
+    for (int turn = 0; turn < 2; turn++) {
+        CHECK(spawn(close_row, (void *)(row[turn] << 32 | (u64)first), (char *)map(4 * PAGE, PROT_RW) + 4 * PAGE, &tid) > 0);
+        join(&tid);
+        CHECK(CALL(FCNTL, file, GETFD) == (turn ? -EBADF : 1) && CALL(FCNTL, first, GETFD) == (turn ? -EBADF : 0));
+    }
+    CHECK(CALL(FCNTL, 1, GETFD) == 0);
+}
+
+// Files that must not grow, that have no name, and what lengths there are.
+static void sizes(void)
+{
+    enum { TRUNCATE = 76, SETRLIMIT = 160, FSIZE = 1, SIGXFSZ = 25, EFBIG = 27, TMPFILE = 020200000, ENOTDIR = 20 };
+    u64 limit[2] = { 100, ~0ul }, stat[18];
+    long file = CALL(OPEN, "/tmp/sizes", 0102, 0600);
+    CHECK(CALL(FTRUNCATE, file, -1) == -EINVAL && CALL(TRUNCATE, "/tmp/sizes", -1) == -EINVAL);
+    handle(SIGXFSZ, note_signal, SA_RESTART);
+    CHECK(CALL(SETRLIMIT, FSIZE, limit) == 0 && CALL(WRITE, file, text, 200) == 100 && signals == 0);
+    CHECK(CALL(WRITE, file, text, 1) == -EFBIG && signals == 1 && CALL(FTRUNCATE, file, 101) == -EFBIG && signals == 2);
+    CHECK(CALL(FTRUNCATE, file, 100) == 0 && CALL(FTRUNCATE, file, 5) == 0 && CALL(LSEEK, file, 0, 0) == 0);
+    CHECK(CALL(WRITE, file, text, 10) == 10 && CALL(WRITE, 1, text, 0) == 0);
+    limit[0] = ~0ul;
+    CHECK(CALL(SETRLIMIT, FSIZE, limit) == 0 && CALL(WRITE, file, text, 200) == 200 && signals == 2);
+    long unnamed = CALL(OPEN, "/tmp", TMPFILE | O_RDWR, 0640);
+    CHECK(unnamed >= 0 && CALL(WRITE, unnamed, "abc", 3) == 3 && CALL(FSTAT, unnamed, stat) == 0 && stat[6] == 3);
+    CHECK(stat[2] == 0 && (u32)stat[3] == 0100640 && CALL(OPEN, "/tmp", TMPFILE, 0600) == -EINVAL);
+    CHECK(CALL(OPEN, "/tmp/sizes", TMPFILE | O_RDWR, 0600) == -ENOTDIR && CALL(OPEN, "/tmp/none", TMPFILE | O_RDWR, 0600) == -ENOENT);
+    CHECK(CALL(OPEN, "/proc", TMPFILE | O_RDWR, 0600) == -EOPNOTSUPP && CALL(CLOSE, unnamed) == 0 && CALL(CLOSE, file) == 0);
+}
+
 // Memory that children share, without a file and of /dev/zero.
 static void shared(void)
 {
@@ -287,6 +380,10 @@ static void part(const char *name, u64 *start, const char *self)
         coherent("/tmp/file"), coherent("/file"), coherent("/dev/shm/file");
     else if (same(name, "rights"))
         rights();
+    else if (same(name, "streams"))
+        streams();
+    else if (same(name, "sizes"))
+        sizes();
     else if (same(name, "shared"))
         shared();
     else if (same(name, "memfd"))

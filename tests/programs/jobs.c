@@ -4,20 +4,12 @@
 #define PARTS
 #include "bare.h"
 
-#define MS 1000000ul
-
 static u64 now(void)
 {
     u64 time[2];
     CHECK(CALL(CLOCK, 1, time) == 0);
     return time[0] * 1000 * MS + time[1];
 }
-static long nap(u64 nanos, u64 *rest)
-{
-    u64 time[2] = { nanos / (1000 * MS), nanos % (1000 * MS) };
-    return CALL(NANOSLEEP, time, rest);
-}
-
 static volatile u64 children_told;
 static volatile int child_code, child_status;
 static void told(int number, struct info *info, struct context *context)
@@ -107,6 +99,107 @@ static void naps(void)
     CHECK(CALL(CLOCK_NANOSLEEP, 1, 1, time, 0) == 0 && now() >= until);
 }
 
+static u64 clock(long which)
+{
+    u64 time[2];
+    CHECK(CALL(CLOCK, which, time) == 0);
+    return time[0] * 1000 * MS + time[1];
+}
+static void spin(u64 nanos)
+{
+    for (u64 start = now(); now() - start < nanos;)
+        ;
+}
+static volatile u32 spinning;
+static void spin_on_one(void *nothing)
+{
+    (void)nothing;
+    on_cpu(1);
+    while (spinning)
+        ;
+}
+
+// What is slept and what is used, by all clocks.
+static void clocks(void)
+{
+    enum { SIGSUSPEND = 130, GETRUSAGE = 98, TIMES = 100, CLOCK_GETRES = 229, PROCESS = 2, THREAD = 3 };
+    const u64 all = 3, none = 0;
+    u64 usage[18], ticks[4], before[2], long_time[2] = { ~0ul >> 1, 0 };
+    int status;
+    // Who waits for ever, by whatever call, keeps nobody's time: neither of two that would be awake at once.
+    CHECK(on_cpu(0));
+    long children[3];
+    for (int index = 0; index < 3; index++)
+        if ((children[index] = CALL(FORK)) == 0) {
+            if (index == 0)
+                CALL(PAUSE);
+            else if (index == 1)
+                CALL(SIGSUSPEND, &none, 8);
+            else
+                CALL(NANOSLEEP, long_time, 0);
+            finish(1);
+        }
+    for (int turn = 0; turn < 3; turn++)
+        nap(5 * MS, 0);
+    for (int index = 0; index < 3; index++)
+        CHECK(CALL(KILL, children[index], SIGKILL) == 0 && CALL(WAIT4, children[index], &status, 0, 0) > 0 && status == SIGKILL);
+    // Time is counted while it is spent, not only when somebody else has had the CPU.
+    before[0] = clock(THREAD), before[1] = clock(PROCESS);
+    spin(60 * MS);
+    CHECK(clock(THREAD) - before[0] >= 10 * MS && clock(PROCESS) - before[1] >= 10 * MS);
+    CHECK(CALL(GETRUSAGE, 0, usage) == 0 && usage[0] * 1000000 + usage[1] + usage[2] * 1000000 + usage[3] >= 10000);
+    // That of another thread belongs to the process, also while it runs on another CPU; and it has a clock of its own.
+    static u32 tid;
+    char *stack = map(4 * PAGE, PROT_RW);
+    spinning = 1;
+    long thread = spawn(spin_on_one, 0, stack + 4 * PAGE, &tid), me = CALL(GETPID);
+    CHECK(thread > 0);
+    before[0] = clock(THREAD), before[1] = clock(PROCESS);
+    for (int turn = 0; turn < 100 && clock(PROCESS) - before[1] < 400 * MS; turn++)
+        nap(50 * MS, 0);
+    CHECK(clock(PROCESS) - before[1] >= 400 * MS && clock(THREAD) - before[0] < 200 * MS);
+    CHECK(CALL(TIMES, ticks) > 0 && ticks[0] + ticks[1] >= 10);
+    // The number, inverted, of whom it is.
+    long of_thread = ~thread * 8, of_process = ~me * 8;
+    CHECK(clock(of_thread | 6) >= 50 * MS && clock(of_process | 2) >= 100 * MS && clock(of_process | 1) >= 50 * MS);
+    CHECK(CALL(CLOCK, of_process | 3, before) == -EINVAL && CALL(CLOCK, -8l * 30001 | 2, before) == -EINVAL);
+    CHECK(CALL(CLOCK_GETRES, of_process | 2, before) == 0 && before[1] == 1 && CALL(CLOCK_GETRES, 99, before) == -EINVAL);
+    CHECK(CALL(CLOCK_NANOSLEEP, THREAD, 0, before, 0) == -EOPNOTSUPP);
+    spinning = 0;
+    join(&tid);
+    CHECK(CALL(SETAFFINITY, 0, sizeof all, &all) == 0);
+}
+
+// `waitid` asks for a child without taking it, if that is wanted.
+static void asks(void)
+{
+    enum { WAITID = 247, ALL = 0, PID = 1, PGID = 2, EXITED = 4, NOWAIT = 0x1000000 };
+    i32 info[32];
+    int status;
+    long child = CALL(FORK);
+    if (child == 0) {
+        CALL(KILL, CALL(GETPID), SIGSTOP);
+        finish(9);
+    }
+    CHECK(CALL(SETPGID, child, child) == 0);
+#define TOLD(code, value) (info[0] == SIGCHLD && info[1] == 0 && info[2] == (code) && info[4] == child && info[5] == 0 && info[6] == (value))
+    CHECK(CALL(WAITID, PID, child, info, UNTRACED | NOWAIT, 0) == 0 && TOLD(5, SIGSTOP));
+    CHECK(CALL(WAITID, PGID, child, info, UNTRACED, 0) == 0 && TOLD(5, SIGSTOP));
+    CHECK(CALL(WAITID, ALL, 0, info, UNTRACED | EXITED | NOHANG, 0) == 0 && info[0] == 0 && info[4] == 0);
+    CHECK(CALL(KILL, child, SIGCONT) == 0 && CALL(WAITID, PID, child, info, CONTINUED, 0) == 0 && TOLD(6, SIGCONT));
+    CHECK(CALL(WAITID, PID, child, info, EXITED | NOWAIT, 0) == 0 && TOLD(1, 9));
+    u64 usage[18] = { 0 };
+    CHECK(CALL(WAITID, PID, child, info, EXITED, usage) == 0 && TOLD(1, 9) && usage[0] + usage[1] + usage[2] + usage[3] > 0);
+    CHECK(CALL(WAITID, PID, child, info, EXITED, 0) == -ECHILD && CALL(WAIT4, child, &status, 0, 0) == -ECHILD);
+    child = CALL(FORK);
+    if (child == 0)
+        for (;;)
+            CALL(PAUSE);
+    CHECK(CALL(KILL, child, SIGKILL) == 0 && CALL(WAITID, PGID, 0, info, EXITED, 0) == 0 && TOLD(2, SIGKILL));
+    CHECK(CALL(WAITID, PID, child, info, 0, 0) == -EINVAL && CALL(WAITID, PID, 0, info, EXITED, 0) == -EINVAL);
+    CHECK(CALL(WAITID, 9, 1, info, EXITED, 0) == -EINVAL && CALL(WAITID, ALL, 0, info, EXITED | 16, 0) == -EINVAL);
+}
+
 // A list of robust mutexes, in memory that is shared with a child.
 struct robust { u64 next, offset, pending; };
 struct mutex { u64 next; u32 word, pad; };
@@ -185,26 +278,20 @@ static void oops(void)
 static void part(const char *name, u64 *start, const char *self)
 {
     (void)start, (void)self;
-    // The first program is not stopped, and its signals are its own affair: a child is what is tried.
-    int status;
-    long child = CALL(FORK);
-    if (child != 0) {
-        CHECK(CALL(WAIT4, child, &status, 0, 0) == child);
-        if (status != FINE << 8)
-            finish(status & 0x7f ? status & 0x7f : status >> 8);
-        return;
-    }
     if (same(name, "stops"))
-        stops();
+        apart(stops);
     else if (same(name, "naps"))
-        naps();
+        apart(naps);
+    else if (same(name, "clocks"))
+        apart(clocks);
+    else if (same(name, "asks"))
+        apart(asks);
     else if (same(name, "robust"))
-        robust();
+        apart(robust);
     else if (same(name, "times"))
-        times();
+        apart(times);
     else if (same(name, "oops"))
-        oops();
+        apart(oops);
     else
         finish(2);
-    finish(FINE);
 }

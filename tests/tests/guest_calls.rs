@@ -1,6 +1,7 @@
 //! System calls that libraries make and shells do not. The program is `tests/programs/calls.c`; each of its parts ends with
 //! 42 if everything was as it should be, and with the number of the line that was not otherwise.
 
+use pagevisor_tests::command::Output;
 use pagevisor_tests::program::Program;
 
 /// What a part ends with that has found nothing wrong.
@@ -10,9 +11,10 @@ static PROGRAM: Program = Program::new("calls", include_bytes!(concat!(env!("OUT
 
 /// Runs the parts `parts`, one after the other in one guest of two nodes with a CPU each.
 #[track_caller]
-fn fine(parts: &[&str]) {
+fn fine(parts: &[&str]) -> Output {
     let output = PROGRAM.run(parts);
     assert_eq!(output.code(), FINE, "{}\n{}", output.stdout, output.stderr);
+    output
 }
 
 #[test]
@@ -27,7 +29,7 @@ fn a_file_is_written_to_or_executed() {
 
 #[test]
 fn children_are_made_with_arguments_of_any_size() {
-    fine(&["children"]);
+    fine(&["children", "told"]);
 }
 
 #[test]
@@ -43,8 +45,11 @@ fn tmp_holds_half_of_all_memory() {
 }
 
 #[test]
-fn a_wait_that_was_interrupted_goes_on_to_its_end() {
-    fine(&["waits"]);
+fn waits_for_words_go_on_to_their_end_and_words_are_changed() {
+    let output = fine(&["waits", "operations"]);
+    let told = |what: &str| output.stderr.lines().filter(|line| line.contains(what)).count();
+    assert_eq!(told("futex operation 6 (LOCK_PI) is not implemented"), 1, "{}", output.stderr);
+    assert_eq!(told("System calls: 2 could not be made, as they are not here"), 1, "{}", output.stderr);
 }
 
 #[test]

@@ -21,8 +21,8 @@ fn reading_writing_and_mapping_show_the_same_file() {
 }
 
 #[test]
-fn a_file_is_mapped_as_it_was_opened() {
-    fine(&["rights"]);
+fn a_file_is_mapped_as_it_was_opened_and_streams_give_what_they_have() {
+    fine(&["rights", "streams", "sizes"]);
 }
 
 #[test]

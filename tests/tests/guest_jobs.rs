@@ -17,12 +17,18 @@ fn fine(output: Output) -> Output {
 
 #[test]
 fn children_stop_and_go_on_and_the_parent_is_told() {
-    fine(PROGRAM.run(&["stops"]));
+    fine(PROGRAM.run(&["stops", "asks"]));
 }
 
 #[test]
-fn sleepers_sleep_their_time_unless_they_handle_a_signal() {
-    fine(PROGRAM.run(&["naps"]));
+fn sleepers_sleep_their_time_unless_they_handle_a_signal_and_what_all_use_is_counted() {
+    fine(PROGRAM.run(&["naps", "clocks"]));
+}
+
+#[test]
+fn signals_wait_and_are_waited_for() {
+    static PROGRAM: Program = Program::new("signals", include_bytes!(concat!(env!("OUT_DIR"), "/signals")));
+    fine(PROGRAM.run(&["dropped", "stacks", "waiting", "timers"]));
 }
 
 #[test]

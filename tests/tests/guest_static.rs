@@ -62,6 +62,13 @@ fn a_c_library_has_threads() {
 }
 
 #[test]
+fn a_program_can_be_anywhere_and_execute_its_stack() {
+    static PROGRAM: Program = Program::new("pie", include_bytes!(concat!(env!("OUT_DIR"), "/pie")));
+    let output = PROGRAM.run(&[]);
+    assert_eq!(output.code(), 42, "{}\n{}", output.stdout, output.stderr);
+}
+
+#[test]
 fn rusts_library_has_threads() {
     static PROGRAM: Program = Program::new("threads-rs", include_bytes!(concat!(env!("OUT_DIR"), "/threads-rs")));
     let output = PROGRAM.run(&[]);

@@ -43,6 +43,7 @@ mod monitor;
 mod oops;
 mod platform;
 mod power;
+mod random;
 mod region;
 mod resources;
 mod rseq;

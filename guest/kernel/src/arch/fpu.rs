@@ -116,6 +116,14 @@ fn disable() {
     unsafe { asm!("mov cr4, {}", in(reg) cr4 & !CR4_OSXSAVE, options(nostack, preserves_flags)) };
 }
 
+/// Of the state in `frame`: the control word and the status word of x87, and MXCSR; of an empty one, what masks all.
+pub fn exceptions(frame: &[u8]) -> [u32; 3] {
+    let word = |at: usize| frame.get(at..).and_then(|rest| rest.first_chunk()).map(|bytes| u16::from_le_bytes(*bytes));
+    let [control, status, mxcsr] = [(0, DEFAULT_FCW), (2, 0), (MXCSR_OFFSET as usize, DEFAULT_MXCSR as u16)]
+        .map(|(at, without)| word(at).unwrap_or(without).into());
+    [control, status, mxcsr]
+}
+
 /// Room for a program's state, which is what a new program begins with; its address, or `None` without memory.
 pub fn alloc() -> Option<u64> {
     let state = platform::mm()?.kmem_cache_zalloc(*CACHE.get()?, Gfp::KERNEL)?.raw();

@@ -63,6 +63,18 @@ copy_user_string:
 12: movq $-1, %rax
     ret
 
+    // exchange_user(at, old, new) -> 0 if `at` held `old` and holds `new` now, 1 if it holds something else, 2 if it is not there
+    .globl exchange_user
+    .type exchange_user, @function
+exchange_user:
+    movl %esi, %eax
+13: lock cmpxchgl %edx, (%rdi)
+    setne %al
+    movzbl %al, %eax
+    ret
+14: movl $2, %eax
+    ret
+
     .pushsection __ex_table, "a", @progbits
     .balign 8
     .quad 1b, 3b
@@ -70,6 +82,7 @@ copy_user_string:
     .quad 5b, 7b
     .quad 6b, 8b
     .quad 10b, 12b
+    .quad 13b, 14b
     .popsection
     "#,
     options(att_syntax)
@@ -79,6 +92,7 @@ unsafe extern "C" {
     fn copy_user(to: u64, from: u64, len: u64) -> u64;
     fn clear_user_memory(at: u64, len: u64) -> u64;
     fn copy_user_string(to: u64, from: u64, len: u64) -> u64;
+    fn exchange_user(at: u64, old: u32, new: u32) -> u32;
     static __ex_table_start: [u64; 2];
     static __ex_table_end: [u64; 2];
 }
@@ -246,4 +260,19 @@ pub fn write_words(addr: u64, values: &[u64]) -> Result<(), Errno> {
         write_u64(addr.wrapping_add(8 * index as u64), *value)?;
     }
     Ok(())
+}
+
+/// Puts `new` into the program's 32-bit word at `addr` if it holds `old`, in one step; whether it did
+/// (`futex_atomic_cmpxchg_inatomic`).
+///
+/// # Errors
+/// EFAULT.
+pub fn exchange_u32(addr: u64, old: u32, new: u32) -> Result<bool, Errno> {
+    check(addr, size_of::<u32>())?;
+    // SAFETY: below the kernel, where only programs have something, and it may fail.
+    match unsafe { exchange_user(addr, old, new) } {
+        0 => Ok(true),
+        1 => Ok(false),
+        _ => Err(Errno::EFAULT),
+    }
 }

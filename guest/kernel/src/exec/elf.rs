@@ -19,6 +19,9 @@ const EM_X86_64: u16 = 62;
 const PT_LOAD: u32 = 1;
 const PT_INTERP: u32 = 3;
 const PT_PHDR: u32 = 6;
+const PT_GNU_STACK: u32 = 0x6474_e551;
+/// It is executed (`PF_X`).
+const EXECUTES: u32 = 1;
 
 /// Where programs go that can be anywhere (`ELF_ET_DYN_BASE`), without randomization.
 const DYN_BASE: u64 = 0x5555_5555_4000;
@@ -81,6 +84,8 @@ pub struct Program {
     pub headers: u64,
     /// How many.
     pub headers_count: u64,
+    /// Whether it executes what is on its stack.
+    pub executes_stack: bool,
     /// What is to be in memory, upwards.
     pub segments: Vec<Segment>,
 }
@@ -107,18 +112,20 @@ pub fn parse(read: impl Fn(u64, &mut [u8]) -> usize) -> Result<Program, Errno> {
     if read(start, &mut table) < table.len() {
         return Err(Errno::ENOEXEC);
     }
-    let base = if kind == ET_DYN { DYN_BASE } else { 0 };
-    let (mut segments, mut headers) = (Vec::new(), 0);
+    let base = if kind == ET_DYN { DYN_BASE & !(alignment(&table) - 1) } else { 0 };
+    let (mut segments, mut headers, mut executes_stack) = (Vec::new(), 0, false);
     for header in table.chunks_exact(PROGRAM_HEADER).map(Fields) {
         match header.u32(0) {
             PT_INTERP => return Err(Errno::ENOENT),
             PT_PHDR => headers = base + header.u64(16),
+            PT_GNU_STACK => executes_stack = header.u32(4) & EXECUTES != 0,
             PT_LOAD => segments.push(segment(header, base)?),
             _ => {}
         }
     }
     segments.retain(|segment: &Segment| segment.size > 0);
-    if segments.is_empty() || !segments.is_sorted_by(|a, b| a.end_page() <= b.first_page()) {
+    // Two may share a page: the second one's is there then.
+    if segments.is_empty() || !segments.is_sorted_by(|a, b| a.addr + a.size <= b.addr) {
         return Err(Errno::ENOEXEC);
     }
     if headers == 0 {
@@ -126,13 +133,19 @@ pub fn parse(read: impl Fn(u64, &mut [u8]) -> usize) -> Result<Program, Errno> {
         headers = segments.iter().find(holds).map_or(0, |segment| segment.addr + (start - segment.offset));
     }
     let entry = base.checked_add(fields.u64(24)).filter(|entry| *entry < TASK_SIZE_MAX).ok_or(Errno::EINVAL)?;
-    Ok(Program { entry, headers, headers_count: count as u64, segments })
+    Ok(Program { entry, headers, headers_count: count as u64, executes_stack, segments })
+}
+
+/// What the segments of `table` want their base to be a multiple of (`maximum_alignment`).
+fn alignment(table: &[u8]) -> u64 {
+    let headers = table.chunks_exact(PROGRAM_HEADER).map(Fields).filter(|header| header.u32(0) == PT_LOAD);
+    headers.map(|header| header.u64(48)).filter(|align| align.is_power_of_two()).fold(PAGE_SIZE, u64::max)
 }
 
 fn segment(header: Fields<'_>, base: u64) -> Result<Segment, Errno> {
     let flags = header.u32(4);
     let [offset, virt, file_size, size] = [8, 16, 32, 40].map(|at| header.u64(at));
-    let rights = [(4, PROT_READ), (2, PROT_WRITE), (1, PROT_EXEC)];
+    let rights = [(4, PROT_READ), (2, PROT_WRITE), (EXECUTES, PROT_EXEC)];
     let prot = rights.iter().filter(|(bit, _)| flags & bit != 0).fold(0, |prot, (_, right)| prot | right);
     let addr = base.checked_add(virt).ok_or(Errno::ENOEXEC)?;
     let fits = file_size <= size && size <= TASK_SIZE_MAX && addr <= TASK_SIZE_MAX - size;

@@ -18,7 +18,7 @@ use crate::fs::table::{Directories, Files};
 use crate::fs::{path, root};
 use crate::log::pr_err;
 use crate::task::{self, Kind, Task};
-use crate::{power, signal};
+use crate::{power, signal, syscall};
 
 /// The environment of the first program (`envp_init`).
 const ENVIRONMENT: [&str; 3] = ["HOME=/", "TERM=linux", "PATH=/sbin:/usr/sbin:/bin:/usr/bin"];
@@ -80,6 +80,7 @@ pub fn ends(task: &Task, code: u32) {
             0 => code >> 8 & 0xff,
             signal => 128 + signal,
         };
+        syscall::report_unknown();
         power::off(shutdown::INIT_EXIT | status as u16 & 0xff);
     }
 }

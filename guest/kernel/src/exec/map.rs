@@ -1,10 +1,12 @@
 //! A program's segments become areas of its address space: of the file, and of zeros behind what the file has (`elf_map`,
 //! `set_brk`, `padzero`).
 
+use core::ops::Range;
+
 use pagevisor_mm::mmap::{Limits, MappedFileRef, MmapRequest, Space};
 use pagevisor_shared::errno::Errno;
 use pagevisor_shared::mm_types::MappedFile;
-use pagevisor_shared::mm_types::uapi::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_WRITE};
+use pagevisor_shared::mm_types::uapi::{MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_WRITE};
 use pagevisor_shared::units::{PAGE_SHIFT, PAGE_SIZE, VirtAddr};
 
 use super::elf::Segment;
@@ -40,17 +42,19 @@ pub fn segments(space: Space, file: &Inode, path: &str, segments: &[Segment], li
     let file = mm.mapped_file_new(mapping, path.as_bytes(), mode).ok_or(Errno::ENOMEM)?;
     mm.set_exe_file(space, file);
     let size = mapping.i_size.load(core::sync::atomic::Ordering::Relaxed);
-    let map = Map { mm, space, file, limits };
+    let (map, Some(first)) = (Map { mm, space, file, limits }, segments.first()) else { return Err(Errno::ENOEXEC) };
     segments.iter().try_for_each(|segment| {
         if segment.file_size != 0 && segment.offset.checked_add(segment.file_size).is_none_or(|end| end > size) {
             return Err(Errno::ENOEXEC);
         }
-        map.segment(segment)
+        map.segment(segment, core::ptr::eq(segment, first))
     })
 }
 
 impl Map<'_> {
-    fn segment(&self, segment: &Segment) -> Result<(), Errno> {
+    /// Maps `segment`: the first where nothing is, the others over what they share a page with.
+    fn segment(&self, segment: &Segment, first: bool) -> Result<(), Errno> {
+        let place = if first { MAP_FIXED_NOREPLACE } else { MAP_FIXED };
         let start = segment.first_page();
         let behind = segment.addr + segment.file_size;
         let mut zeros = start;
@@ -58,7 +62,7 @@ impl Map<'_> {
             // It begins with what is before the segment in the page.
             let pgoff = segment.offset >> PAGE_SHIFT;
             zeros = behind.next_multiple_of(PAGE_SIZE);
-            self.area(start, zeros, segment.prot, Some(self.file), pgoff)?;
+            self.area(start..zeros, segment.prot, place, Some((self.file, pgoff)))?;
         }
         if segment.size > segment.file_size && segment.prot & PROT_WRITE != 0 && behind < zeros {
             let len = (zeros - behind) as usize;
@@ -68,13 +72,14 @@ impl Map<'_> {
             }
         }
         let end = segment.end_page();
-        if end > zeros { self.area(zeros, end, segment.prot, None, 0) } else { Ok(()) }
+        if end > zeros { self.area(zeros..end, segment.prot, place, None) } else { Ok(()) }
     }
 
-    fn area(&self, start: u64, end: u64, prot: u32, file: Option<MappedFileRef>, pgoff: u64) -> Result<(), Errno> {
+    fn area(&self, range: Range<u64>, prot: u32, place: u32, file: Option<(MappedFileRef, u64)>) -> Result<(), Errno> {
         let kind = if file.is_none() { MAP_ANONYMOUS } else { 0 };
-        let flags = MAP_PRIVATE | MAP_FIXED_NOREPLACE | kind;
-        let request = MmapRequest { addr: VirtAddr::new(start), len: end - start, prot, flags, file, pgoff };
+        let (addr, len, flags) = (VirtAddr::new(range.start), range.end - range.start, MAP_PRIVATE | place | kind);
+        let (file, pgoff) = file.unzip();
+        let request = MmapRequest { addr, len, prot, flags, file, pgoff: pgoff.unwrap_or(0) };
         self.mm.do_mmap(self.space, &request, self.limits).map(drop)
     }
 }

@@ -17,7 +17,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use pagevisor_mm::mmap::{Limits, Space};
 use pagevisor_shared::errno::Errno;
 use pagevisor_shared::layout::TASK_SIZE_MAX;
-use pagevisor_shared::mm_types::uapi::PROT_EXEC;
+use pagevisor_shared::mm_types::uapi::{PROT_EXEC, PROT_READ, PROT_WRITE};
 use pagevisor_shared::sched::TaskStruct;
 use pagevisor_shared::units::{PAGE_SIZE, VirtAddr};
 
@@ -103,6 +103,7 @@ pub fn exec(
         // What `/proc/PID/exe` is.
         let old = process.program.lock().replace((executed, full));
         drop(old);
+        process.wants_barriers.store(0, Relaxed);
     }
     become_program(&task, path);
     *frame = TrapFrame {
@@ -177,7 +178,11 @@ fn load(
     record.mmap_base.store((STACK_TOP - gap) & !(PAGE_SIZE - 1), Relaxed);
     let words = 8 * (arguments.len() + environment.len()) as u64;
     let len = (strings as u64 + words + 2 * PAGE_SIZE).next_multiple_of(PAGE_SIZE).max(STACK_FIRST + PAGE_SIZE);
-    mm.insert_stack(space, VirtAddr::new(STACK_TOP), len.min(limits.stack & !(PAGE_SIZE - 1)), limits)?;
+    let len = len.min(limits.stack & !(PAGE_SIZE - 1));
+    mm.insert_stack(space, VirtAddr::new(STACK_TOP), len, limits)?;
+    if program.executes_stack {
+        mm.do_mprotect(space, VirtAddr::new(STACK_TOP - len), len, PROT_READ | PROT_WRITE | PROT_EXEC, limits)?;
+    }
     map::segments(space, file, full_path, &program.segments, limits)?;
     let contents = stack::contents(STACK_TOP, &program, path.as_bytes(), arguments, environment)?;
     if mm.write_remote_vm(space, VirtAddr::new(contents.sp), &contents.bytes) != contents.bytes.len() {
@@ -202,9 +207,9 @@ fn note_segments(space: Space, program: &elf::Program) {
     let record = space.record();
     let (mut code, mut data, mut end) = ([u64::MAX, 0], [0, 0], 0);
     for segment in &program.segments {
-        code[0] = code[0].min(segment.addr);
         data[0] = data[0].max(segment.addr);
         if segment.prot & PROT_EXEC != 0 {
+            code[0] = code[0].min(segment.addr);
             code[1] = code[1].max(segment.addr + segment.file_size);
         }
         data[1] = data[1].max(segment.addr + segment.file_size);

@@ -18,8 +18,9 @@ use super::path::path_of;
 use super::pipe::Pipe;
 use super::proc::Node;
 use crate::arch::uaccess;
+use crate::signal::{self, Info, SIGXFSZ};
 use crate::sync::SpinLock;
-use crate::{console, platform, task};
+use crate::{console, platform, random, task};
 
 /// Open for reading.
 pub const O_RDONLY: u32 = 0;
@@ -41,11 +42,15 @@ pub const O_APPEND: u32 = 0o2000;
 pub const O_NONBLOCK: u32 = 0o4000;
 /// It must be a directory.
 pub const O_DIRECTORY: u32 = 0o200_000;
+/// One without a name, in a directory.
+pub const O_TMPFILE: u32 = 0o20_000_000 | O_DIRECTORY;
 /// It must not be a symbolic link.
 pub const O_NOFOLLOW: u32 = 0o400_000;
 /// Closed when another program is run.
 pub const O_CLOEXEC: u32 = 0o2_000_000;
 
+/// The resource that limits the size of files (`RLIMIT_FSIZE`).
+const LIMIT_FILE_SIZE: usize = 1;
 /// Bytes that are copied at a time between a program and a file.
 const PIECE: usize = 4096;
 /// Nanoseconds after which somebody whom the console had no room for tries again.
@@ -156,13 +161,16 @@ impl File {
         if let Kind::Device(Device::Zero | Device::Full) = self.inode.kind {
             return uaccess::clear(addr, len).map(|()| len);
         }
+        if let Kind::Device(Device::Random | Device::Urandom) = self.inode.kind {
+            return random::fill(addr, len);
+        }
         let mut done = 0;
         let mut piece = buffer(len)?;
         while done < len {
             let wanted = (len - done).min(PIECE);
             let offset = at.unwrap_or_else(|| self.position.load(Relaxed));
             let offset = if at.is_some() { offset + done as u64 } else { offset };
-            let got = match self.read_piece(&mut piece[..wanted], offset) {
+            let got = match self.read_piece(&mut piece[..wanted], offset, done > 0) {
                 Ok(0) => break,
                 Ok(got) => got,
                 Err(error) if done == 0 => return Err(error),
@@ -176,8 +184,8 @@ impl File {
             if copied < got {
                 return if done == 0 { Err(Errno::EFAULT) } else { Ok(done) };
             }
-            // Who reads a stream gets what is there.
-            if got < wanted || self.is_stream() {
+            // Who reads a stream gets what is there; of the console that is a line.
+            if got < wanted || self.is_stream() && self.pipe().is_none() {
                 break;
             }
         }
@@ -189,7 +197,7 @@ impl File {
     /// # Errors
     /// What the file gives.
     pub fn read_to(&self, to: &mut [u8], offset: u64) -> Result<usize, Errno> {
-        self.read_piece(to, offset)
+        self.read_piece(to, offset, false)
     }
 
     /// Its path (`d_path`).
@@ -234,16 +242,17 @@ impl File {
         Ok(mapped)
     }
 
-    fn read_piece(&self, to: &mut [u8], offset: u64) -> Result<usize, Errno> {
+    /// Reads at `offset`; waits for a stream, if it may be waited for, unless there is enough already.
+    fn read_piece(&self, to: &mut [u8], offset: u64, enough: bool) -> Result<usize, Errno> {
         match (&self.inode.kind, &self.end) {
             (Kind::Directory(..), _) => Err(Errno::EISDIR),
             (Kind::Proc(node), _) if node.is_directory() => Err(Errno::EISDIR),
             (Kind::Proc(node), End::Text(text)) => read_text(*node, text, to, offset),
             (Kind::Regular(_), _) => Ok(self.inode.read(offset, to)),
             (Kind::Device(Device::Console), _) => console::read(to, self.has(O_NONBLOCK)),
-            // Zeros come another way.
+            // Zeros and random numbers come another way.
             (Kind::Device(_), _) => Ok(0),
-            (_, End::Pipe(pipe)) => pipe.read(to, self.has(O_NONBLOCK)),
+            (_, End::Pipe(pipe)) => pipe.read(to, enough || self.has(O_NONBLOCK)),
             (Kind::Link(_) | Kind::Pipe | Kind::Proc(_), _) => Err(Errno::EINVAL),
         }
     }
@@ -255,6 +264,10 @@ impl File {
     pub fn write(&self, addr: u64, len: usize, at: Option<u64>) -> Result<usize, Errno> {
         if !self.writes() {
             return Err(Errno::EBADF);
+        }
+        if let Kind::Device(Device::Null | Device::Zero) = self.inode.kind {
+            // Nobody looks at it.
+            return Ok(len);
         }
         let mut done = 0;
         let mut piece = buffer(len)?;
@@ -284,13 +297,14 @@ impl File {
         match (&self.inode.kind, &self.end) {
             (Kind::Regular(_), _) => {
                 let here = at.or_else(|| (!self.has(O_APPEND)).then(|| self.position.load(Relaxed)));
-                let (end, written) = self.inode.write(here, from)?;
+                let room = room_below_limit(here.unwrap_or_else(|| self.inode.size()), from.len())?;
+                let (end, written) = self.inode.write(here, &from[..room])?;
                 if at.is_none() {
                     self.position.store(end, Relaxed);
                 }
                 Ok(written)
             }
-            (Kind::Device(Device::Null | Device::Zero), _) => Ok(from.len()),
+            (Kind::Device(Device::Null | Device::Zero | Device::Random | Device::Urandom), _) => Ok(from.len()),
             (Kind::Device(Device::Full), _) => Err(Errno::ENOSPC),
             (Kind::Device(Device::Console), _) => print(from),
             (_, End::Pipe(pipe)) => pipe.write(from, self.has(O_NONBLOCK)),
@@ -299,6 +313,24 @@ impl File {
             (Kind::Link(_) | Kind::Pipe, _) => Err(Errno::EINVAL),
         }
     }
+}
+
+/// How many of `len` bytes from `offset` on the current task may write to a file (`generic_write_check_limits`).
+///
+/// # Errors
+/// EFBIG, with a signal, if it is none.
+pub fn room_below_limit(offset: u64, len: usize) -> Result<usize, Errno> {
+    let task = task::current();
+    let limit = task.process().map_or(task::NO_LIMIT, |process| process.record.rlim[LIMIT_FILE_SIZE][0].load(Relaxed));
+    if limit == task::NO_LIMIT || len == 0 {
+        return Ok(len);
+    }
+    if offset >= limit {
+        let words = [u64::from(task.tgid()), 0, 0];
+        signal::send_to_thread(&task, Info { number: SIGXFSZ, code: signal::SI_USER, words });
+        return Err(Errno::EFBIG);
+    }
+    Ok((limit - offset).min(len as u64) as usize)
 }
 
 /// The path of `file`, which was found in `directory` as `name`; deleted if it is not there any more.

@@ -28,6 +28,10 @@ pub enum Device {
     Zero,
     /// `/dev/full`.
     Full,
+    /// `/dev/random`.
+    Random,
+    /// `/dev/urandom`.
+    Urandom,
     /// `/dev/console`.
     Console,
 }
@@ -39,6 +43,8 @@ impl Device {
             Self::Null => 1 << 8 | 3,
             Self::Zero => 1 << 8 | 5,
             Self::Full => 1 << 8 | 7,
+            Self::Random => 1 << 8 | 8,
+            Self::Urandom => 1 << 8 | 9,
             Self::Console => 5 << 8 | 1,
         }
     }
@@ -46,7 +52,8 @@ impl Device {
     /// The one of this number, if there is one.
     pub fn of_number(major: u32, minor: u32) -> Option<Self> {
         let number = u64::from(major) << 8 | u64::from(minor);
-        [Self::Null, Self::Zero, Self::Full, Self::Console].into_iter().find(|device| device.number() == number)
+        let all = [Self::Null, Self::Zero, Self::Full, Self::Random, Self::Urandom, Self::Console];
+        all.into_iter().find(|device| device.number() == number)
     }
 }
 

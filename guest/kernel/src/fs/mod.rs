@@ -61,6 +61,8 @@ pub fn init(archive: &[u8]) {
         ("null", Device::Null),
         ("zero", Device::Zero),
         ("full", Device::Full),
+        ("random", Device::Random),
+        ("urandom", Device::Urandom),
         ("console", Device::Console),
         ("tty", Device::Console),
     ] {

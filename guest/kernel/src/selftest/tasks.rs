@@ -339,7 +339,7 @@ fn shares() -> Outcome {
         while clock::nanos() < UNTIL.load(Relaxed) {
             task::cond_resched();
         }
-        RAN[number].store(task::cpu_time(&task::current()), SeqCst);
+        RAN[number].store(task::Usage::of(&task::current()).time(), SeqCst);
         DONE.count();
         0
     }

@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use pagevisor_shared::errno::Errno;
 use pagevisor_shared::sched::SighandStruct;
 
-use super::{SIGNALS, UNBLOCKABLE, bit};
+use super::{IGNORED, SIGNALS, UNBLOCKABLE, bit};
 use crate::sync::SpinLock;
 use crate::task::{self, Resource};
 
@@ -58,6 +58,11 @@ impl Action {
     /// Whether a handler is there for it.
     const fn is_caught(&self) -> bool {
         !self.ignores() && !self.is_default()
+    }
+
+    /// Whether nothing happens on signal `number` (`sig_handler_ignored`).
+    pub const fn does_nothing(&self, number: u32) -> bool {
+        self.ignores() || self.is_default() && IGNORED & bit(number) != 0
     }
 
     /// Whether children that end are not to be asked for.

@@ -47,6 +47,8 @@ const UC_STRICT_RESTORE_SS: u64 = 4;
 pub const SS_DISABLE: u64 = 2;
 /// A handler is on it.
 pub const SS_ONSTACK: u64 = 1;
+/// It is taken away while a handler runs.
+pub const SS_AUTODISARM: u64 = 1 << 31;
 
 /// Flags that programs may set (`FIX_EFLAGS`).
 const USER_FLAGS: u64 = 0x0005_0dd5;
@@ -55,10 +57,10 @@ fn stack_of(task: &Task) -> [u64; 3] {
     [0, 1, 2].map(|index| task.signals.stack[index].load(Relaxed))
 }
 
-/// Whether `sp` is on the stack for handlers.
+/// Whether `sp` is on the stack for handlers; never on one that is taken away while a handler runs (`on_sig_stack`).
 pub fn is_on_stack(task: &Task, sp: u64) -> bool {
-    let [start, _, size] = stack_of(task);
-    sp > start && sp - start <= size
+    let [start, flags, size] = stack_of(task);
+    flags & SS_AUTODISARM == 0 && sp > start && sp - start <= size
 }
 
 /// The registers, in the order of `struct sigcontext`.
@@ -69,7 +71,7 @@ fn registers(frame: &TrapFrame) -> [u64; 18] {
 }
 
 /// The siginfo, as programs get it.
-fn siginfo(info: &Info) -> [u64; INFO] {
+pub fn siginfo(info: &Info) -> [u64; INFO] {
     let mut words = [0; INFO];
     words[0] = u64::from(info.number);
     words[1] = u64::from(info.code.cast_unsigned());
@@ -82,26 +84,24 @@ fn siginfo(info: &Info) -> [u64; INFO] {
 
 /// Makes the thread go on in the handler of `action` with signal `info`; behind it `mask` is to be blocked.
 pub fn push(task: &Task, frame: &mut TrapFrame, info: &Info, action: &Action, mask: u64) -> Result<(), Errno> {
-    let [stack, _, stack_size] = stack_of(task);
+    let [stack, stack_flags, stack_size] = stack_of(task);
     let mut sp = frame.rsp.wrapping_sub(RED_ZONE);
-    if action.wants_stack() && stack_size != 0 && !is_on_stack(task, frame.rsp) {
-        sp = stack + stack_size;
+    let mut on_stack = is_on_stack(task, frame.rsp);
+    if action.wants_stack() && stack_size != 0 && !on_stack {
+        (sp, on_stack) = (stack + stack_size, true);
     }
     let fpu_at = sp.wrapping_sub(fpu::frame_bytes() as u64) & !63;
     // Aligned as behind a call.
     let at = (fpu_at.wrapping_sub(8 * WORDS as u64) & !15).wrapping_sub(8);
-    if at >= TASK_SIZE_MAX {
+    // What does not fit on the stack for handlers is not put below it.
+    if at >= TASK_SIZE_MAX || on_stack && !(stack < at && at - stack <= stack_size) {
         return Err(Errno::EFAULT);
     }
     let mut words = [0; WORDS];
     words[0] = action.way_back().ok_or(Errno::EFAULT)?;
     words[AT_CONTEXT] = UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS | if fpu::frames_extend() { UC_FP_XSTATE } else { 0 };
     words[AT_STACK] = stack;
-    words[AT_STACK + 1] = match stack_size {
-        0 => SS_DISABLE,
-        _ if is_on_stack(task, frame.rsp) => SS_ONSTACK,
-        _ => 0,
-    };
+    words[AT_STACK + 1] = if stack_size == 0 { SS_DISABLE } else { stack_flags };
     words[AT_STACK + 2] = stack_size;
     words[AT_REGISTERS..AT_REGISTERS + 18].copy_from_slice(&registers(frame));
     let [trap, error, address] = [0, 1, 2].map(|index| task.signals.trap[index].load(Relaxed));
@@ -111,6 +111,10 @@ pub fn push(task: &Task, frame: &mut TrapFrame, info: &Info, action: &Action, ma
     words[AT_INFO..].copy_from_slice(&siginfo(info));
     uaccess::write_words(at, &words)?;
     task::with_saved_fpu(|state| uaccess::write(fpu_at, state))?;
+    if stack_flags & SS_AUTODISARM != 0 {
+        // It is back when the handler returns.
+        task.signals.stack.iter().for_each(|word| word.store(0, Relaxed));
+    }
     frame.rdi = u64::from(info.number);
     frame.rsi = at + 8 * AT_INFO as u64;
     frame.rdx = at + 8 * AT_CONTEXT as u64;

@@ -9,6 +9,7 @@ mod actions;
 mod frame;
 pub mod oom;
 mod pending;
+mod report;
 mod stop;
 
 use alloc::sync::Arc;
@@ -18,18 +19,17 @@ use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use pagevisor_shared::errno::Errno;
 use pagevisor_shared::sched::TaskState;
 
-use crate::arch::cpu;
 use crate::arch::traps::{TrapFrame, vector};
+use crate::arch::{cpu, fpu};
 use crate::exec;
-use crate::log::pr_info;
 use crate::rseq;
 use crate::syscall;
 use crate::task::{self, Kind, Process, Task, clone_flags, killed_by, todo};
 
 pub use actions::{Action, Actions};
-pub use frame::{SS_DISABLE, SS_ONSTACK, is_on_stack, sigreturn};
+pub use frame::{SS_AUTODISARM, SS_DISABLE, SS_ONSTACK, is_on_stack, siginfo, sigreturn};
 pub use pending::{Info, Queue};
-pub use stop::{Stop, thread_left};
+pub use stop::{GOES_ON, Stop, thread_left};
 
 /// Number of signals; they count from 1 (`_NSIG`).
 pub const SIGNALS: u32 = 64;
@@ -55,6 +55,8 @@ numbers! {
     SIGSEGV = 11;
     /// Nobody reads the pipe.
     SIGPIPE = 13;
+    /// A timer is due.
+    SIGALRM = 14;
     /// A child has ended.
     SIGCHLD = 17;
     /// Go on.
@@ -69,6 +71,8 @@ numbers! {
     SIGTTOU = 22;
     /// Urgent data.
     SIGURG = 23;
+    /// A file would be larger than it may be.
+    SIGXFSZ = 25;
     /// The window's size has changed.
     SIGWINCH = 28;
 }
@@ -81,12 +85,22 @@ pub const SI_USER: i32 = 0;
 pub const SI_TKILL: i32 = -6;
 /// Nothing is mapped there.
 pub const SEGV_MAPERR: i32 = 1;
-/// A child has exited; a signal has ended it.
-const CLD_EXITED: i32 = 1;
-const CLD_KILLED: i32 = 2;
+/// What has become of a child (`si_code`).
+pub mod code {
+    /// It has exited.
+    pub const CLD_EXITED: i32 = 1;
+    /// A signal has ended it.
+    pub const CLD_KILLED: i32 = 2;
+    /// It was stopped.
+    pub const CLD_STOPPED: i32 = 5;
+    /// It goes on.
+    pub const CLD_CONTINUED: i32 = 6;
+}
 /// Codes of exceptions.
 const ILL_ILLOPN: i32 = 2;
 const FPE_INTDIV: i32 = 1;
+/// Of floating-point exceptions, by their flags: invalid, division by zero, overflow, underflow or a denormal, inexact.
+const FPE_CODES: [(u32, i32); 5] = [(0x01, 7), (0x04, 3), (0x08, 4), (0x12, 5), (0x20, 6)];
 const TRAP_BRKPT: i32 = 1;
 const TRAP_TRACE: i32 = 2;
 const BUS_ADRALN: i32 = 1;
@@ -110,6 +124,8 @@ pub struct State {
     /// in [`Self::restores`].
     saved: AtomicU64,
     restores: AtomicU64,
+    /// Signals that it blocks but for a call that waits for them: they are not ignored (`real_blocked`).
+    awaited: AtomicU64,
     /// What waits for this thread.
     queue: Queue,
     /// The stack for handlers: address, flags, bytes.
@@ -118,11 +134,20 @@ pub struct State {
     pub trap: [AtomicU64; 3],
 }
 
-/// Has `task`, the current one, block `mask` until the next signal has been taken, then again what it blocks now.
+/// Has `task`, the current one, block `mask` until the next signal has been taken, or until [`unblock`], then again what it
+/// blocks now.
 pub fn block_for_now(task: &Task, mask: u64) {
     task.signals.saved.store(task.record.blocked.load(Relaxed), Relaxed);
     task.signals.restores.store(1, Relaxed);
-    task.record.blocked.store(mask & !UNBLOCKABLE, Relaxed);
+    task.record.blocked.store(mask & !UNBLOCKABLE, SeqCst);
+    if is_waiting(task, !mask) {
+        task.todo.fetch_or(todo::SIGNAL, SeqCst);
+    }
+}
+
+/// The current task blocks what it did before [`block_for_now`], of which no signal has come.
+pub fn unblock() {
+    set_blocked(mask_to_restore(&task::current()));
 }
 
 /// What a handler finds blocked when it is done.
@@ -182,13 +207,25 @@ pub fn exception(frame: &TrapFrame) {
         1 => (SIGTRAP, TRAP_TRACE, frame.rip),
         3 => (SIGTRAP, SI_KERNEL, 0),
         vector::INVALID_OPCODE => (SIGILL, ILL_ILLOPN, frame.rip),
-        16 | 19 => (SIGFPE, SI_KERNEL, frame.rip),
+        16 | 19 => match fpu_code(frame.vector) {
+            // It was for nothing: the program goes on where it was.
+            None => return,
+            Some(code) => (SIGFPE, code, frame.rip),
+        },
         17 => (SIGBUS, BUS_ADRALN, 0),
-        10..=12 => (SIGBUS, SI_KERNEL, 0),
+        11 | 12 => (SIGBUS, SI_KERNEL, 0),
         _ => (SIGSEGV, SI_KERNEL, 0),
     };
     let code = if frame.vector == 1 && frame.rflags & 1 << 8 == 0 { TRAP_BRKPT } else { code };
     force(&task, &Cause { number, code, address, trap: frame.vector, error: frame.error_code });
+}
+
+/// What the floating-point exception was that has raised `vector`: of x87, or of SSE; the first that is not masked
+/// (`fpu__exception_code`).
+fn fpu_code(vector: u64) -> Option<i32> {
+    let [control, status, mxcsr] = task::with_saved_fpu(fpu::exceptions);
+    let raised = if vector == 16 { status & !control } else { mxcsr & !(mxcsr >> 7) };
+    FPE_CODES.into_iter().find(|(flags, _)| raised & flags != 0).map(|(_, code)| code)
 }
 
 /// What signals do to `task`.
@@ -198,12 +235,12 @@ pub fn actions_of(task: &Task) -> Option<Arc<Actions>> {
 
 /// Whether `task` would not notice signal `number` at all.
 fn is_ignored(task: &Task, number: u32) -> bool {
-    if task.record.blocked.load(Relaxed) & bit(number) != 0 {
+    if (task.record.blocked.load(Relaxed) | task.signals.awaited.load(Relaxed)) & bit(number) != 0 {
         return false;
     }
     let Some(action) = actions_of(task).map(|actions| actions.get(number)) else { return true };
     // The first program gets only what it has asked for (`SIGNAL_UNKILLABLE`).
-    action.ignores() || action.is_default() && (IGNORED & bit(number) != 0 || task.tgid() == 1)
+    action.does_nothing(number) || action.is_default() && task.tgid() == 1
 }
 
 /// Has `thread` look for signals (`signal_wake_up`).
@@ -245,6 +282,12 @@ pub fn send_to_process(process: &Process, leader: &Task, info: Info) {
     });
 }
 
+/// Forgets the signals of `mask` that wait for `process` or one of its threads (`flush_sigqueue_mask`).
+pub fn forget(process: &Process, mask: u64) {
+    process.pending().discard(mask);
+    process.for_each_thread(|thread| thread.pending().discard(mask));
+}
+
 /// A child has ended: tells its parent, if that was asked for (`do_notify_parent`).
 pub fn child_ended(parent: &Process, child: &Task) {
     let Some(process) = child.process() else { return };
@@ -254,8 +297,8 @@ pub fn child_ended(parent: &Process, child: &Task) {
     }
     let status = child.record.exit_code.load(Relaxed);
     let (code, status) = match status & 0x7f {
-        0 => (CLD_EXITED, status >> 8 & 0xff),
-        signal => (CLD_KILLED, signal),
+        0 => (code::CLD_EXITED, status >> 8 & 0xff),
+        signal => (code::CLD_KILLED, signal),
     };
     if let Some(leader) = parent.leader() {
         let words = [u64::from(child.pid()), u64::from(status), 0];
@@ -326,7 +369,7 @@ pub fn take(frame: &mut TrapFrame) {
             if (IGNORED | STOPS) & bit(info.number) != 0 {
                 continue;
             }
-            report(&task, frame, info.number);
+            report::report(&task, frame, &info);
             die(info.number);
         }
         syscall::before_handler(frame, action.restarts());
@@ -336,7 +379,6 @@ pub fn take(frame: &mut TrapFrame) {
         rseq::before_handler(&task, frame, info.number);
         let mask = mask_to_restore(&task);
         if frame::push(&task, frame, &info, &action, mask).is_err() {
-            report(&task, frame, SIGSEGV);
             die(SIGSEGV);
         }
         task.record.blocked.fetch_or(action.blocks(info.number), Relaxed);
@@ -349,29 +391,6 @@ pub fn take(frame: &mut TrapFrame) {
     task.record.blocked.store(mask_to_restore(&task), Relaxed);
 }
 
-/// Says why a program is ended, as Linux does where `print-fatal-signals` or `show_unhandled_signals` is set.
-fn report(task: &Task, frame: &TrapFrame, number: u32) {
-    let [trap, error, address] = [0, 1, 2].map(|index| task.signals.trap[index].load(Relaxed));
-    if trap == vector::PAGE_FAULT && (number == SIGSEGV || number == SIGBUS) {
-        pr_info!(
-            "{}[{}]: segfault at {address:x} ip {:016x} sp {:016x} error {error:x} cpu {}",
-            task.name(),
-            task.pid(),
-            frame.rip,
-            frame.rsp,
-            task.cpu()
-        );
-    } else if matches!(number, SIGILL | SIGTRAP | SIGFPE | SIGSEGV | SIGBUS) {
-        pr_info!(
-            "traps: {}[{}] trap {trap} ip:{:x} sp:{:x} error:{error:x}",
-            task.name(),
-            task.pid(),
-            frame.rip,
-            frame.rsp
-        );
-    }
-}
-
 /// Changes what the current task blocks.
 pub fn set_blocked(mask: u64) {
     let flags = cpu::irq_save();
@@ -379,6 +398,37 @@ pub fn set_blocked(mask: u64) {
     task.record.blocked.store(mask & !UNBLOCKABLE, Relaxed);
     task.todo.fetch_or(todo::SIGNAL, SeqCst);
     cpu::irq_restore(flags);
+}
+
+/// Takes one of the signals `wanted`, which the current task blocks; waits for it until `until`, if it does not wait there
+/// already (`do_sigtimedwait`).
+///
+/// # Errors
+/// EAGAIN when none has come, EINTR when another has.
+pub fn wait_for(wanted: u64, until: Option<u64>) -> Result<Info, Errno> {
+    let task = task::current();
+    let take = || {
+        let shared = || task.process().and_then(|process| process.pending().take(!wanted));
+        task.pending().take(!wanted).or_else(shared)
+    };
+    if let Some(info) = take() {
+        return Ok(info);
+    }
+    let (mask, awaited) = (&task.record.blocked, &task.signals.awaited);
+    let blocked = mask.load(Relaxed);
+    awaited.store(wanted & blocked, SeqCst);
+    // Who sends one from here on wakes the task.
+    mask.store(blocked & !wanted, SeqCst);
+    let slept = if is_waiting(&task, wanted) { Ok(()) } else { task::sleep_until(until.unwrap_or(u64::MAX), true) };
+    set_blocked(blocked);
+    awaited.store(0, SeqCst);
+    take().ok_or(if slept.is_ok() { Errno::EAGAIN } else { Errno::EINTR })
+}
+
+/// Whether one of the signals `wanted` waits for `task`, or its process.
+fn is_waiting(task: &Task, wanted: u64) -> bool {
+    let shared = task.process().map_or(0, |process| process.pending().bits());
+    (task.pending().bits() | shared) & wanted != 0
 }
 
 /// Sends signal `number` as the current task, with `code`, to those whom `pid` names as for `kill`; 0 sends nothing, but asks

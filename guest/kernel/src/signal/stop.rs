@@ -8,12 +8,9 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 
 use pagevisor_shared::sched::TaskState;
 
-use super::{Info, SIGCHLD, SIGCONT, SIGSTOP, STOPS, actions_of, bit, send_to_process};
+use super::code::{CLD_CONTINUED, CLD_STOPPED};
+use super::{Info, SIGCHLD, SIGCONT, SIGSTOP, STOPS, actions_of, bit, forget, send_to_process};
 use crate::task::{self, Process, Task};
-
-/// A child was stopped; goes on (`si_code`).
-const CLD_STOPPED: i32 = 5;
-const CLD_CONTINUED: i32 = 6;
 
 /// What `wait` has not told yet.
 const NOTHING: u32 = 0;
@@ -26,7 +23,7 @@ const fn stopped_by(signal: u32) -> u32 {
 }
 
 /// What `wait` gives for a process that goes on.
-const GOES_ON: u32 = 0xffff;
+pub const GOES_ON: u32 = 0xffff;
 
 /// A process's part.
 #[derive(Debug, Default)]
@@ -44,13 +41,16 @@ pub struct Stop {
 
 impl Stop {
     /// Tells a parent that waits for children that stop, or that go on, what has become of this one, if he does not know; it
-    /// is told once.
-    pub fn news(&self, stopped: bool, continued: bool) -> Option<u32> {
+    /// is told once, unless it is to be kept.
+    pub fn news(&self, stopped: bool, continued: bool, keep: bool) -> Option<u32> {
         let (news, status) = match self.news.load(Acquire) {
             STOPPED if stopped => (STOPPED, stopped_by(self.last.load(Relaxed))),
             CONTINUED if continued => (CONTINUED, GOES_ON),
             _ => return None,
         };
+        if keep {
+            return Some(status);
+        }
         self.news.compare_exchange(news, NOTHING, AcqRel, Relaxed).ok().map(|_| status)
     }
 }
@@ -149,14 +149,10 @@ fn tell(process: &Process, code: i32, status: u32, news: u32) {
 /// Signal `number` is about to be sent to `process`: what stops it and what lets it go on take each other's place, and the
 /// latter does so at once, whether it is ignored, blocked or handled (`prepare_signal`).
 pub(super) fn prepare(process: &Process, number: u32) {
-    let discard = |mask: u64| {
-        process.pending().discard(mask);
-        process.for_each_thread(|thread| thread.pending().discard(mask));
-    };
     if STOPS & bit(number) != 0 {
-        discard(bit(SIGCONT));
+        forget(process, bit(SIGCONT));
     } else if number == SIGCONT {
-        discard(STOPS);
+        forget(process, STOPS);
         if process.stop.by.swap(0, SeqCst) != 0 {
             process.for_each_thread(|thread| {
                 task::wake_state(thread, TaskState::Stopped as u32);

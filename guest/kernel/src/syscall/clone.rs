@@ -25,6 +25,9 @@ pub fn clone(args: &[u64; 6], frame: &TrapFrame) -> Outcome {
     // It has 32 flags.
     let (flags, exit_signal) = (flags & u64::from(u32::MAX), (flags & flag::CSIGNAL) as u32);
     let args = CloneArgs { flags: flags & !flag::CSIGNAL, exit_signal, stack, parent_tid, child_tid, tls };
+    if args.flags & UNKNOWN != 0 {
+        return Err(Errno::EINVAL);
+    }
     task::clone(&args, frame).map(u64::from)
 }
 

@@ -8,11 +8,11 @@ use pagevisor_shared::errno::Errno;
 use super::{Outcome, iovec, shmem, stat};
 use crate::arch::uaccess;
 use crate::fs::file::{File, O_ACCMODE, O_APPEND, O_CLOEXEC, O_NONBLOCK};
-use crate::fs::inode::{Device, Kind};
+use crate::fs::inode::Kind;
 use crate::fs::pipe::Pipe;
 use crate::fs::table::{Files, files};
 use crate::signal::{self, Info, SIGPIPE};
-use crate::{console, task};
+use crate::task::{self, Resource};
 
 /// The resource that limits the numbers of files (`RLIMIT_NOFILE`).
 const LIMIT_FILES: usize = 7;
@@ -29,12 +29,12 @@ const F_GET_SEALS: u32 = 1034;
 /// `ioctl`: the terminal's settings and window.
 const TCGETS: u32 = 0x5401;
 const TIOCGWINSZ: u32 = 0x5413;
-/// Events of `poll`.
-const POLLIN: u64 = 1;
-const POLLOUT: u64 = 4;
-const POLLERR: u64 = 8;
-const POLLHUP: u64 = 16;
-const POLLNVAL: u64 = 32;
+
+/// `close_range`: of an own table of files; they are not closed but marked to be when another program is run.
+const CLOSE_RANGE_UNSHARE: u32 = 2;
+const CLOSE_RANGE_CLOEXEC: u32 = 4;
+/// `fadvise64`: the last thing that can be said (`POSIX_FADV_NOREUSE`).
+const LAST_ADVICE: u32 = 5;
 
 /// Makes call `number`, if it is one of these.
 pub fn call(number: u32, args: &[u64; 6]) -> Option<Outcome> {
@@ -44,17 +44,24 @@ pub fn call(number: u32, args: &[u64; 6]) -> Option<Outcome> {
         1 => written(with(a, |file| file.write(b, clamp(c), None))),
         3 => own().and_then(|files| files.remove(a)).map(|_| 0),
         5 => own().and_then(|files| files.get(a)).and_then(|file| stat::write(b, &file.inode)),
-        7 => poll(a, b, c as i32),
         8 => seek(a, b, c as u32),
         16 => ioctl(a, b as u32, c),
         17 => with(a, |file| positioned(file, d).and_then(|at| file.read(b, clamp(c), Some(at)))),
         18 => written(with(a, |file| positioned(file, d).and_then(|at| file.write(b, clamp(c), Some(at))))),
-        19 => pieces(a, b, c, File::read),
-        20 => written(pieces(a, b, c, File::write)),
+        19 => pieces(a, b, c, None, File::read),
+        20 => written(pieces(a, b, c, None, File::write)),
+        295 => pieces(a, b, c, Some(d), File::read),
+        296 => written(pieces(a, b, c, Some(d), File::write)),
         22 => pipe(a, 0),
         32 => duplicate(a, 0, false),
         33 if a == b => own().and_then(|files| files.get(a)).map(|_| b),
         33 => replace(a, b, false),
+        74 | 75 => own().and_then(|files| synchronized(&*files.get(a)?)),
+        // What is written is written.
+        162 => Ok(0),
+        306 => own().and_then(|files| files.get(a)).map(|_| 0),
+        221 => own().and_then(|files| advise(&*files.get(a)?, d as u32)),
+        436 => close_range(a as u32, b as u32, c as u32),
         40 => sendfile(a, b, c, clamp(d)),
         72 => control(a, b as u32, c),
         292 if a == b || c as u32 & !O_CLOEXEC != 0 => Err(Errno::EINVAL),
@@ -69,7 +76,8 @@ pub fn own() -> Result<Arc<Files>, Errno> {
     files(&task::current())
 }
 
-fn clamp(len: u64) -> usize {
+/// Most that a call moves, of `len` bytes.
+pub fn clamp(len: u64) -> usize {
     len.min(iovec::MAX_RW_COUNT) as usize
 }
 
@@ -98,12 +106,13 @@ fn positioned(file: &File, at: u64) -> Result<u64, Errno> {
 /// A file, an address and a length there, and where in the file: reading, or writing.
 type Move = fn(&File, u64, usize, Option<u64>) -> Result<usize, Errno>;
 
-/// `readv`, `writev`.
-fn pieces(number: u64, list: u64, count: u64, one: Move) -> Outcome {
+/// `readv`, `writev`; `preadv`, `pwritev`, if there is a place.
+fn pieces(number: u64, list: u64, count: u64, at: Option<u64>, one: Move) -> Outcome {
     let file = own()?.get(number)?;
+    let at = at.map(|at| positioned(&file, at)).transpose()?;
     let mut done = 0;
     for [addr, len] in iovec::import(list, count)?.into_iter().filter(|[_, len]| *len != 0) {
-        match one(&file, addr, len as usize, None) {
+        match one(&file, addr, len as usize, at.map(|at| at + done)) {
             Ok(now) => {
                 done += now as u64;
                 if (now as u64) < len {
@@ -177,7 +186,7 @@ fn ioctl(number: u64, request: u32, _at: u64) -> Outcome {
 }
 
 /// How many files the current task may have.
-fn most() -> u64 {
+pub fn most() -> u64 {
     task::current().process().map_or(u64::MAX, |process| process.record.rlim[LIMIT_FILES][0].load(Relaxed))
 }
 
@@ -230,62 +239,44 @@ fn pipe(at: u64, flags: u32) -> Outcome {
         return Err(Errno::EINVAL);
     }
     let [reader, writer] = Pipe::create(flags & O_NONBLOCK);
-    let numbers = [enter(reader, flags)?, enter(writer, flags)?];
-    let written =
-        uaccess::write_u32(at, numbers[0] as u32).and_then(|()| uaccess::write_u32(at + 4, numbers[1] as u32));
-    if written.is_err() {
-        let files = own()?;
-        for number in numbers {
+    let files = own()?;
+    let leave = |number: u64| drop(files.remove(number));
+    let first = enter(reader, flags)?;
+    let second = enter(writer, flags).inspect_err(|_| leave(first))?;
+    let written = uaccess::write_u32(at, first as u32).and_then(|()| uaccess::write_u32(at + 4, second as u32));
+    written.map(|()| 0).inspect_err(|_| [first, second].into_iter().for_each(leave))
+}
+
+/// `fsync`, `fdatasync`: what is written is in its place already; some files have none.
+fn synchronized(file: &File) -> Outcome {
+    if matches!(file.inode.kind, Kind::Regular(_) | Kind::Directory(..)) { Ok(0) } else { Err(Errno::EINVAL) }
+}
+
+/// `fadvise64`: all is in memory, whatever is said of it.
+fn advise(file: &File, advice: u32) -> Outcome {
+    match advice {
+        _ if file.pipe().is_some() => Err(Errno::ESPIPE),
+        0..=LAST_ADVICE => Ok(0),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `close_range`.
+fn close_range(first: u32, last: u32, flags: u32) -> Outcome {
+    if flags & !(CLOSE_RANGE_UNSHARE | CLOSE_RANGE_CLOEXEC) != 0 || first > last {
+        return Err(Errno::EINVAL);
+    }
+    if flags & CLOSE_RANGE_UNSHARE != 0 {
+        task::current().set_resource(task::Kind::Files, Some(own()?.duplicate()?));
+    }
+    let files = own()?;
+    for number in files.numbers().into_iter().filter(|number| (first..=last).contains(number)).map(u64::from) {
+        // Another thread may be faster.
+        if flags & CLOSE_RANGE_CLOEXEC != 0 {
+            let _ = files.close_on_exec(number, Some(true));
+        } else {
             drop(files.remove(number));
         }
     }
-    written.map(|()| 0)
-}
-
-/// What of `wanted` can be done with `file` at once.
-fn ready(file: &File, wanted: u64) -> u64 {
-    let events = match file.pipe() {
-        Some(pipe) => {
-            let (len, writers, room, readers) = pipe.poll();
-            let reading = if len > 0 { POLLIN } else { 0 } | if writers { 0 } else { POLLHUP };
-            let writing = if room { POLLOUT } else { 0 } | if readers { 0 } else { POLLERR };
-            if file.reads() { reading } else { writing }
-        }
-        None if matches!(file.inode.kind, Kind::Device(Device::Console)) => {
-            let reading = if wanted & POLLIN != 0 && console::is_readable() { POLLIN } else { 0 };
-            reading | POLLOUT
-        }
-        None => POLLIN | POLLOUT,
-    };
-    events & (wanted | POLLERR | POLLHUP)
-}
-
-/// `poll`. Who waits looks again and again: there is no queue that all of them are in.
-fn poll(list: u64, count: u64, timeout: i32) -> Outcome {
-    const PAUSE: u64 = 5_000_000;
-    if count > most() {
-        return Err(Errno::EINVAL);
-    }
-    let files = own()?;
-    let until = u64::try_from(timeout).ok().map(|millis| crate::clock::nanos() + millis * 1_000_000);
-    loop {
-        let mut found = 0;
-        for index in 0..count {
-            let at = list + 8 * index;
-            let word = uaccess::read_u64(at)?;
-            let number = word as u32;
-            let events = match files.get(u64::from(number)) {
-                _ if number.cast_signed() < 0 => 0,
-                Ok(file) => ready(&file, word >> 32 & 0xffff),
-                Err(_) => POLLNVAL,
-            };
-            uaccess::write_u64(at, word & 0xffff_ffff_ffff | events << 48)?;
-            found += u64::from(events != 0);
-        }
-        if found > 0 || until.is_some_and(|until| crate::clock::nanos() >= until) {
-            return Ok(found);
-        }
-        let rest = until.map_or(PAUSE, |until| PAUSE.min(until.saturating_sub(crate::clock::nanos())));
-        task::sleep(rest, true)?;
-    }
+    Ok(0)
 }

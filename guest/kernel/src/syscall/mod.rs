@@ -4,14 +4,18 @@ mod clone;
 mod files;
 mod futex;
 mod iovec;
+mod itimer;
 mod memory;
 mod numa;
 mod process;
+mod ready;
+mod sched;
 mod shmem;
 mod signals;
 mod stat;
 mod time;
 mod tree;
+mod wait;
 
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
@@ -29,6 +33,9 @@ type Outcome = Result<u64, Errno>;
 
 /// Bytes of `syscall`, by which a call is made again.
 const SYSCALL_BYTES: u64 = 2;
+
+/// Where in [`TOLD`] the bits of operations of a call begin, behind those of calls.
+const OPERATIONS_TOLD: u32 = 464;
 
 /// Calls that were not known; and which of them have been told of, a bit each.
 static UNKNOWN: AtomicU64 = AtomicU64::new(0);
@@ -85,7 +92,11 @@ fn dispatch(number: u32, frame: &mut TrapFrame) -> Option<Outcome> {
                 .or_else(|| numa::call(number, &args))
                 .or_else(|| process::call(number, &args, frame))
                 .or_else(|| signals::call(number, &args, frame))
-                .or_else(|| time::call(number, &args));
+                .or_else(|| time::call(number, &args))
+                .or_else(|| ready::call(number, &args))
+                .or_else(|| wait::call(number, &args))
+                .or_else(|| itimer::call(number, &args))
+                .or_else(|| sched::call(number, &args));
             result.unwrap_or_else(|| unknown(number, frame))
         }
     })
@@ -94,11 +105,7 @@ fn dispatch(number: u32, frame: &mut TrapFrame) -> Option<Outcome> {
 /// A call that is not here.
 #[cold]
 fn unknown(number: u32, frame: &TrapFrame) -> Outcome {
-    UNKNOWN.fetch_add(1, Relaxed);
-    let (word, bit) = ((number / 64) as usize, 1 << (number % 64));
-    let told = TOLD.get(word).is_some_and(|told| told.fetch_or(bit, Relaxed) & bit != 0);
-    if !told {
-        let task = task::current();
+    tell_once(number, |task| {
         let name = syscalls::name(number.into()).unwrap_or("?");
         pr_info!(
             "{}[{}]: system call {number} ({name}) is not implemented, ip {:x}",
@@ -106,8 +113,35 @@ fn unknown(number: u32, frame: &TrapFrame) -> Outcome {
             task.pid(),
             frame.rip
         );
-    }
+    });
     Err(Errno::ENOSYS)
+}
+
+/// Counts that something was wanted that is not here, and calls `tell` if it is the first time for `number`.
+fn tell_once(number: u32, tell: impl FnOnce(&Task)) {
+    UNKNOWN.fetch_add(1, Relaxed);
+    let (word, bit) = ((number / 64) as usize, 1 << (number % 64));
+    if TOLD.get(word).is_none_or(|told| told.fetch_or(bit, Relaxed) & bit == 0) {
+        tell(&task::current());
+    }
+}
+
+/// Operation `number` of what `family` is, called `name` if Linux has it, is not here.
+fn not_here(number: u32, family: &str, name: Option<&&str>) -> Errno {
+    if let Some(name) = name {
+        tell_once(OPERATIONS_TOLD + number, |task| {
+            pr_info!("{}[{}]: {family} {number} ({name}) is not implemented", task.name(), task.pid());
+        });
+    }
+    Errno::ENOSYS
+}
+
+/// Tells how often something was wanted that is not here, if it was.
+pub fn report_unknown() {
+    match UNKNOWN.load(Relaxed) {
+        0 => {}
+        count => pr_info!("System calls: {count} could not be made, as they are not here"),
+    }
 }
 
 /// What `task` may use at most.
@@ -130,8 +164,8 @@ fn can_be_repeated(frame: &TrapFrame) -> bool {
 
 /// Whether call `number`, when interrupted, is made again only if nothing was handled (`ERESTARTNOHAND`).
 const fn waits_for_signals(number: u64) -> bool {
-    // poll, pause, rt_sigsuspend
-    matches!(number, 7 | 34 | 130)
+    // poll, select, pause, rt_sigsuspend, pselect6, ppoll
+    matches!(number, 7 | 23 | 34 | 130 | 270 | 271)
 }
 
 /// Whether the call at `frame` sleeps for a time, and goes on with the rest of it if nothing was handled

@@ -7,31 +7,31 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::errno::Errno;
 use pagevisor_shared::layout::TASK_SIZE_MAX;
-use pagevisor_shared::random::SplitMix64;
 use pagevisor_shared::report::counters;
-use pagevisor_shared::sched::RLIM_NLIMITS;
+use pagevisor_shared::sched::{RLIM_NLIMITS, TaskStruct};
 use pagevisor_shared::units::{CpuMask, PAGE_SIZE};
 use pagevisor_shared::vmstat::{NodeStat, ZoneStat};
 
-use super::{Outcome, clone, time, tree};
+use super::{Outcome, clone, files, time, tree};
 use crate::arch::traps::TrapFrame;
-use crate::arch::{cpu, percpu, uaccess};
+use crate::arch::{percpu, uaccess};
 use crate::fs::path;
-use crate::task::{self, Process, Task, TaskRef, Usage, Wait, Which, clone_flags, exited_with};
-use crate::{clock, exec, fs, platform, smp};
+use crate::task::{self, Process, Task, TaskRef, Usage, clone_flags, exited_with};
+use crate::{clock, exec, fs, platform, random, smp};
 
 /// `arch_prctl`: what to do.
 const ARCH_SET_GS: u64 = 0x1001;
 const ARCH_SET_FS: u64 = 0x1002;
 const ARCH_GET_FS: u64 = 0x1003;
 const ARCH_GET_GS: u64 = 0x1004;
-/// `prctl`: names of threads.
+/// `prctl`: whether memory may be looked at; names of threads.
+const PR_GET_DUMPABLE: u64 = 3;
 const PR_SET_NAME: u64 = 15;
 const PR_GET_NAME: u64 = 16;
-/// `wait4`: nobody waits; children that stop, and that go on, too.
-const WNOHANG: u64 = 1;
-const WUNTRACED: u64 = 2;
-const WCONTINUED: u64 = 8;
+/// `getrandom`: nobody waits; from the one or the other pool of numbers.
+const GRND_NONBLOCK: u32 = 1;
+const GRND_RANDOM: u32 = 2;
+const GRND_INSECURE: u32 = 4;
 /// Bytes of the head of a list of robust mutexes (`struct robust_list_head`).
 const ROBUST_HEAD: u64 = 24;
 /// What an argument takes beside its bytes.
@@ -67,12 +67,17 @@ pub fn call(number: u32, args: &[u64; 6], frame: &TrapFrame) -> Option<Outcome> 
         58 => clone::fork(clone_flags::VFORK | clone_flags::VM, frame),
         435 => clone::clone3(a, b, frame),
         60 => exit(a),
-        61 => wait(a as i32, b, c, d),
         63 => system(a),
-        97 => limit_of(a, None).and_then(|[soft, hard]| uaccess::write_words(b, &[soft, hard]).map(|()| 0)),
+        97 => own()
+            .and_then(|own| limit_of(&own, a, None))
+            .and_then(|[soft, hard]| uaccess::write_words(b, &[soft, hard]).map(|()| 0)),
         98 => usage(a as i32, b),
         99 => information(a),
         100 => times(a),
+        // Everybody is in no other group.
+        115 if (a as u32).cast_signed() < 0 => Err(Errno::EINVAL),
+        115 => Ok(0),
+        118 | 120 => [a, b, c].into_iter().try_for_each(|at| uaccess::write_u32(at, 0)).map(|()| 0),
         105 | 106 | 113 | 114 | 116 | 117 | 119 | 122 | 123 => Ok(0),
         109 => set_group(a as u32, b as u32),
         111 => group_of(0, |process| process.record.pgrp.load(Relaxed)),
@@ -81,7 +86,7 @@ pub fn call(number: u32, args: &[u64; 6], frame: &TrapFrame) -> Option<Outcome> 
         124 => group_of(a as u32, |process| process.record.session.load(Relaxed)),
         157 => name(a, b),
         158 => bases(a, b),
-        160 => uaccess::read_words(b).and_then(|limits| limit_of(a, Some(limits))).map(|_| 0),
+        160 => uaccess::read_words(b).and_then(|limits| limit_of(&*own()?, a, Some(limits))).map(|_| 0),
         203 => set_affinity(a as u32, b, c),
         204 => affinity(a as u32, b, c),
         218 => {
@@ -101,7 +106,7 @@ pub fn call(number: u32, args: &[u64; 6], frame: &TrapFrame) -> Option<Outcome> 
         }),
         302 => limits(a as u32, b, c, d),
         309 => where_am_i(a, b),
-        318 => random(a, b),
+        318 => get_random(a, b, c as u32),
         334 => crate::rseq::call(a, b as u32, c as u32, d as u32),
         _ => return None,
     })
@@ -122,34 +127,19 @@ fn exit_group(code: u64) -> ! {
     task::exit_group(code)
 }
 
-fn wait(pid: i32, status: u64, options: u64, used: u64) -> Outcome {
-    if options as u32 & !0xe000_0000 & !((WNOHANG | WUNTRACED | WCONTINUED) as u32) != 0 {
-        return Err(Errno::EINVAL);
-    }
-    let which = match pid {
-        -1 => Which::Any,
-        0 => Which::Group(own()?.record.pgrp.load(Relaxed)),
-        pid if pid > 0 => Which::Process(pid as u32),
-        group => Which::Group(group.unsigned_abs()),
-    };
-    let has = |option: u64| options & option != 0;
-    let how = Wait { no_hang: has(WNOHANG), stopped: has(WUNTRACED), continued: has(WCONTINUED) };
-    let Some(ended) = task::wait4(which, how)? else { return Ok(0) };
-    if status != 0 {
-        uaccess::write_u32(status, ended.status)?;
-    }
-    if used != 0 {
-        write_usage(used, &ended.usage)?;
-    }
-    Ok(u64::from(ended.pid))
-}
-
 /// The current task's process.
-fn own() -> Result<Arc<Process>, Errno> {
+///
+/// # Errors
+/// ESRCH for a thread of the kernel.
+pub fn own() -> Result<Arc<Process>, Errno> {
     task::current().get_process().ok_or(Errno::ESRCH)
 }
 
-fn thread(pid: u32) -> Result<TaskRef, Errno> {
+/// The task of number `pid`; 0 is the current one.
+///
+/// # Errors
+/// ESRCH.
+pub fn thread(pid: u32) -> Result<TaskRef, Errno> {
     if pid == 0 { Ok(task::current().get()) } else { task::find(pid).ok_or(Errno::ESRCH) }
 }
 
@@ -158,11 +148,50 @@ fn group_of(pid: u32, word: impl FnOnce(&Process) -> u32) -> Outcome {
     task.process().map(|process| u64::from(word(process))).ok_or(Errno::ESRCH)
 }
 
+/// `setpgid`: of the current process, or of a child that is still the same program.
 fn set_group(pid: u32, group: u32) -> Outcome {
-    let task = thread(pid)?;
-    let process = task.process().ok_or(Errno::ESRCH)?;
-    process.record.pgrp.store(if group == 0 { task.tgid() } else { group }, Relaxed);
+    if group.cast_signed() < 0 {
+        return Err(Errno::EINVAL);
+    }
+    let (task, own) = (task::current(), own()?);
+    let pid = if pid == 0 { task.tgid() } else { pid };
+    let target = thread(pid)?;
+    let process = target.get_process().ok_or(Errno::ESRCH)?;
+    if target.pid() != target.tgid() {
+        return Err(Errno::EINVAL);
+    }
+    let (session, group) = (own.record.session.load(Relaxed), if group == 0 { pid } else { group });
+    if !Arc::ptr_eq(&process, &own) {
+        match process.parent() {
+            Some(parent) if Arc::ptr_eq(&parent, &own) => {}
+            _ => return Err(Errno::ESRCH),
+        }
+        if process.record.session.load(Relaxed) != session {
+            return Err(Errno::EPERM);
+        }
+        if !target.has(TaskStruct::FORKNOEXEC) {
+            return Err(Errno::EACCES);
+        }
+    }
+    // Who leads a session stays in its group; a group is a new one, or one of the session.
+    let leads = process.record.session.load(Relaxed) == pid;
+    if leads || group != pid && !is_group_of(session, group) {
+        return Err(Errno::EPERM);
+    }
+    process.record.pgrp.store(group, Relaxed);
     Ok(0)
+}
+
+/// Whether there is a process group `group` in `session`.
+fn is_group_of(session: u32, group: u32) -> bool {
+    let mut found = false;
+    task::for_each(|task| {
+        let is = |process: &Process| {
+            process.record.pgrp.load(Relaxed) == group && process.record.session.load(Relaxed) == session
+        };
+        found |= task.process().is_some_and(is);
+    });
+    found
 }
 
 fn new_session() -> Outcome {
@@ -187,10 +216,9 @@ fn system(at: u64) -> Outcome {
 }
 
 /// Soft and hard limit of a resource, which are changed if `new` says so.
-fn limit_of(resource: u64, new: Option<[u64; 2]>) -> Result<[u64; 2], Errno> {
+fn limit_of(process: &Process, resource: u64, new: Option<[u64; 2]>) -> Result<[u64; 2], Errno> {
     let resource =
         usize::try_from(resource as u32).ok().filter(|number| *number < RLIM_NLIMITS).ok_or(Errno::EINVAL)?;
-    let process = own()?;
     let words = &process.record.rlim[resource];
     let old = [words[0].load(Relaxed), words[1].load(Relaxed)];
     if let Some([soft, hard]) = new {
@@ -203,20 +231,22 @@ fn limit_of(resource: u64, new: Option<[u64; 2]>) -> Result<[u64; 2], Errno> {
     Ok(old)
 }
 
-/// `prlimit64`, for the current process.
+/// `prlimit64`.
 fn limits(pid: u32, resource: u64, new: u64, old: u64) -> Outcome {
-    if pid != 0 && pid != task::current().tgid() {
-        return Err(Errno::ESRCH);
-    }
+    let process = thread(pid)?.get_process().ok_or(Errno::ESRCH)?;
     let new = if new == 0 { None } else { Some(uaccess::read_words(new)?) };
-    let before = limit_of(resource, new)?;
+    let before = limit_of(&process, resource, new)?;
     if old != 0 {
         uaccess::write_words(old, &before)?;
     }
     Ok(0)
 }
 
-fn write_usage(at: u64, usage: &Usage) -> Result<(), Errno> {
+/// Writes `usage` to `at` (`struct rusage`).
+///
+/// # Errors
+/// EFAULT.
+pub fn write_usage(at: u64, usage: &Usage) -> Result<(), Errno> {
     let mut words = [0; 18];
     for (pair, nanos) in words.chunks_exact_mut(2).zip([&usage.utime, &usage.stime]) {
         let nanos = nanos.load(Relaxed);
@@ -231,29 +261,25 @@ fn write_usage(at: u64, usage: &Usage) -> Result<(), Errno> {
 
 /// `getrusage`.
 fn usage(who: i32, at: u64) -> Outcome {
-    let (task, process, usage) = (task::current(), own()?, Usage::default());
-    match who {
-        -1 => usage.add(&process.children),
-        0 => {
-            process.for_each_thread(|thread| usage.add_task(thread));
-            usage.add(&process.gone);
-        }
-        1 => usage.add_task(&task),
+    let (process, task) = (own()?, task::current());
+    let usage = match who {
+        -1 => return write_usage(at, &process.children).map(|()| 0),
+        0 => process.usage(),
+        1 => Usage::of(&task),
         _ => return Err(Errno::EINVAL),
-    }
-    if who != -1 {
-        usage.maxrss.fetch_max(process.gone.maxrss.load(Relaxed), Relaxed);
-        task.space().inspect(|space| usage.add_space(*space));
-    }
+    };
+    usage.maxrss.fetch_max(process.gone.maxrss.load(Relaxed), Relaxed);
+    task.space().inspect(|space| usage.add_space(*space));
     write_usage(at, &usage).map(|()| 0)
 }
 
 /// `times`.
 fn times(at: u64) -> Outcome {
     if at != 0 {
-        let ([user, kernel], process) = (time::used(), own()?);
-        let children = [&process.children.utime, &process.children.stime].map(|word| time::ticks(word.load(Relaxed)));
-        uaccess::write_words(at, &[time::ticks(user), time::ticks(kernel), children[0], children[1]])?;
+        let process = own()?;
+        let (usage, children) = (process.usage(), &process.children);
+        let words = [&usage.utime, &usage.stime, &children.utime, &children.stime];
+        uaccess::write_words(at, &words.map(|word| time::ticks(word.load(Relaxed))))?;
     }
     Ok(time::ticks(clock::nanos()))
 }
@@ -286,6 +312,8 @@ fn name(what: u64, at: u64) -> Outcome {
             let words = [0, 1].map(|index| task.record.comm[index].load(Relaxed));
             uaccess::write_words(at, &words).map(|()| 0)
         }
+        // Nobody is kept from looking at it (`SUID_DUMP_USER`).
+        PR_GET_DUMPABLE => Ok(1),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -334,12 +362,13 @@ fn where_am_i(cpu: u64, node: u64) -> Outcome {
     Ok(0)
 }
 
-/// `getrandom`. Nothing secret is made here: the numbers are random enough for hash tables.
-fn random(at: u64, len: u64) -> Outcome {
-    let mut numbers = SplitMix64::new(cpu::rdtsc());
-    let len = len.min(PAGE_SIZE);
-    let bytes: Vec<u8> = (0..len.div_ceil(8)).flat_map(|_| numbers.next().to_le_bytes()).collect();
-    uaccess::write(at, &bytes[..len as usize]).map(|()| len)
+/// `getrandom`.
+fn get_random(at: u64, len: u64, flags: u32) -> Outcome {
+    let contradicts = GRND_RANDOM | GRND_INSECURE;
+    if flags & !(GRND_NONBLOCK | contradicts) != 0 || flags & contradicts == contradicts {
+        return Err(Errno::EINVAL);
+    }
+    random::fill(at, files::clamp(len)).map(|done| done as u64)
 }
 
 /// The program's list of strings at `list`. What they take, with their pointers, is taken from `room` (`copy_strings`).
@@ -382,6 +411,10 @@ pub fn execve(args: &[u64; 6], frame: &mut TrapFrame) -> Result<(), Errno> {
     let name = tree::string(args[0])?;
     let mut room = exec::room_for_strings(&super::limits(&task::current()));
     let (mut arguments, environment) = (strings(args[1], &mut room)?, strings(args[2], &mut room)?);
+    if arguments.is_empty() {
+        // Programs look for their own name there, whatever comes.
+        arguments.push(Vec::new());
+    }
     let start = fs::table::directories(&task::current())?.work();
     let mut path = name;
     for _ in 0..=MAX_INTERPRETERS {

@@ -8,7 +8,7 @@ use super::Outcome;
 use crate::arch::traps::TrapFrame;
 use crate::arch::uaccess;
 use crate::signal::{self, Action, Info, SIGCHLD, SIGNALS, UNBLOCKABLE, bit};
-use crate::task;
+use crate::{clock, task};
 
 /// Bytes of a mask.
 const MASK_BYTES: u64 = 8;
@@ -26,6 +26,10 @@ pub fn call(number: u32, args: &[u64; 6], frame: &TrapFrame) -> Option<Outcome> 
         34 => wait_for_signal(),
         62 => signal::kill(a as i32, b as u32).map(|()| 0),
         127 => uaccess::write_u64(a, pending()).map(|()| 0),
+        128 if d != MASK_BYTES => Err(Errno::EINVAL),
+        128 => timed_wait(a, b, c),
+        129 => queue(a as u32, None, b as u32, c),
+        297 => queue(a as u32, Some(b as u32), c as u32, d),
         130 => uaccess::read_u64(a).and_then(|mask| {
             signal::block_for_now(&task::current(), mask);
             wait_for_signal()
@@ -49,6 +53,10 @@ fn action(number: u32, new: u64, old: u64) -> Outcome {
         let [handler, flags, restorer, mask] = uaccess::read_words(new)?;
         let action = Action { handler, flags, restorer, mask: mask & !UNBLOCKABLE };
         actions.set(number, action);
+        // What waits is forgotten, whoever blocks it.
+        if let Some(process) = task.process().filter(|_| action.does_nothing(number)) {
+            signal::forget(process, bit(number));
+        }
         if number == SIGCHLD
             && let Some(process) = task.process()
         {
@@ -96,7 +104,7 @@ fn wait_for_signal() -> Outcome {
 fn stack(new: u64, old: u64, sp: u64) -> Outcome {
     let task = task::current();
     let on = signal::is_on_stack(&task, sp);
-    let [start, _, size] = [0, 1, 2].map(|index| task.signals.stack[index].load(Relaxed));
+    let [start, own, size] = [0, 1, 2].map(|index| task.signals.stack[index].load(Relaxed));
     let wanted = if new == 0 { None } else { Some(uaccess::read_words::<3>(new)?) };
     if old != 0 {
         let flags = if size == 0 {
@@ -106,15 +114,16 @@ fn stack(new: u64, old: u64, sp: u64) -> Outcome {
         } else {
             0
         };
-        uaccess::write_words(old, &[start, flags, size])?;
+        uaccess::write_words(old, &[start, flags | own & signal::SS_AUTODISARM, size])?;
     }
     if let Some([start, flags, size]) = wanted {
         let flags = flags & 0xffff_ffff;
-        let disable = flags & signal::SS_DISABLE != 0;
+        let mode = flags & !signal::SS_AUTODISARM;
+        let disable = mode == signal::SS_DISABLE;
         if on {
             return Err(Errno::EPERM);
         }
-        if flags & !(signal::SS_DISABLE | signal::SS_ONSTACK | 1 << 31) != 0 {
+        if !disable && mode != signal::SS_ONSTACK && mode != 0 {
             return Err(Errno::EINVAL);
         }
         if !disable && size < LEAST_STACK {
@@ -129,7 +138,9 @@ fn stack(new: u64, old: u64, sp: u64) -> Outcome {
 
 /// `tkill`, `tgkill`.
 fn to_thread(process: Option<u32>, thread: u32, number: u32) -> Outcome {
-    if number > SIGNALS || thread == 0 {
+    // None of them is negative, either.
+    let is_one = |pid: u32| pid.cast_signed() > 0;
+    if number > SIGNALS || !is_one(thread) || !process.is_none_or(is_one) {
         return Err(Errno::EINVAL);
     }
     let target = task::find(thread).ok_or(Errno::ESRCH)?;
@@ -139,6 +150,39 @@ fn to_thread(process: Option<u32>, thread: u32, number: u32) -> Outcome {
     if number != 0 {
         let words = [u64::from(task::current().tgid()), 0, 0];
         signal::send_to_thread(&target, Info { number, code: signal::SI_TKILL, words });
+    }
+    Ok(0)
+}
+
+/// `rt_sigtimedwait`.
+fn timed_wait(wanted: u64, info: u64, time: u64) -> Outcome {
+    let wanted = uaccess::read_u64(wanted)? & !UNBLOCKABLE;
+    let until = if time == 0 { None } else { Some(clock::nanos().saturating_add(super::time::read(time)?)) };
+    let taken = signal::wait_for(wanted, until)?;
+    if info != 0 {
+        uaccess::write_words(info, &signal::siginfo(&taken))?;
+    }
+    Ok(u64::from(taken.number))
+}
+
+/// `rt_sigqueueinfo`, and, if a thread is given, `rt_tgsigqueueinfo`: a signal with what the sender says of it, which must not
+/// look as if the kernel had sent it to somebody else.
+fn queue(process: u32, thread: Option<u32>, number: u32, info: u64) -> Outcome {
+    let [_, code, words @ ..] = uaccess::read_words::<5>(info)?;
+    let (code, me) = ((code as u32).cast_signed(), task::current());
+    if (code >= 0 || code == signal::SI_TKILL) && process != me.tgid() {
+        return Err(Errno::EPERM);
+    }
+    if number > SIGNALS || thread == Some(0) {
+        return Err(Errno::EINVAL);
+    }
+    let target = task::find(thread.unwrap_or(process)).ok_or(Errno::ESRCH)?;
+    let of_process = target.get_process().filter(|_| target.tgid() == process).ok_or(Errno::ESRCH)?;
+    let info = Info { number, code, words };
+    match thread {
+        _ if number == 0 => {}
+        Some(_) => signal::send_to_thread(&target, info),
+        None => signal::send_to_process(&of_process, &target, info),
     }
     Ok(0)
 }

@@ -9,7 +9,9 @@ use pagevisor_shared::errno::Errno;
 use super::{Outcome, files};
 use crate::arch::uaccess;
 use crate::fs::access::Written;
-use crate::fs::file::{File, Name, O_ACCMODE, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_TRUNC, O_WRONLY};
+use crate::fs::file::{
+    self, File, Name, O_ACCMODE, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_TMPFILE, O_TRUNC, O_WRONLY,
+};
 use crate::fs::inode::{Device, Inode, Kind};
 use crate::fs::table::directories;
 use crate::fs::{mode, path, root};
@@ -89,6 +91,9 @@ pub fn lookup(directory: u64, name: u64, follow: bool) -> Result<Arc<Inode>, Err
 }
 
 fn open(directory: u64, name: u64, flags: u32, rights: u32) -> Outcome {
+    if flags & O_TMPFILE & !O_DIRECTORY != 0 {
+        return open_unnamed(directory, name, flags, rights);
+    }
     let (name, creates) = (string(name)?, flags & O_CREAT != 0);
     let follow = flags & O_NOFOLLOW == 0 && flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL;
     let place = path::find(&start(directory)?, &name, follow)?;
@@ -119,20 +124,49 @@ fn open(directory: u64, name: u64, flags: u32, rights: u32) -> Outcome {
     files::enter(File::open(inode, flags & !(O_CREAT | O_EXCL | O_TRUNC), name, written), flags)
 }
 
+/// A new file without a name, in the file system of the directory that is named (`do_tmpfile`).
+fn open_unnamed(directory: u64, name: u64, flags: u32, rights: u32) -> Outcome {
+    if flags & O_TMPFILE != O_TMPFILE || flags & O_ACCMODE == O_RDONLY || flags & O_CREAT != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let parent = lookup(directory, name, flags & O_NOFOLLOW == 0)?;
+    match parent.kind {
+        Kind::Directory(..) => {}
+        Kind::Proc(_) if parent.is_directory() => return Err(Errno::EOPNOTSUPP),
+        _ => return Err(Errno::ENOTDIR),
+    }
+    let inode = Inode::regular(parent.system, rights & !directories(&task::current())?.record.umask.load(Relaxed))?;
+    let path = path::path_of(&parent)?;
+    let name = alloc::format!("{}/#{} (deleted)", path.trim_end_matches('/'), inode.number);
+    let written = Some(Written::new(&inode)?);
+    files::enter(File::open(inode, flags & !(O_TMPFILE | O_EXCL | O_TRUNC), Name::Fixed(name), written), flags)
+}
+
 /// `truncate`.
 fn cut(inode: &Arc<Inode>, size: u64) -> Outcome {
+    if size > i64::MAX as u64 {
+        return Err(Errno::EINVAL);
+    }
     if inode.is_directory() {
         return Err(Errno::EISDIR);
     }
     let _written = Written::new(inode)?;
-    inode.truncate(size).map(|()| 0)
+    resize(inode, size)
 }
 
 fn truncate(file: &File, size: u64) -> Outcome {
-    if !file.writes() {
+    if !file.writes() || size > i64::MAX as u64 {
         return Err(Errno::EINVAL);
     }
-    file.inode.truncate(size).map(|()| 0)
+    resize(&file.inode, size)
+}
+
+/// Makes a file `size` bytes long, but not longer than the current task may (`inode_newsize_ok`).
+fn resize(inode: &Inode, size: u64) -> Outcome {
+    if size > inode.size() {
+        file::room_below_limit(size - 1, 1)?;
+    }
+    inode.truncate(size).map(|()| 0)
 }
 
 fn set_rights(inode: &Inode, rights: u32) -> u64 {

@@ -181,15 +181,19 @@ impl Which {
     }
 }
 
-/// What is waited for beside the end of children, and how.
+/// What is waited for, and how.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Wait {
     /// Nobody waits (`WNOHANG`).
     pub no_hang: bool,
+    /// Children that have ended (`WEXITED`).
+    pub ended: bool,
     /// Children that stop, too (`WUNTRACED`).
     pub stopped: bool,
     /// Children that go on, too (`WCONTINUED`).
     pub continued: bool,
+    /// It can be asked for once more (`WNOWAIT`).
+    pub keep: bool,
 }
 
 /// A child that has ended, or stopped, or goes on.
@@ -203,8 +207,8 @@ pub struct Ended {
     pub usage: Usage,
 }
 
-/// Waits until one of the children `which` has ended, takes it, and tells what it ended with; or until what else `how` names
-/// has become of one. `None` if nothing has and nobody is to wait.
+/// Waits until what `how` names has become of one of the children `which`, and tells it; one that has ended is taken, unless
+/// it is to be kept. `None` if nothing has and nobody is to wait.
 ///
 /// # Errors
 /// ECHILD when there are no such children, EINTR.
@@ -230,7 +234,7 @@ fn look(process: &Process, which: Which, how: Wait) -> Result<Option<Ended>, Err
         }
         any = true;
         let over = leader.process().is_none_or(|process| process.told.load(SeqCst) != 0);
-        if over && leader.state() == TaskState::Zombie as u32 {
+        if how.ended && over && leader.state() == TaskState::Zombie as u32 {
             let usage = Usage::default();
             usage.add_task(leader);
             let process_of = leader.process();
@@ -241,10 +245,12 @@ fn look(process: &Process, which: Which, how: Wait) -> Result<Option<Ended>, Err
             let status = process_of.and_then(|process| process.ends_with());
             let status = status.unwrap_or_else(|| leader.record.exit_code.load(Relaxed));
             let ended = Ended { pid: leader.pid(), status, usage };
-            reap(&mut table, process, leader);
+            if !how.keep {
+                reap(&mut table, process, leader);
+            }
             return Ok(Some(ended));
         }
-        let news = leader.process().and_then(|child| child.stop.news(how.stopped, how.continued));
+        let news = leader.process().and_then(|child| child.stop.news(how.stopped, how.continued, how.keep));
         if let Some(status) = news {
             let usage = Usage::default();
             usage.add_task(leader);

@@ -67,15 +67,14 @@ use pagevisor_shared::sched::TaskStruct;
 use pagevisor_shared::units::{CpuId, CpuMask};
 
 pub use affinity::{nice, set_affinity, set_nice};
-pub use exit::{Wait, Which, exit, exit_group, exited_with, killed_by, set_notice, wait4};
+pub use exit::{Ended, Wait, Which, exit, exit_group, exited_with, killed_by, set_notice, wait4};
 pub use fork::{CloneArgs, clone};
 pub use kthread::{begin, kthread_run};
-pub use object::{Entry, Restart, Task, TaskRef, current, todo, try_current};
+pub use object::{Entry, Restart, Task, TaskRef, current, signal_pending, todo, try_current};
 pub use process::{NO_LIMIT, Process, Usage};
 pub use resources::{Kind, Resource, address_of};
 pub use sched::{
-    cond_resched, cpu_time, kick_process, need_resched, preempt, reschedule_interrupt, schedule, set_state, wake_state,
-    yield_now,
+    cond_resched, kick_process, need_resched, preempt, reschedule_interrupt, schedule, set_state, wake_state, yield_now,
 };
 pub use space::exec_space;
 pub use table::{count, find, for_each};

@@ -199,6 +199,12 @@ impl Task {
         CpuMask(self.record.cpus_mask.load(Relaxed))
     }
 
+    /// Whether one of `flags` is set (`PF_*`).
+    #[inline]
+    pub fn has(&self, flags: u32) -> bool {
+        self.record.flags.load(Relaxed) & flags != 0
+    }
+
     /// The process that it is a thread of; `None` for threads of the kernel.
     #[inline]
     pub fn process(&self) -> Option<&Process> {

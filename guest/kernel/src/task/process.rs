@@ -8,9 +8,11 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use pagevisor_mm::mmap::Space;
 use pagevisor_shared::sched::{RLIM_NLIMITS, SignalStruct, TaskState};
+use pagevisor_shared::units::CpuMask;
 
 use super::list::{List, Nodes};
 use super::object::{Task, TaskRef, current, todo};
+use super::time::charge;
 use super::wait::WaitQueue;
 use super::{sched, table};
 use crate::fs::access::Executed;
@@ -42,6 +44,8 @@ pub struct Process {
     pub signals: crate::signal::Queue,
     /// Whether it is stopped.
     pub stop: crate::signal::Stop,
+    /// Not 0: it has said that it will ask for memory barriers (`membarrier_state`).
+    pub wants_barriers: AtomicU32,
     /// Of threads that have ended.
     pub gone: Usage,
     /// Of children that have ended and were asked for.
@@ -91,7 +95,20 @@ impl Usage {
         self.maxrss.fetch_max(space.record().get_mm_hiwater_rss(), Relaxed);
     }
 
-    /// Adds what `task` has used.
+    /// What `task` alone has used up to now. As [`charge`].
+    pub fn of(task: &Task) -> Self {
+        charge(running_on(task));
+        let usage = Self::default();
+        usage.add_task(task);
+        usage
+    }
+
+    /// The time in user mode and in the kernel together.
+    pub fn time(&self) -> u64 {
+        self.utime.load(Relaxed) + self.stime.load(Relaxed)
+    }
+
+    /// Adds what `task` has used, as far as it has been counted.
     pub fn add_task(&self, task: &Task) {
         let record = &task.record;
         let used = [&record.utime, &record.stime, &record.min_flt, &record.maj_flt, &record.nvcsw, &record.nivcsw];
@@ -99,6 +116,11 @@ impl Usage {
             sum.fetch_add(more.load(Relaxed), Relaxed);
         }
     }
+}
+
+/// The CPU that `task` runs on, if it does.
+fn running_on(task: &Task) -> CpuMask {
+    CpuMask(if task.record.on_cpu.load(Relaxed) == 0 { 0 } else { 1 << task.cpu() })
 }
 
 /// Who belongs to a process.
@@ -181,6 +203,7 @@ impl Process {
             ignores_children: AtomicU32::new(0),
             signals: crate::signal::Queue::default(),
             stop: crate::signal::Stop::default(),
+            wants_barriers: AtomicU32::new(0),
             gone: Usage::default(),
             children: Usage::default(),
             program: SpinLock::new(parent.and_then(|parent| parent.program.lock().clone())),
@@ -244,6 +267,22 @@ impl Process {
     pub fn for_each_thread(&self, look: impl FnMut(&Task)) {
         let _table = table::lock();
         self.each_thread(look);
+    }
+
+    /// What its threads, ended ones included, have used up to now. As [`charge`].
+    pub fn usage(&self) -> Usage {
+        charge(self.running_on());
+        let usage = Usage::default();
+        self.for_each_thread(|thread| usage.add_task(thread));
+        usage.add(&self.gone);
+        usage
+    }
+
+    /// The CPUs that run its threads.
+    pub fn running_on(&self) -> CpuMask {
+        let mut cpus = CpuMask::default();
+        self.for_each_thread(|thread| cpus = CpuMask(cpus.0 | running_on(thread).0));
+        cpus
     }
 
     /// The leader: the thread whose number is the process's.

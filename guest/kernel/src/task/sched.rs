@@ -380,11 +380,6 @@ pub(super) fn account(task: &Task) {
     cpu::irq_restore(flags);
 }
 
-/// Nanoseconds that `task` has run, those of its present turn only as far as they have been counted.
-pub fn cpu_time(task: &Task) -> u64 {
-    task.sum_exec.load(Relaxed)
-}
-
 /// Makes the caller, which executes on this CPU, its idle task.
 pub(super) fn adopt_idle(cpu: CpuId, idle: &Task) {
     let mut queue = queue::of(cpu).queue.lock();

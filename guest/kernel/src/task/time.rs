@@ -4,12 +4,13 @@
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
-use pagevisor_shared::units::CpuId;
+use pagevisor_shared::units::{CpuId, CpuMask};
 
-use super::object::Task;
-use crate::arch::cpu;
+use super::object::{Task, try_current};
+use super::sched;
 use crate::arch::this_cpu::percpu;
-use crate::clock;
+use crate::arch::{cpu, percpu};
+use crate::{clock, smp};
 
 percpu! {
     /// The time stamp when this CPU last went to user mode.
@@ -69,6 +70,22 @@ impl CpuTime {
         let now = if since == 0 { 0 } else { cpu::rdtsc().saturating_sub(since) };
         let [user, idle] = [ticks(USER_TICKS.of(cpu)), ticks(IDLE_TICKS.of(cpu)) + now].map(clock::nanos_of);
         Self { user, system: clock::nanos().saturating_sub(user + idle), idle }
+    }
+}
+
+/// Brings the time that the threads of the kernel and of programs have used which run on `cpus` now up to this moment; else
+/// it is that of when they last left a CPU. With interrupts on, and no lock held that others wait for with theirs off.
+pub fn charge(cpus: CpuMask) {
+    charge_current(0);
+    if cpus.0 & !(1 << percpu::cpu_number()) != 0 {
+        // What they have spent in user mode is counted where they leave it, as this makes them do.
+        smp::call_function(cpus, charge_current, 0);
+    }
+}
+
+fn charge_current(_: usize) {
+    if let Some(task) = try_current().filter(|task| !task.is_idle()) {
+        sched::account(&task);
     }
 }
 

@@ -18,6 +18,8 @@ use crate::sync::IrqSpinLock;
 
 /// Buckets; a power of two.
 const BUCKETS: usize = 256;
+/// From here on a time does not come: no timer is set for it (`KTIME_MAX`).
+const FOR_EVER: u64 = i64::MAX as u64;
 /// Waits for all.
 pub const ALL_BITS: u32 = u32::MAX;
 
@@ -171,7 +173,7 @@ pub fn wait(key: Key, bits: u32, sleep: Sleep, check: impl FnOnce() -> Result<()
 
 /// Sleeps until somebody wakes the task or its time is over.
 fn sleep_once(task: &Task, sleep: Sleep) {
-    let Some(until) = sleep.until else { return sched::schedule() };
+    let Some(until) = sleep.until.filter(|until| *until < FOR_EVER) else { return sched::schedule() };
     // SAFETY: the timer is part of the task, which is there for as long as it executes this.
     unsafe { task.alarm.set(until, wake_sleeper, task.addr()) };
     sched::schedule();

@@ -242,23 +242,13 @@ fn limits(task: &Task, out: &mut dyn Write) -> fmt::Result {
 /// Calls `show` with what is shown of `task`: times and faults are those of all its threads if it leads a process.
 fn shown(task: &TaskRef, show: impl FnOnce(&Shown<'_>) -> fmt::Result) -> fmt::Result {
     let (record, process, name) = (&task.record, task.get_process(), task.name().to_string());
-    let (used, mut threads) = (Usage::default(), 0);
-    match &process {
-        Some(process) if task.pid() == task.tgid() => {
-            used.add(&process.gone);
-            process.for_each_thread(|thread| {
-                used.add_task(thread);
-                threads += 1;
-            });
-        }
-        Some(process) => {
-            used.add_task(task);
-            process.for_each_thread(|_| threads += 1);
-        }
-        None => {
-            used.add_task(task);
-            threads = 1;
-        }
+    let used = match &process {
+        Some(process) if task.pid() == task.tgid() => process.usage(),
+        _ => Usage::of(task),
+    };
+    let mut threads = u64::from(process.is_none());
+    if let Some(process) = &process {
+        process.for_each_thread(|_| threads += 1);
     }
     let none = Usage::default();
     let children = process.as_ref().map_or(&none, |process| &process.children);
