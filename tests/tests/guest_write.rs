@@ -33,14 +33,25 @@ fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// What each refused write is told as.
-const REFUSED: [(&str, &str, &str); 7] = [
+const REFUSED: [(&str, &str, &str); 8] = [
     ("slabinfo", "nobody 20 10 0", "Invalid argument: there is no slab cache 'nobody'"),
     ("slabinfo", "kmalloc-256 10 20 0", "Invalid argument: slab cache kmalloc-256 does not take '10 20 0'"),
     ("slabinfo", "kmalloc-256 0 0 0", "Invalid argument: slab cache kmalloc-256 does not take '0 0 0'"),
     ("slabinfo", "kmalloc-256 20 10", "Invalid argument: 'kmalloc-256 20 10' is not 'NAME LIMIT BATCHCOUNT SHARED'"),
     ("sys/vm/watermark_scale_factor", "5000", "Invalid argument: vm.watermark_scale_factor does not take '5000'"),
+    ("sys/vm/overcommit_memory", "3", "Invalid argument: vm.overcommit_memory does not take '3'"),
     ("sys/vm/min_free_kbytes", "many", "Invalid argument: 'many' is not one number"),
     ("meminfo", "1", "no file of the guest's that can be written; those are slabinfo, sys/vm/min_free_kbytes, "),
+];
+
+/// As [`REFUSED`], of what is no file of the directory that a guest's `/proc` is kept in.
+const NOT_FILES: [(&str, &str, &str); 2] = [
+    ("fail_page_alloc", "min-order=12", "Invalid argument: fail_page_alloc does not take 'min-order=12'"),
+    (
+        "failslab",
+        "probability",
+        "Invalid argument: 'probability' is not FILE=VALUE, of probability, interval, times, space, ",
+    ),
 ];
 
 #[test]
@@ -55,7 +66,18 @@ fn the_command_writes_as_echo_does() {
     write("sys/vm/lowmem_reserve_ratio", &["128 64"]).success();
     assert!(sysctl(&guest, "lowmem_reserve_ratio").starts_with("128\t64\t32\t"));
     write("vm.drop_caches", &["3"]).success();
-    for (file, text, message) in REFUSED {
+    write("vm.overcommit_memory", &["2"]).success();
+    write("vm.overcommit_kbytes", &["8589934592"]).success();
+    let overcommit = ["memory", "kbytes", "ratio"].map(|name| sysctl(&guest, &format!("overcommit_{name}")));
+    assert_eq!(overcommit, ["2", "8589934592", "0"]);
+    write("failslab", &["probability=100", "ignore-gfp-wait=N", "cache-filter=Y"]).success();
+    let found = guest.show(&["failslab"]);
+    assert!(
+        found.contains("cache-filter       Y\nignore-gfp-wait    N\n") && found.contains("probability        100\n")
+    );
+    write("/sys/kernel/debug/failslab", &["probability=0"]).success();
+    assert!(guest.show(&["failslab"]).contains("probability        0\n"));
+    for (file, text, message) in REFUSED.into_iter().chain(NOT_FILES) {
         let output = write(file, &[text]);
         assert_eq!(output.code(), 2, "{output:?}");
         assert!(output.stderr.starts_with(&format!("pagevisor: error: {file}: {message}")), "{output:?}");

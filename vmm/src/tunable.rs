@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use pagevisor_shared::command::{ObjectOp, Op, OpError, Setting, Text};
+use pagevisor_shared::command::{Fault, Faulty, ObjectOp, Op, OpError, Setting, Text};
 
 use crate::state::StateView;
 
@@ -17,6 +17,9 @@ pub enum Tunable {
     Slabinfo,
     /// `/proc/sys/vm/*` takes numbers.
     Sysctl(Setting),
+    /// `/sys/kernel/debug/fail_page_alloc` and `failslab`, of whose files each takes a value: here, `FILE=VALUE` for all that are
+    /// not to be as they are before anybody sets them.
+    Fault(Faulty),
 }
 
 /// Why something is not written.
@@ -59,8 +62,11 @@ impl Tunable {
     pub fn at(path: &Path) -> Result<Self, BadWrite> {
         let path = path.to_str().ok_or(BadWrite::NoTunable)?.trim_start_matches('/');
         let path = path.strip_prefix("proc/").unwrap_or(path);
-        if path == "slabinfo" {
-            return Ok(Self::Slabinfo);
+        match path.strip_prefix("sys/kernel/debug/").unwrap_or(path) {
+            "slabinfo" => return Ok(Self::Slabinfo),
+            "fail_page_alloc" => return Ok(Self::Fault(Faulty::Pages)),
+            "failslab" => return Ok(Self::Fault(Faulty::Objects)),
+            _ => {}
         }
         let setting = ["sys/vm/", "vm/", "vm."].into_iter().find_map(|prefix| path.strip_prefix(prefix));
         setting.and_then(Setting::named).map(Self::Sysctl).ok_or(BadWrite::NoTunable)
@@ -68,7 +74,8 @@ impl Tunable {
 
     fn names() -> String {
         let settings = Setting::ALL.map(|setting| Self::Sysctl(setting).to_string());
-        format!("{}, {}", Self::Slabinfo, settings.join(", "))
+        let [pages, objects] = [Faulty::Pages, Faulty::Objects].map(Self::Fault);
+        format!("{}, {}, {pages}, {objects}", Self::Slabinfo, settings.join(", "))
     }
 
     /// What the file takes.
@@ -77,6 +84,12 @@ impl Tunable {
             Self::Slabinfo => "'NAME LIMIT BATCHCOUNT SHARED'",
             Self::Sysctl(Setting::LowmemReserveRatio) => "one number for each zone type, or fewer",
             Self::Sysctl(_) => "one number",
+            Self::Fault(Faulty::Pages) => {
+                "FILE=VALUE, of probability, interval, times, space, min-order, ignore-gfp-wait, ignore-gfp-highmem"
+            }
+            Self::Fault(Faulty::Objects) => {
+                "FILE=VALUE, of probability, interval, times, space, cache-filter, ignore-gfp-wait"
+            }
         }
     }
 
@@ -89,6 +102,7 @@ impl Tunable {
         let ops = match self {
             Self::Slabinfo => slabinfo(text),
             Self::Sysctl(setting) => sysctl(setting, text),
+            Self::Fault(of) => fault(of, text),
         };
         let bad = || BadWrite::Text { text: text.to_owned(), expected: self.expected() };
         Ok(Write { tunable: self, text: text.to_owned(), ops: ops.ok_or_else(bad)? })
@@ -101,6 +115,8 @@ impl fmt::Display for Tunable {
         match self {
             Self::Slabinfo => f.write_str("slabinfo"),
             Self::Sysctl(setting) => write!(f, "sys/vm/{}", setting.name()),
+            Self::Fault(Faulty::Pages) => f.write_str("fail_page_alloc"),
+            Self::Fault(Faulty::Objects) => f.write_str("failslab"),
         }
     }
 }
@@ -115,11 +131,54 @@ fn slabinfo(text: &str) -> Option<Vec<Op>> {
 }
 
 fn sysctl(setting: Setting, text: &str) -> Option<Vec<Op>> {
-    let numbers = text.split_ascii_whitespace().map(|word| word.parse::<u32>().ok());
-    let numbers: Vec<u32> = numbers.collect::<Option<_>>()?;
+    let numbers = text.split_ascii_whitespace().map(|word| word.parse::<u64>().ok());
+    let numbers: Vec<u64> = numbers.collect::<Option<_>>()?;
     let most = if setting == Setting::LowmemReserveRatio { pagevisor_shared::zone::MAX_NR_ZONES } else { 1 };
-    let set = |(index, value): (u8, u32)| Op::Set { setting, index, value: value.into() };
+    let set = |(index, value): (u8, u64)| Op::Set { setting, index, value };
     (1..=most).contains(&numbers.len()).then(|| (0..).zip(numbers).map(set).collect())
+}
+
+/// `Y` and `N`, and what else a file of `debugfs` takes for them.
+fn switch(text: &str) -> Option<bool> {
+    match text {
+        "Y" | "y" | "1" => Some(true),
+        "N" | "n" | "0" => Some(false),
+        _ => None,
+    }
+}
+
+/// Fault injection by words of `FILE=VALUE`; what none names is as before anybody sets it (`FAULT_ATTR_INITIALIZER`).
+fn fault(of: Faulty, text: &str) -> Option<Vec<Op>> {
+    let initial = Fault {
+        interval: 1,
+        times: 1,
+        min_order: 1,
+        ignore_gfp_wait: true,
+        ignore_gfp_highmem: true,
+        ..Fault::default()
+    };
+    let mut words = text.split_ascii_whitespace().peekable();
+    words.peek()?;
+    let set = words.try_fold(initial, |mut fault, word| {
+        let (file, value) = word.split_once('=')?;
+        match (file, of) {
+            ("probability", _) => fault.probability = value.parse().ok()?,
+            ("interval", _) => fault.interval = value.parse().ok()?,
+            ("times", _) => fault.times = value.parse().ok()?,
+            // Linux's is an `int`.
+            ("space", _) => fault.space = u32::try_from(value.parse::<i32>().ok()?).ok()?,
+            ("ignore-gfp-wait", _) => fault.ignore_gfp_wait = switch(value)?,
+            ("min-order", Faulty::Pages) => fault.min_order = value.parse().ok()?,
+            ("ignore-gfp-highmem", Faulty::Pages) => fault.ignore_gfp_highmem = switch(value)?,
+            ("cache-filter", Faulty::Objects) => fault.cache_filter = switch(value)?,
+            _ => return None,
+        }
+        Some(fault)
+    })?;
+    Some(vec![match of {
+        Faulty::Pages => Op::FailPageAlloc(set),
+        Faulty::Objects => Op::Failslab(set),
+    }])
 }
 
 impl Write {
@@ -132,7 +191,7 @@ impl Write {
     pub fn payload(&self) -> &[u8] {
         match self.tunable {
             Tunable::Slabinfo => self.text.as_bytes(),
-            Tunable::Sysctl(_) => &[],
+            Tunable::Sysctl(_) | Tunable::Fault(_) => &[],
         }
     }
 
@@ -147,6 +206,7 @@ impl Write {
                 }
             }
             Tunable::Sysctl(setting) => format!("vm.{} does not take '{}'", setting.name(), self.text),
+            Tunable::Fault(_) => format!("{} does not take '{}'", self.tunable, self.text),
         };
         let error = if error == OpError::Invalid { "Invalid argument".to_owned() } else { error.to_string() };
         BadWrite::Refused { error, reason }
@@ -172,6 +232,13 @@ mod tests {
                 assert_eq!(file(&path), Some(Tunable::Sysctl(setting)));
             }
             assert_eq!(file(&Tunable::Sysctl(setting).to_string()), Some(Tunable::Sysctl(setting)));
+        }
+        for of in [Faulty::Pages, Faulty::Objects] {
+            let name = Tunable::Fault(of).to_string();
+            assert_eq!(
+                (file(&name), file(&format!("/sys/kernel/debug/{name}"))),
+                (Some(Tunable::Fault(of)), file(&name))
+            );
         }
         for path in ["", "proc", "meminfo", "sys/vm/", "sys/vm/numa_zonelist_order", "vm.slabinfo", "x/slabinfo"] {
             assert_eq!(file(path), None, "{path}");
@@ -202,9 +269,29 @@ mod tests {
         let ratio = Setting::LowmemReserveRatio;
         let many = Tunable::Sysctl(ratio).write("256\t128").unwrap();
         assert_eq!((many.ops(), many.payload()), (&[set(ratio, 0, 256), set(ratio, 1, 128)][..], &[][..]));
-        for text in ["", "x", "-1", "1 2", "4294967296"] {
+        for text in ["", "x", "-1", "1 2", "18446744073709551616"] {
             assert!(one.write(text).is_err(), "{text}");
         }
         assert!(Tunable::Sysctl(ratio).write("1 2 3 4 5 6").is_err());
+    }
+    #[test]
+    fn fault_injection_takes_the_values_of_its_files() {
+        let (pages, objects) = (Tunable::Fault(Faulty::Pages), Tunable::Fault(Faulty::Objects));
+        let one =
+            Fault { probability: 10, interval: 1, times: 1, min_order: 1, ignore_gfp_wait: true, ..Fault::default() };
+        let one = Fault { ignore_gfp_highmem: true, ..one };
+        let write = pages.write("probability=10\n").unwrap();
+        assert_eq!((write.ops(), write.payload()), (&[Op::FailPageAlloc(one)][..], &[][..]));
+        let all = "probability=100 interval=7 times=-1 space=4096 min-order=0 ignore-gfp-wait=N ignore-gfp-highmem=0";
+        let every = Fault { probability: 100, interval: 7, times: -1, space: 4096, ..Fault::default() };
+        assert_eq!(pages.write(all).unwrap().ops(), [Op::FailPageAlloc(every)]);
+        let filtered = Fault { cache_filter: true, ..one };
+        assert_eq!(objects.write("probability=10 cache-filter=Y").unwrap().ops(), [Op::Failslab(filtered)]);
+        let bad =
+            ["", "10", "probability", "probability=", "probability=x", "times=1e1", "space=-1", "ignore-gfp-wait=2"];
+        for text in bad {
+            assert!(pages.write(text).is_err() && objects.write(text).is_err(), "{text}");
+        }
+        assert!(pages.write("cache-filter=Y").is_err() && objects.write("min-order=0").is_err());
     }
 }

@@ -223,10 +223,11 @@ pub struct WriteArgs {
     /// The guest
     pub name: GuestName,
 
-    /// The file below /proc: slabinfo, or sys/vm/min_free_kbytes and others of sys/vm (also vm.min_free_kbytes)
+    /// The file below /proc: slabinfo, or sys/vm/min_free_kbytes and others of sys/vm (also vm.min_free_kbytes); or fail_page_alloc
+    /// or failslab
     pub file: PathBuf,
 
-    /// What to write: `NAME LIMIT BATCHCOUNT SHARED` to slabinfo, a number to the others
+    /// What to write: `NAME LIMIT BATCHCOUNT SHARED` to slabinfo, a number to settings, `FILE=VALUE` ... to the last two
     #[arg(required = true, num_args = 1.., allow_hyphen_values = true, trailing_var_arg = true)]
     pub text: Vec<String>,
 }
