@@ -1,5 +1,8 @@
 //! From a description to a guest that is ready.
 
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +10,7 @@ use std::time::Duration;
 use super::error::{Error, ErrorKind};
 use super::session::Guest;
 use super::text::{Tail, last_words};
+use crate::boot::Init;
 use crate::machine::{Deadline, KernelImage, Machine, MachineConfig, StopEvent};
 use crate::sandbox::Mode;
 use crate::topology::Topology;
@@ -26,6 +30,7 @@ pub struct Builder {
     topology: Topology,
     kernel: KernelImage,
     initrd: Option<PathBuf>,
+    init: Option<(Init, Arc<UnixStream>)>,
     append: Vec<String>,
     sandbox: Mode,
     boot_timeout: Duration,
@@ -39,6 +44,7 @@ impl Default for Builder {
             topology: Topology::default(),
             kernel: KernelImage::Embedded,
             initrd: None,
+            init: None,
             append: Vec::new(),
             sandbox: Mode::Enforce,
             boot_timeout: BOOT_TIMEOUT,
@@ -73,6 +79,13 @@ impl Builder {
         self
     }
 
+    /// The program that the guest is started for: the guest ends with it. What programs read comes from `console`, and what
+    /// they print goes there.
+    pub fn init(mut self, init: Init, console: UnixStream) -> Self {
+        self.init = Some((init, Arc::new(console)));
+        self
+    }
+
     /// Leaves the machine's threads without their sandbox.
     pub fn no_sandbox(mut self) -> Self {
         self.sandbox = Mode::Off;
@@ -104,7 +117,8 @@ impl Builder {
     pub fn boot(self) -> Result<Guest, Error> {
         let console = Tail::default();
         let notices = console.clone();
-        let config = MachineConfig {
+        let host = |what| move |source| ErrorKind::Host { what, source };
+        let mut config = MachineConfig {
             kernel: self.kernel,
             initrd: self.initrd,
             append: self.append.join(" "),
@@ -113,7 +127,14 @@ impl Builder {
             sandbox: self.sandbox,
             ..MachineConfig::new(self.topology.clone())?
         };
-        let stop = StopEvent::new().map_err(|source| ErrorKind::Host { what: "make an eventfd", source })?;
+        if let Some((init, console)) = self.init {
+            let copy = || console.try_clone().map(OwnedFd::from).map_err(host("duplicate the programs' console"));
+            config.init = Some(init);
+            config.input = Some(copy()?);
+            // As a file: a stream would send, which the machine's threads may not.
+            config.tty = Box::new(File::from(copy()?));
+        }
+        let stop = StopEvent::new().map_err(host("make an eventfd"))?;
         let machine = Machine::start(config)?;
         if let Err(end) = machine.wait_ready(Deadline::after(self.boot_timeout), &stop) {
             let said = last_words(Some(&machine), &console);
