@@ -277,7 +277,13 @@ impl File {
             let offset = at.map(|at| at + done as u64);
             match copied.and_then(|()| self.write_piece(&piece[..wanted], offset)) {
                 Ok(0) => break,
-                Ok(written) => done += written,
+                Ok(written) => {
+                    done += written;
+                    // A file takes what it has room for; a pipe has room again.
+                    if written < wanted && !self.is_stream() {
+                        break;
+                    }
+                }
                 Err(error) if done == 0 => return Err(error),
                 Err(_) => break,
             }
