@@ -1,7 +1,6 @@
-// Threads that map, touch, protect and unmap at the same time, in one address space, on all CPUs, once all of them are there:
-// everybody finds what he has written, new memory is zeros, and nobody gets what is another's. Arguments: threads [64],
-// rounds [20], pages [8]; with a fourth, a child storms for each byte that is read, and the byte is written when nothing is
-// left of that child.
+// Threads that map, touch, protect and unmap at the same time, in one address space, on all CPUs: everybody finds what he has
+// written, new memory is zeros, and nobody gets what is another's. Arguments: threads [64], rounds [20], pages [8]; with a fourth,
+// a child storms for each byte that is read, once all its threads are there, and the byte is written when nothing is left of it.
 
 #include "bare.h"
 
@@ -97,5 +96,6 @@ static void begin(u64 *start)
     CHECK(threads <= MAX_THREADS && pages > 0);
     if (start[0] > 4)
         storm_when_asked(threads);
+    all_there = 1;
     storm(threads);
 }
