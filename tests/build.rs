@@ -29,8 +29,9 @@ fn main() {
         "rseq",
     ];
     for name in names {
-        freestanding(name, out);
+        freestanding(name, &[], out);
     }
+    freestanding("packed", &["-Wl,-z,noseparate-code,-z,max-page-size=64,-z,common-page-size=64"], out);
     build("threads.c", Command::new("cc").args(["-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread"]), out);
     // Warnings are the linker's: of a stack that is executed.
     let anywhere =
@@ -41,11 +42,11 @@ fn main() {
     build("threads.rs", Command::new(rustc).arg("-O").args(target), out);
 }
 
-/// Builds `programs/NAME.c`, without a C library; `scripts/programs` does it for use by hand.
-fn freestanding(name: &str, out: &Path) {
+/// Builds `programs/NAME.c`, without a C library, with `more` flags; `scripts/programs` does it for use by hand.
+fn freestanding(name: &str, more: &[&str], out: &Path) {
     let flags = std::fs::read_to_string("programs/flags").expect("the flags can be read");
     let mut compiler = Command::new("cc");
-    let compiler = compiler.args(flags.split_whitespace());
+    let compiler = compiler.args(flags.split_whitespace()).args(more);
     build(&format!("{name}.c"), compiler, out);
 }
 

@@ -26,6 +26,19 @@ static const char *rights(const void *at)
     return text;
 }
 
+// Where the kernel says that code begins (`startcode`): the 24th number behind the name.
+static const void *start_of_code(void)
+{
+    static char line[1024];
+    FILE *stat = fopen("/proc/self/stat", "r");
+    char *at = stat && fgets(line, sizeof line, stat) ? strrchr(line, ')') : NULL;
+    for (int field = 0; at && field < 24; field++)
+        at = strchr(at + 1, ' ');
+    if (stat)
+        fclose(stat);
+    return at ? (const void *)strtoul(at, NULL, 10) : NULL;
+}
+
 int main(int argc, char **argv)
 {
     char *none[] = { NULL }, *again[] = { "AGAIN=1", NULL };
@@ -41,7 +54,9 @@ int main(int argc, char **argv)
         return 4;
     if (strcmp(rights(words), "rw-p") != 0)
         return 5;
+    if (strcmp(rights(start_of_code()), "r-xp") != 0)
+        return 6;
     // Once more, without any argument: there is an empty one.
     execve("/proc/self/exe", none, again);
-    return 6;
+    return 7;
 }

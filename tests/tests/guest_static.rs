@@ -69,6 +69,13 @@ fn a_program_can_be_anywhere_and_execute_its_stack() {
 }
 
 #[test]
+fn a_programs_code_and_data_can_share_a_page() {
+    static PROGRAM: Program = Program::new("packed", include_bytes!(concat!(env!("OUT_DIR"), "/packed")));
+    let output = PROGRAM.run(&[]);
+    assert_eq!(output.code(), 42, "{}\n{}", output.stdout, output.stderr);
+}
+
+#[test]
 fn rusts_library_has_threads() {
     static PROGRAM: Program = Program::new("threads-rs", include_bytes!(concat!(env!("OUT_DIR"), "/threads-rs")));
     let output = PROGRAM.run(&[]);
