@@ -392,7 +392,7 @@ fn the_tree_has_the_files_of_proc_and_sys() {
     let sysctl: String = sysctl.filter(|(_, value)| !value.is_empty()).map(|(n, v)| format!("vm.{n} = {v}")).collect();
     assert_eq!(sysctl, text(&state, "sysctl"));
     assert_eq!(files["proc/sys/vm/drop_caches"], "");
-    assert_eq!(files.len(), 8 + 8 + 5 + 3 * 6);
+    assert_eq!(files.len(), 8 + 13 + 5 + 3 * 6);
 }
 
 #[test]
