@@ -1,5 +1,6 @@
 //! What a CPU does when nobody wants it: its idle task frees what interrupt handlers could not, balances per-CPU memory,
-//! gives back objects that nobody used of late, clears free memory if it is to (`pagevisor.idle_clear`), gives its pending counts to the global counters, and halts.
+//! gives back objects that nobody used of late, clears free memory if it is to (`pagevisor.idle_clear`), gives its pending counts
+//! to the global counters, and halts.
 //! There is no tick; what ends the halt is an interrupt.
 
 use core::sync::atomic::AtomicU32;
