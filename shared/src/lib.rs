@@ -12,7 +12,8 @@
 //! - the devices through which they meet ([`device`]);
 //! - the commands that the host sends and the replies ([`command`]), and how seldom the two disturb each other
 //!   ([`virtq`]);
-//! - the texts that both sides print from the same state ([`report`]).
+//! - the texts that both sides print from the same state ([`report`]);
+//! - the set operations of types of flags ([`flag_set`]).
 //!
 //! Two rules hold for everything here. Shared memory is only ever read and written through atomics. And the host
 //! trusts nothing it reads: a length, an offset or an index from the guest is checked before it is used.
