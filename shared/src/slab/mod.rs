@@ -10,7 +10,7 @@
 //! node(c, n)      KmemCacheNode of node n
 //! ```
 //!
-//! Addresses are the guest's virtual ones, in the direct map. The region's table [`crate::region::header::Table::Slab`]
+//! Addresses are the guest's virtual ones, in the direct map. The region's table [`crate::region::Table::Slab`]
 //! holds the addresses of the descriptors by the caches' numbers; number 0 is nobody's.
 //!
 //! Of a slab's pages, the metadata says: `mapping` of each is a [`SlabWord`], which tells cache and node and whether the

@@ -34,6 +34,7 @@
 //! Each entry that keeps a page counts in its `_mapcount`, and holds a reference. Entries with
 //! [`SPECIAL`](pagevisor_shared::pgtable::Entry::SPECIAL), as those of the zero page, do neither.
 //!
+//! [`Mm::handle_mm_fault`]: crate::Mm::handle_mm_fault
 //! [`MmStruct::page_table_lock`]: pagevisor_shared::mm_types::MmStruct::page_table_lock
 
 mod anon;

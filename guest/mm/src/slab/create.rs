@@ -273,7 +273,7 @@ impl<P: Platform> Mm<P> {
         self.platform.dump_stack();
     }
 
-    /// Tells whether allocations from a cache fail also under a [`crate::FaultAttr`] with a cache filter (`failslab_store`);
+    /// Tells whether allocations from a cache fail also under a [`crate::instrument::FaultAttr`] with a cache filter (`failslab_store`);
     /// false for a cache that is gone. Not from interrupts.
     pub fn kmem_cache_failslab(&self, cache: Cache, on: bool) -> bool {
         sync::lock(&self.slab.lock, || self.platform.relax());
