@@ -273,8 +273,8 @@ impl<P: Platform> Mm<P> {
         self.platform.dump_stack();
     }
 
-    /// Tells whether allocations from a cache fail also under a [`crate::instrument::FaultAttr`] with a cache filter (`failslab_store`);
-    /// false for a cache that is gone. Not from interrupts.
+    /// Tells whether allocations from a cache fail also under a [`FaultAttr`](crate::instrument::FaultAttr) with a cache
+    /// filter (`failslab_store`); false for a cache that is gone. Not from interrupts.
     pub fn kmem_cache_failslab(&self, cache: Cache, on: bool) -> bool {
         sync::lock(&self.slab.lock, || self.platform.relax());
         let known = self.is_published(cache);

@@ -25,6 +25,10 @@
 //!
 //! Nothing is allocated or freed under any but the first. Who changes a tree keeps its sequence counter odd meanwhile,
 //! so that the host can tell that it read one state of it.
+//!
+//! [`Mm::vmalloc`]: crate::Mm::vmalloc
+//! [`Mm::lazy_max_pages`]: crate::Mm::lazy_max_pages
+//! [`Mm::purge_vmap_areas`]: crate::Mm::purge_vmap_areas
 
 mod access;
 mod alloc;
