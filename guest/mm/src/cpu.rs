@@ -4,9 +4,9 @@ use core::sync::atomic::AtomicU64;
 
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MigrateType;
-use pagevisor_shared::region::records::{CpuState, ZONELIST_FALLBACK};
+use pagevisor_shared::region::records::{CpuState, NodeCpuState, NodeState, ZONELIST_FALLBACK};
 use pagevisor_shared::region::zone::{ListHead, PcpState, ZoneState};
-use pagevisor_shared::slab::cpu_cache_offset;
+use pagevisor_shared::slab::{cpu_cache_offset, node_offset};
 use pagevisor_shared::units::{CpuId, NodeId};
 use pagevisor_shared::vmstat::{NumaStat, VmEvent};
 use pagevisor_shared::zone::ZoneIndex;
@@ -38,6 +38,8 @@ pub struct Route {
     pub(crate) locality: &'static AtomicU64,
     /// The migrate type.
     pub(crate) migratetype: MigrateType,
+    /// Whether the zone is of the CPU's nearest node with memory.
+    pub(crate) nearest: bool,
 }
 
 /// What the memory stack keeps ready for each CPU, so that a hot path reaches it with one load.
@@ -53,8 +55,14 @@ pub struct CpuLocal {
     pub pcps: &'static [PcpState],
     /// Its event counters.
     pub state: &'static CpuState,
+    /// The record of [`Self::mem_node`], and what this CPU holds back of that node's counters.
+    pub(crate) mem_node_state: (&'static NodeState, &'static NodeCpuState),
+    /// The bit of the CPU.
+    pub(crate) bit: u64,
     /// From the start of a slab cache's descriptor to the CPU's array.
     slab_array: usize,
+    /// From the start of a slab cache's descriptor to the lists of [`Self::mem_node`].
+    slab_lists: usize,
     /// When it looks for objects that nobody uses.
     pub(crate) reaper: Reaper,
     /// By the low bits of the GFP flags.
@@ -69,6 +77,12 @@ impl CpuLocal {
     #[inline(always)]
     pub fn slab_array(&self) -> usize {
         self.slab_array
+    }
+
+    /// From the start of a slab cache's descriptor to the lists of [`Self::mem_node`].
+    #[inline(always)]
+    pub(crate) fn slab_lists(&self) -> usize {
+        self.slab_lists
     }
 
     /// The route of an allocation with `gfp`.
@@ -90,6 +104,8 @@ impl<P: Platform> Mm<P> {
         let state = self.cpus.get(cpu.index())?;
         let node = NodeId::new(state.node.get() as usize)?;
         let mem_node = NodeId::new(state.mem_node.get() as usize)?;
+        let pending = self.node_cpus.get(cpu.index() * self.nodes.len() + mem_node.index())?;
+        let mem_node_state = (self.nodes.get(mem_node.index())?, pending);
         let pcps = self.region.pcps_of(cpu);
         let mut routes = [Route {
             zone: &NO_ZONE,
@@ -99,6 +115,7 @@ impl<P: Platform> Mm<P> {
             pgalloc: &state.vm_events[VmEvent::PgallocDma.index()],
             locality: &NO_PCP.vm_numa_event[NumaStat::NumaOther.index()],
             migratetype: MigrateType::Unmovable,
+            nearest: false,
         }; 1 << ROUTE_BITS];
         for (bits, route) in routes.iter_mut().enumerate() {
             let Some(gfp) = Gfp::from_bits(bits as u32) else { continue };
@@ -108,6 +125,7 @@ impl<P: Platform> Mm<P> {
             let local = zone.node.get() as usize == node.index();
             let locality = if local { NumaStat::NumaLocal } else { NumaStat::NumaOther };
             route.zone = zone;
+            route.nearest = zone.node.get() as usize == mem_node.index();
             route.index = first;
             route.pcp = pcp;
             route.list = &pcp.lists[route.migratetype.index()];
@@ -115,6 +133,9 @@ impl<P: Platform> Mm<P> {
             route.locality = &pcp.vm_numa_event[locality.index()];
         }
         let slab_array = cpu_cache_offset(cpu.index());
-        Some(CpuLocal { cpu, node, mem_node, pcps, state, slab_array, reaper: Reaper::new(), routes })
+        let slab_lists = node_offset(self.slab_shape().nr_cpus, mem_node.index());
+        let reaper = Reaper::new();
+        let bit = 1 << cpu.index();
+        Some(CpuLocal { cpu, node, mem_node, pcps, state, mem_node_state, bit, slab_array, slab_lists, reaper, routes })
     }
 }

@@ -99,6 +99,27 @@ pub fn cut_tail(memmap: Memmap, list: &ListHead, first: u32) {
     page.prev.set(encode_prev(first, 0));
 }
 
+/// Takes frame `last` and all before it out of a zone list, linked as they are.
+#[inline(always)]
+pub fn cut_head(memmap: Memmap, list: &ListHead, last: u32) {
+    let behind = next(last, memmap.page(last));
+    list.first.set(behind);
+    if behind == 0 {
+        list.last.set(0);
+    } else {
+        memmap.page(behind).prev.set(encode_prev(behind, 0));
+    }
+}
+
+/// Links frame `second`, the first of a chain, to `first`, the last of another.
+#[inline(always)]
+pub fn join(memmap: Memmap, first: u32, second: u32) {
+    // The same word links both ways.
+    let link = encode_next(first, second);
+    memmap.page(first).next.set(link);
+    memmap.page(second).prev.set(link);
+}
+
 /// Puts frame `pfn` at the end (`list_add_tail`).
 #[inline]
 pub fn push_tail(memmap: Memmap, list: &ListHead, pfn: u32) {

@@ -37,6 +37,9 @@ flags! {
     PANIC = 0x4_0000, "PANIC";
     /// `SLAB_FAILSLAB`: allocations from it may be made to fail also where not those from all caches may.
     FAILSLAB = 0x200_0000, "FAILSLAB";
+    /// Each slab is one object from end to end, with nothing beside it, which holds the list while it is free. Not in Linux,
+    /// which does nothing special about that.
+    WHOLE = 0x800_0000, "WHOLE";
     /// Slabs are never given back, and objects keep their content while they are free; they are zero when they are handed
     /// out for the first time. So what once was a record stays one, and who comes too late finds it free, not something
     /// else. Not in Linux, where `SLAB_TYPESAFE_BY_RCU` does it for a time.
@@ -55,7 +58,7 @@ impl SlabFlags {
     pub const NONE: Self = Self(0);
     /// What a creator may ask for.
     pub const CREATE: Self =
-        Self(Self::ALL & !(Self::FAILSLAB.0 | Self::LINKED.0 | Self::OBJFREELIST.0 | Self::OFF_SLAB.0));
+        Self(Self::ALL & !(Self::FAILSLAB.0 | Self::WHOLE.0 | Self::LINKED.0 | Self::OBJFREELIST.0 | Self::OFF_SLAB.0));
     /// Flags that put something beside each object or look at it at every step.
     pub const DEBUG: Self = Self(Self::RED_ZONE.0 | Self::POISON.0 | Self::STORE_USER.0);
 

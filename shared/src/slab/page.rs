@@ -23,6 +23,12 @@ impl SlabWord {
         Self(cache as u32 | (node.index() as u32) << 16 | Self::SLAB | if tail { Self::TAIL } else { 0 })
     }
 
+    /// That of the other pages of the slab.
+    #[inline(always)]
+    pub const fn tail(self) -> Self {
+        Self(self.0 | Self::TAIL)
+    }
+
     /// Whether the page is in a slab.
     #[inline(always)]
     pub const fn is_slab(self) -> bool {

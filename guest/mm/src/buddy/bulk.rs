@@ -7,8 +7,8 @@ use pagevisor_shared::region::event::EventKind;
 use pagevisor_shared::region::zone::{ListHead, NR_PCP_LISTS, PcpState};
 use pagevisor_shared::units::PAGEBLOCK_ORDER;
 
-use super::free::Placement;
-use super::lock::{Block, LockedZone};
+use super::free::{Placement, is_buddy};
+use super::lock::{Block, LockedZone, list_type};
 use crate::list;
 use crate::pcp::pindex_to_order;
 use crate::platform::Platform;
@@ -64,11 +64,11 @@ impl<P: Platform> LockedZone<'_, P> {
     }
 
     /// Frees the blocks of `order` that are linked from `first` to `last`, and have the types of their page blocks in
-    /// `index` as on a pageset, first first.
+    /// `index` as on a pageset, last first.
     #[inline(never)]
     pub(crate) fn free_chain(&self, first: u32, last: u32, order: u32) {
-        let step = |pfn, page: &Page| if pfn == last { 0 } else { list::next(pfn, page) };
-        self.free_linked(first, order, i64::MAX, step);
+        let step = |pfn, page: &Page| if pfn == first { 0 } else { list::prev(pfn, page) };
+        self.free_linked(last, order, i64::MAX, step);
     }
 
     /// Frees blocks of `order`, `pfn` and those to which `step` leads from there, 0 at the end, until `left` pages are
@@ -127,22 +127,61 @@ impl<P: Platform> LockedZone<'_, P> {
         let kind = MigrateType::new(run.migratetype as usize).unwrap_or(MigrateType::Movable);
         let mut pages = 0;
         while run.start < run.end {
-            let most = (run.end - run.start).ilog2().min(PAGEBLOCK_ORDER);
-            let order = if run.descending { run.end } else { run.start }.trailing_zeros().min(most);
-            let pfn = if run.descending { run.end - (1 << order) } else { run.start };
-            // The page block could have been isolated meanwhile.
-            let isolated = self.mm.frames.migratetype(pfn as u64) == MigrateType::Isolate;
-            let migratetype = if isolated { MigrateType::Isolate } else { kind };
-            self.free_one_page(Block { pfn, order, notzero: PG_NOTZERO, migratetype }, Placement::Auto);
-            if !isolated {
-                pages += 1i64 << order;
-            }
+            // The part in one page block: the first, or the last if that is freed first.
+            let mut part = run;
             if run.descending {
-                run.end = pfn;
+                part.start = run.start.max((run.end - 1) >> PAGEBLOCK_ORDER << PAGEBLOCK_ORDER);
+                run.end = part.start;
             } else {
-                run.start += 1 << order;
+                part.end = run.end.min(((run.start >> PAGEBLOCK_ORDER) + 1) << PAGEBLOCK_ORDER);
+                run.start = part.end;
             }
+            // The page block could have been isolated meanwhile.
+            let isolated = self.mm.frames.migratetype(part.start as u64) == MigrateType::Isolate;
+            if !isolated {
+                pages += (part.end - part.start) as i64;
+            }
+            self.free_part(part, if isolated { MigrateType::Isolate } else { kind });
         }
         self.mod_free_pages_of(pages, kind);
+    }
+
+    /// Frees a run in one page block to the lists of `migratetype`.
+    #[inline(always)]
+    fn free_part(&self, mut part: Run, migratetype: MigrateType) {
+        let one_zone = self.has_one_zone(part.start);
+        if one_zone && !part.descending {
+            self.absorb_lower(&mut part);
+        }
+        while part.start < part.end {
+            let most = (part.end - part.start).ilog2();
+            let order = if part.descending { part.end } else { part.start }.trailing_zeros().min(most);
+            let pfn = if part.descending { part.end - (1 << order) } else { part.start };
+            let block = Block { pfn, order, notzero: PG_NOTZERO, migratetype };
+            self.free_one_page_of(block, Placement::Auto, one_zone);
+            if part.descending {
+                part.end = pfn;
+            } else {
+                part.start += 1 << order;
+            }
+        }
+    }
+
+    /// Takes the free blocks below a run off their lists that its first parts would merge with, and makes them part of it.
+    #[inline(always)]
+    fn absorb_lower(&self, part: &mut Run) {
+        loop {
+            let order = part.start.trailing_zeros();
+            if order >= PAGEBLOCK_ORDER || part.end - part.start < 1 << order {
+                return;
+            }
+            let buddy = part.start - (1 << order);
+            let page = self.memmap.page(buddy);
+            if !is_buddy(page, order) {
+                return;
+            }
+            self.del_page_from_free_list(buddy, page, order, list_type(page));
+            part.start = buddy;
+        }
     }
 }

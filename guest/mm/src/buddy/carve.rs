@@ -29,7 +29,7 @@ impl<P: Platform> LockedZone<'_, P> {
         // With contiguous memory areas, each block decides anew where it comes from.
         let one_by_one = flags.intersects(AllocFlags::CMA) && self.state.cma_pages.get() != 0;
         while taken < count {
-            let Some(block) = self.take(order, migratetype, flags) else { break };
+            let Some(block) = self.take_fast(order, migratetype, flags) else { break };
             let blocks = if one_by_one { 1 } else { (count - taken).min(1 << (block.order - order)) };
             if block.migratetype == MigrateType::Cma {
                 self.mod_free_cma(-((blocks as i64) << order));

@@ -28,9 +28,20 @@ impl<P: Platform> LockedZone<'_, P> {
     /// (`__free_one_page`). The count of free pages is the caller's.
     #[inline(always)]
     pub(crate) fn free_one_page(&self, block: Block, placement: Placement) {
-        let Block { mut pfn, mut order, mut notzero, migratetype } = block;
+        self.free_one_page_of(block, placement, self.has_one_zone(block.pfn));
+    }
+
+    /// Whether all buddies of blocks in the chunk of frame `pfn`, one of this zone, are in this zone.
+    #[inline(always)]
+    pub(super) fn has_one_zone(&self, pfn: u32) -> bool {
         // Buddies below the largest order lie in one chunk. Where it has one zone, they are in the same.
-        let one_zone = self.mm.frames.zone_of(pfn as u64) == self.index.0;
+        self.mm.frames.zone_of(pfn as u64) == self.index.0
+    }
+
+    /// As [`Self::free_one_page`], for who knows whether its chunk [`Self::has_one_zone`].
+    #[inline(always)]
+    pub(super) fn free_one_page_of(&self, block: Block, placement: Placement, one_zone: bool) {
+        let Block { mut pfn, mut order, mut notzero, migratetype } = block;
         let mut buddy = 0;
         while order < MAX_ORDER as u32 - 1 {
             buddy = pfn ^ (1 << order);

@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use pagevisor_shared::migrate::MigrateType;
 use pagevisor_shared::page::{PG_BUDDY, Page};
 use pagevisor_shared::region::seq;
-use pagevisor_shared::region::zone::ZoneState;
+use pagevisor_shared::region::zone::{FreeArea, ZoneState};
 use pagevisor_shared::units::MAX_ORDER;
 use pagevisor_shared::vmstat::ZoneStat;
 use pagevisor_shared::zone::ZoneIndex;
@@ -90,7 +90,12 @@ impl<P: Platform> LockedZone<'_, P> {
     /// Takes a block off the list of `migratetype` and clears its mark (`del_page_from_free_list`).
     #[inline(always)]
     pub(super) fn del_page_from_free_list(&self, pfn: u32, page: &Page, order: u32, migratetype: MigrateType) {
-        let area = &self.state.free_area[order as usize % MAX_ORDER];
+        self.del_page_from_area(&self.state.free_area[order as usize % MAX_ORDER], pfn, page, migratetype);
+    }
+
+    /// As [`Self::del_page_from_free_list`], of the blocks of one order.
+    #[inline(always)]
+    pub(super) fn del_page_from_area(&self, area: &FreeArea, pfn: u32, page: &Page, migratetype: MigrateType) {
         list::remove(self.memmap, &area.free_list[migratetype.index()], pfn, page);
         area.nr_free[migratetype.index()].drop_by(1);
         page._mapcount.set(0);

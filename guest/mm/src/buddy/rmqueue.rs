@@ -12,14 +12,14 @@ use crate::sync::Plain;
 
 impl<P: Platform> LockedZone<'_, P> {
     /// Takes the smallest block that is large enough off the lists of `migratetype`, whole.
-    #[inline]
+    #[inline(always)]
     pub(super) fn take_smallest(&self, order: u32, migratetype: MigrateType) -> Option<Block> {
         for (current, area) in self.state.free_area.iter().enumerate().skip(order as usize) {
             let pfn = area.free_list[migratetype.index()].first.get();
             if pfn != 0 {
                 let page = self.memmap.page(pfn);
                 let notzero = page.flags.get() & PG_NOTZERO;
-                self.del_page_from_free_list(pfn, page, current as u32, migratetype);
+                self.del_page_from_area(area, pfn, page, migratetype);
                 return Some(Block { pfn, order: current as u32, notzero, migratetype });
             }
         }
@@ -45,8 +45,15 @@ impl<P: Platform> LockedZone<'_, P> {
         Some(block)
     }
 
+    /// As [`Self::take`], with a short way for what is there.
+    #[inline(always)]
+    pub(super) fn take_fast(&self, order: u32, migratetype: MigrateType, flags: AllocFlags) -> Option<Block> {
+        let own = if flags.intersects(AllocFlags::CMA) { None } else { self.take_smallest(order, migratetype) };
+        if own.is_some() { own } else { self.take(order, migratetype, flags) }
+    }
+
     /// `__rmqueue` without the last step: a block of at least `order`, from other types' lists when its own are empty.
-    #[inline]
+    #[inline(never)]
     pub(super) fn take(&self, order: u32, migratetype: MigrateType, flags: AllocFlags) -> Option<Block> {
         let lent = flags.intersects(AllocFlags::CMA);
         if lent

@@ -1,6 +1,6 @@
 //! The page allocator: `alloc_pages` and its relatives, and `free_pages`.
 //!
-//! An allocation first takes the short way ([`fast`]): the pageset of the zone its flags name first, if the zone is
+//! An allocation first takes the short way (`fast`): the pageset of the zone its flags name first, if the zone is
 //! above its low watermark and the pageset is not empty. Else it walks its zonelist as `get_page_from_freelist` does
 //! (`freelist`), and if no zone can serve it goes the long way (`slow`): lower watermarks, reserves, the layers above
 //! through their hooks, a report.
@@ -36,6 +36,7 @@ pub(crate) use context::AllocContext;
 pub use frag::{PAGE_FRAG_CACHE_MAX_SIZE, PageFragCache};
 pub(crate) use free::allocated_order;
 pub(crate) use release::PageVec;
+pub(crate) use several::{Dropped, Dropper, Taken};
 pub(crate) use user::USER_GFP;
 pub(crate) use warn::Reports;
 

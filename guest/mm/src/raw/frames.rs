@@ -41,10 +41,13 @@ pub struct FrameTables {
 
 /// Zone index plus one and, in the low two bits, the migrate type of a page block; 0 when not known, or when frees to
 /// it take the general way.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Home(u16);
 
 impl Home {
+    /// Of no page block.
+    pub const UNKNOWN: Self = Self(0);
+
     /// The zone's index; not that of a zone when the home is not known.
     #[inline(always)]
     pub const fn zone(self) -> usize {

@@ -10,10 +10,11 @@ use core::ptr::NonNull;
 use core::slice;
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU16, AtomicU64, Ordering};
 
+use pagevisor_shared::page::Page;
 use pagevisor_shared::slab::{ArrayCache, KmemCache, KmemCacheNode, cpu_cache_offset, node_offset};
-use pagevisor_shared::units::VirtAddr;
+use pagevisor_shared::units::{PAGE_SHIFT, VirtAddr};
 
-use super::DirectMap;
+use super::{DirectMap, Memmap};
 use crate::platform::Platform;
 use crate::sync::Plain;
 
@@ -33,7 +34,7 @@ pub struct Cache(NonNull<KmemCache>);
 
 // SAFETY: what is behind the pointer is made of atomics, mapped for the life of the program and for every CPU.
 unsafe impl Send for Cache {}
-// SAFETY: as above.
+// SAFETY: it never changes, and what is behind the pointer is made of atomics.
 unsafe impl Sync for Cache {}
 
 impl Cache {
@@ -71,6 +72,13 @@ impl Cache {
     pub(crate) fn array<P: Platform>(self, platform: &P) -> &'static ArrayCache {
         // Of a CPU that there is (promise of `Platform::slab_array`).
         self.part(platform.slab_array())
+    }
+
+    /// The lists of the nearest node with memory of the CPU that executes.
+    #[inline(always)]
+    pub(crate) fn lists<P: Platform>(self, platform: &P) -> &'static KmemCacheNode {
+        // Of a node that there is: `Mm::cpu_local` worked it out for the machine's shape.
+        self.part(platform.this_cpu().slab_lists())
     }
 
     /// The array of CPU `cpu`.
@@ -186,6 +194,16 @@ impl SlabMemory {
     pub(crate) fn entry(self, array: &ArrayCache, index: u32) -> &'static AtomicU64 {
         // SAFETY: there is room for `limit` words at `entry` (invariant of `ArrayCache`).
         unsafe { &*self.at(array.entry.get()).cast::<AtomicU64>().add(index as usize) }
+    }
+
+    /// The number and the metadata of the page that holds the start of an object of an array, where the direct map begins at
+    /// `base`.
+    #[inline(always)]
+    pub(crate) fn page_of(self, memmap: Memmap, base: u64, object: u64) -> (u32, &'static Page) {
+        let pfn = object.wrapping_sub(base) >> PAGE_SHIFT;
+        // SAFETY: what arrays hold is memory of slabs (promise of this room), all of which is in the direct map: its frames
+        // have numbers of 32 bits.
+        (pfn as u32, unsafe { memmap.page_in_memory(pfn) })
     }
 
     /// The last of the `avail` objects of an array, at least one and at most its limit.

@@ -18,7 +18,7 @@ use crate::platform::Platform;
 use crate::sync::{self, Plain};
 
 /// Objects taken when little was allocated of late (`BATCHREFILL_LIMIT`).
-const BATCHREFILL_LIMIT: u32 = 16;
+pub(super) const BATCHREFILL_LIMIT: u32 = 16;
 
 impl<P: Platform> Mm<P> {
     /// Allocates an object from `node` (this CPU's for `None`), and if that has none, from another, unless `gfp` has
@@ -47,9 +47,19 @@ impl<P: Platform> Mm<P> {
     }
 
     /// The end of an allocation that found the CPU's array empty and nobody watching. The array's lock is held.
+    #[inline(always)]
+    pub(super) fn slab_alloc_refill(&self, cache: Cache, wish: Wish, array: &ArrayCache) -> u64 {
+        if cache.is_whole() {
+            self.slab_alloc_refill_whole(cache, wish, array)
+        } else {
+            self.slab_alloc_refill_any(cache, wish, array)
+        }
+    }
+
+    /// As [`Self::slab_alloc_refill`], of any cache.
     #[cold]
     #[inline(never)]
-    pub(super) fn slab_alloc_refill(&self, cache: Cache, wish: Wish, array: &ArrayCache) -> u64 {
+    pub(super) fn slab_alloc_refill_any(&self, cache: Cache, wish: Wish, array: &ArrayCache) -> u64 {
         let mut addr = 0;
         if array.limit.get() != 0 {
             array.allocmiss.bump(1);
@@ -149,13 +159,8 @@ impl<P: Platform> Mm<P> {
         }
         if got == 0 && batch == array.batchcount.get() {
             let room = self.slab_memory().words(array.entry.get(), array.limit.get() as usize);
-            // Of objects larger than a page an array holds only a few.
-            let most = if cache.record().size.get() as u64 > PAGE_SIZE { room.len() } else { batch as usize };
-            got = if cache.is_whole() {
-                self.cache_grow_whole(cache, gfp, &room[..most])
-            } else {
-                self.cache_grow_several(cache, gfp, room, most as u32)
-            };
+            let most = Self::most_of_new(cache, array, batch);
+            got = self.cache_grow_several(cache, gfp, room, most);
         }
         if got == 0 {
             got = self.cache_grow(cache, gfp, node, slots);
@@ -163,6 +168,13 @@ impl<P: Platform> Mm<P> {
         array.avail.set(got);
         array.touched.set(1);
         self.note_use(cache);
+    }
+
+    /// How many objects of new slabs an array gets that would get `batch` from the lists.
+    #[inline(always)]
+    pub(super) fn most_of_new(cache: Cache, array: &ArrayCache, batch: u32) -> u32 {
+        // Of objects larger than a page an array holds only a few.
+        if cache.record().size.get() as u64 > PAGE_SIZE { array.limit.get() } else { batch }
     }
 
     /// One object from the lists of `node`, with a new slab if need be (`____cache_alloc_node`).

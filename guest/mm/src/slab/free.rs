@@ -80,9 +80,19 @@ impl<P: Platform> Mm<P> {
     }
 
     /// The end of a free to this CPU's array, which is full and has nobody watching. The array's lock is held.
+    #[inline(always)]
+    pub(super) fn slab_free_full(&self, addr: VirtAddr, cache: Cache, array: &ArrayCache) {
+        if cache.is_whole() {
+            self.slab_free_full_whole(addr, cache, array);
+        } else {
+            self.slab_free_full_any(addr, cache, array);
+        }
+    }
+
+    /// As [`Self::slab_free_full`], of any cache.
     #[cold]
     #[inline(never)]
-    pub(super) fn slab_free_full(&self, addr: VirtAddr, cache: Cache, array: &ArrayCache) {
+    pub(super) fn slab_free_full_any(&self, addr: VirtAddr, cache: Cache, array: &ArrayCache) {
         self.make_room(cache, array);
         let avail = array.avail.get();
         self.slab_memory().entry(array, avail).set(addr.raw());

@@ -164,6 +164,10 @@ impl Request {
             return None;
         }
         layout.flags = layout.flags.with(list);
+        if list == SlabFlags::OBJFREELIST && layout.num == 1 && left == 0 && !layout.flags.intersects(SlabFlags::DEBUG)
+        {
+            layout.flags = layout.flags.with(SlabFlags::WHOLE);
+        }
         layout.colour = left / layout.colour_off;
         Some(layout)
     }

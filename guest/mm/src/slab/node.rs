@@ -5,8 +5,8 @@ use core::sync::atomic::AtomicU64;
 
 use pagevisor_shared::region::seq;
 use pagevisor_shared::region::zone::ListHead;
-use pagevisor_shared::slab::{ArrayCache, KmemCacheNode, SlabWord};
-use pagevisor_shared::units::{NodeId, PAGE_SIZE, VirtAddr};
+use pagevisor_shared::slab::{ArrayCache, KmemCacheNode};
+use pagevisor_shared::units::VirtAddr;
 
 use super::Cache;
 use super::page::SlabPage;
@@ -24,8 +24,6 @@ pub(super) struct LockedNode<'a, P: Platform> {
     pub(super) cache: Cache,
     pub(super) state: &'static KmemCacheNode,
     pub(super) memmap: Memmap,
-    /// The node's number.
-    number: usize,
     irq: IrqFlags,
 }
 
@@ -39,11 +37,16 @@ impl<P: Platform> Mm<P> {
     /// Takes the lock of the lists of node `number` (`spin_lock_irqsave(&n->list_lock)`).
     #[inline]
     pub(super) fn lock_slab_node(&self, cache: Cache, number: usize) -> LockedNode<'_, P> {
-        let state = self.slab_node(cache, number);
+        self.lock_slab_lists(cache, self.slab_node(cache, number))
+    }
+
+    /// As [`Self::lock_slab_node`], for who has found the lists already.
+    #[inline(always)]
+    pub(super) fn lock_slab_lists(&self, cache: Cache, state: &'static KmemCacheNode) -> LockedNode<'_, P> {
         let irq = self.platform.irq_save();
         sync::lock(&state.list_lock, || self.platform.relax());
         seq::write_begin(&state.seq);
-        LockedNode { mm: self, cache, state, memmap: self.memmap(), number, irq }
+        LockedNode { mm: self, cache, state, memmap: self.memmap(), irq }
     }
 }
 
@@ -57,12 +60,6 @@ impl<P: Platform> Drop for LockedNode<'_, P> {
 }
 
 impl<P: Platform> LockedNode<'_, P> {
-    /// What the metadata of the first page of each of its slabs says.
-    #[inline(always)]
-    pub(super) fn home(&self) -> SlabWord {
-        SlabWord::new(self.cache.record().id.get() as u16, NodeId::new(self.number).unwrap_or_default(), false)
-    }
-
     /// The slab to take objects from, taken off its list (`get_first_slab`).
     #[inline]
     fn get_first_slab(&self) -> Option<SlabPage> {
@@ -126,7 +123,7 @@ impl<P: Platform> LockedNode<'_, P> {
     /// `slabs_destroy` (`free_block`).
     #[inline]
     pub(super) fn free_block(&self, objects: &[AtomicU64], doomed: &ListHead) {
-        let whole = if self.cache.is_whole() { self.free_whole(objects) } else { 0 };
+        let whole = if self.cache.is_whole() { self.free_whole_general(objects) } else { 0 };
         let rest = &objects[whole..];
         let others = if rest.is_empty() { 0 } else { self.free_objects(rest) };
         let free_objects = self.state.free_objects.get() + (whole + others) as u64;
@@ -169,13 +166,8 @@ impl<P: Platform> LockedNode<'_, P> {
     /// Takes free slabs off the lists that have `beyond` objects more than are to stay.
     #[inline(never)]
     fn doom_beyond(&self, beyond: u64, doomed: &ListHead) {
-        let record = self.cache.record();
-        // Of objects larger than a page also what will come back next: their slabs go back several at a time.
-        let large = record.size.get() as u64 > PAGE_SIZE;
-        let room = if large { record.batchcount.get() as u64 } else { 0 };
-        let num = record.num.get().max(1);
-        let slabs = if num == 1 { beyond + room } else { (beyond + room).div_ceil(num as u64) };
-        self.doom(slabs, doomed);
+        let num = self.cache.record().num.get().max(1);
+        self.doom(if num == 1 { beyond } else { beyond.div_ceil(num as u64) }, doomed);
     }
 
     /// Takes the last `slabs` of the free slabs off the lists, or all, and links them in front of those in `doomed`, in
@@ -191,10 +183,12 @@ impl<P: Platform> LockedNode<'_, P> {
         let (mut first, mut count, mut before) = (last, 0, last);
         while before != 0 && count < slabs {
             first = before;
+            let page = memmap.page(first);
             if let Some(order) = order {
-                disown(memmap, first, order);
+                page.private.set(0);
+                disown(memmap, first, page, order);
             }
-            before = list::prev(first, memmap.page(first));
+            before = list::prev(first, page);
             count += 1;
         }
         list::cut_tail(memmap, &state.slabs_free, first);

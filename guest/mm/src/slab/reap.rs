@@ -58,7 +58,7 @@ impl<P: Platform> Mm<P> {
     /// Notes that this CPU moves objects between its array and slabs, so that it will look at them.
     #[inline(always)]
     pub(super) fn note_use(&self, cache: Cache) {
-        let (used_by, bit) = (&cache.record().used_by, 1 << self.platform.this_cpu().cpu.index());
+        let (used_by, bit) = (&cache.record().used_by, self.platform.this_cpu().bit);
         if used_by.load(Relaxed) & bit == 0 {
             used_by.fetch_or(bit, Relaxed);
         }

@@ -5,21 +5,21 @@
 //! have got from there, out of as many new slabs as that takes. Objects are only ever taken out of these all at once,
 //! so they need no list of free objects yet.
 //!
-//! Of objects larger than a page it gets as many as it holds, and slabs go back as far below the limit as the next objects
-//! to come back will fill: a slab costs most there, and these arrays are short.
+//! Of objects larger than a page it gets as many as it holds: a slab costs most there, and these arrays are short.
 
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use pagevisor_shared::gfp::Gfp;
-use pagevisor_shared::page::{Page, encode_next, encode_prev};
+use pagevisor_shared::page::{Page, encode_prev};
 use pagevisor_shared::page_flags::PageFlag;
-use pagevisor_shared::slab::{SlabFlags, SlabWord};
-use pagevisor_shared::units::{NodeId, Order, PAGE_SHIFT, Pfn};
+use pagevisor_shared::slab::{KmemCacheNode, SlabFlags, SlabWord};
+use pagevisor_shared::units::{Order, PAGE_SHIFT, Pfn};
 
 use super::Cache;
 use super::grow::{PASSED_ON, gfp_exact_node, vmstat_of};
 use crate::Mm;
+use crate::page_alloc::Taken;
 use crate::platform::Platform;
 use crate::raw::Memmap;
 use crate::sync::Plain;
@@ -27,70 +27,67 @@ use crate::sync::Plain;
 /// Slabs of caches with any of these are made and given back one by one.
 const ONE_BY_ONE: SlabFlags = SlabFlags::DEBUG.with(SlabFlags::OFF_SLAB).with(SlabFlags::TYPE_STABLE);
 
-/// Calls `mark` for the distances from the first page of a slab to its others. There is hardly ever more than one.
+/// Writes into the metadata of a block's pages but the first what they hold in their `mapping`, and their distances from the
+/// first if that is something.
 #[inline(always)]
-fn for_tails(order: Order, mut mark: impl FnMut(u32)) {
-    if order != Order::ZERO {
-        mark(1);
-        for tail in 2..order.pages() as u32 {
-            mark(tail);
+fn mark_tails(memmap: Memmap, pfn: u32, order: Order, mapping: u32) {
+    // Most have one or none.
+    if order.raw() == 1 {
+        let page = memmap.page(pfn + 1);
+        page.mapping.set(mapping);
+        page.index.set(if mapping != 0 { 1 } else { 0 });
+    } else {
+        core::hint::cold_path();
+        if order != Order::ZERO {
+            mark_many_tails(memmap, pfn, order, mapping);
         }
     }
 }
 
-/// Slabs that are being made out of blocks, all of whose objects are handed out.
-struct Made<'a> {
+/// As [`mark_tails`], however many there are.
+#[cold]
+#[inline(never)]
+fn mark_many_tails(memmap: Memmap, pfn: u32, order: Order, mapping: u32) {
+    for tail in 1..order.pages() as u32 {
+        let page = memmap.page(pfn + tail);
+        page.mapping.set(mapping);
+        page.index.set(if mapping != 0 { tail } else { 0 });
+    }
+}
+
+/// What slabs that are made together, all of whose objects are handed out, have in their metadata.
+#[derive(Clone, Copy)]
+pub(super) struct Marks {
     memmap: Memmap,
     /// What the metadata of a slab's first page says, and that of its others.
     words: [u32; 2],
     order: Order,
     /// Objects of a slab.
     num: u32,
-    /// The slab that was made last, and its metadata: not a page's before the first was.
-    last: u32,
-    page: &'a Page,
 }
 
-impl<'a> Made<'a> {
-    /// None yet of `cache` on `node`. `outside` stands for what is in front of the first.
+impl Marks {
+    /// Those of slabs whose first pages say `home`.
     #[inline(always)]
-    fn new(memmap: Memmap, cache: Cache, node: NodeId, order: Order, outside: &'a Page) -> Self {
-        let record = cache.record();
-        let words = [false, true].map(|tail| SlabWord::new(record.id.get() as u16, node, tail).0);
-        Self { memmap, words, order, num: record.num.get(), last: 0, page: outside }
+    pub(super) fn new(memmap: Memmap, home: SlabWord, order: Order, num: u32) -> Self {
+        Self { memmap, words: [home.0, home.tail().0], order, num }
     }
 
-    /// Makes a slab of the block at `pfn`, linked to the one that was made before.
+    /// Makes the block at `pfn`, whose first page is `page`, a slab of that colour.
     #[inline(always)]
-    fn add(&mut self, pfn: u32, colour: u32) {
-        let page = self.memmap.page(pfn);
+    pub(super) fn make(&self, pfn: u32, page: &Page, colour: u32) {
         page.mapping.set(self.words[0]);
         page.index.set(colour);
         page._mapcount.set(self.num);
-        for_tails(self.order, |tail| {
-            let page = self.memmap.page(pfn + tail);
-            page.mapping.set(self.words[1]);
-            page.index.set(tail);
-        });
-        // The same word links both ways.
-        let link = encode_next(self.last, pfn);
-        self.page.next.set(link);
-        page.prev.set(link);
-        (self.last, self.page) = (pfn, page);
+        mark_tails(self.memmap, pfn, self.order, self.words[1]);
     }
 }
 
-/// Makes the slab at `pfn`, of which nothing is handed out and which is on no list, pages that nobody owns.
+/// Makes the slab at `pfn`, whose first page is `page` and has no list of free objects, pages that nobody owns.
 #[inline(always)]
-pub(super) fn disown(memmap: Memmap, pfn: u32, order: Order) {
-    let page = memmap.page(pfn);
+pub(super) fn disown(memmap: Memmap, pfn: u32, page: &Page, order: Order) {
     page.mapping.set(0);
-    page.private.set(0);
-    for_tails(order, |tail| {
-        let page = memmap.page(pfn + tail);
-        page.mapping.set(0);
-        page.index.set(0);
-    });
+    mark_tails(memmap, pfn, order, 0);
 }
 
 impl Cache {
@@ -137,74 +134,72 @@ impl<P: Platform> Mm<P> {
         }
         let most = batch.div_ceil(num).min(slots.len() as u32 / num);
         let slots = &slots[..(most * num) as usize];
+        let Some((gfp, order)) = Self::pages_of(cache, gfp) else { return 0 };
         // What a slab's objects are written to is its own block's slot at most, or those of blocks before it.
-        let blocks = self.blocks_for(cache, gfp, &slots[slots.len() - most as usize..]);
-        let (Some(first), Ok(order)) = (blocks.first(), Order::new(record.gfporder.get())) else { return 0 };
-        let (node, first, outside) = (self.platform.this_cpu().mem_node, first.get() as u32, Page::default());
-        let mut made = Made::new(self.memmap(), cache, node, order, &outside);
-        let state = self.slab_node(cache, node.index());
+        let room = &slots[slots.len() - most as usize..];
+        let taken = self.alloc_blocks_here(gfp, order, PageFlag::Slab, room, |pfn, _| pfn as u64);
+        if taken.blocks == 0 {
+            return 0;
+        }
+        let node = self.platform.this_cpu().mem_node;
+        let home = SlabWord::new(record.id.get() as u16, node, false);
+        let marks = Marks::new(self.memmap(), home, order, num);
+        let state = cache.lists(self.platform);
         let (size, offset) = (record.size.get() as u64, record.obj_offset.get() as u64);
         let (colours, colour_off) = (record.colour.get(), record.colour_off.get() as u64);
         let base = self.virt(Pfn::new(0).addr()).raw();
         let mut colour = state.colour_next.get();
         let mut left = slots;
-        for block in blocks {
+        for block in room.get(room.len() - taken.blocks as usize..).unwrap_or_default() {
             let pfn = block.get() as u32;
             colour = if colour + 1 >= colours { 0 } else { colour + 1 };
-            made.add(pfn, colour);
+            marks.make(pfn, marks.memmap.page(pfn), colour);
             let object = base + ((pfn as u64) << PAGE_SHIFT) + colour as u64 * colour_off + offset;
             let (mine, others) = left.split_at_checked(num as usize).unwrap_or((left, &[]));
             left = others;
             fill(mine, object, size);
         }
         state.colour_next.set(colour);
-        self.add_grown(cache, node, (first, made.last), blocks.len() as u32);
-        blocks.len() as u32 * num
+        self.add_grown(cache, state, num, taken);
+        taken.blocks * num
     }
 
-    /// As [`Self::cache_grow_several`], of a cache that [`Cache::is_whole`]: of as many slabs as there is room for.
-    #[inline(never)]
-    pub(super) fn cache_grow_whole(&self, cache: Cache, gfp: Gfp, slots: &[AtomicU64]) -> u32 {
-        let blocks = self.blocks_for(cache, gfp, slots);
-        let (Some(first), Ok(order)) = (blocks.first(), Order::new(cache.record().gfporder.get())) else { return 0 };
-        let (node, first, outside) = (self.platform.this_cpu().mem_node, first.get() as u32, Page::default());
-        let mut made = Made::new(self.memmap(), cache, node, order, &outside);
-        let base = self.virt(Pfn::new(0).addr()).raw();
-        // The last in the array is used first.
-        for (slot, block) in slots.iter().zip(blocks) {
-            let pfn = block.get() as u32;
-            made.add(pfn, 0);
-            slot.set(base + ((pfn as u64) << PAGE_SHIFT));
-        }
-        self.add_grown(cache, node, (first, made.last), blocks.len() as u32);
-        blocks.len() as u32
-    }
-
-    /// Blocks for slabs, by their numbers, in the last of `slots`, as many as can be had at once.
+    /// How pages for slabs of `cache` are asked for when they are to come at once or not at all.
     #[inline(always)]
-    fn blocks_for<'a>(&self, cache: Cache, gfp: Gfp, slots: &'a [AtomicU64]) -> &'a [AtomicU64] {
+    pub(super) fn pages_of(cache: Cache, gfp: Gfp) -> Option<(Gfp, Order)> {
         let record = cache.record();
         let flags = gfp_exact_node(gfp).bits() & PASSED_ON.bits() | record.allocflags.get();
-        let (Ok(order), Some(gfp)) = (Order::new(record.gfporder.get()), Gfp::from_bits(flags)) else { return &[] };
-        let taken = self.alloc_blocks_here(gfp, order, PageFlag::Slab, slots);
-        slots.get(slots.len() - taken as usize..).unwrap_or_default()
+        Some((Gfp::from_bits(flags)?, Order::new(record.gfporder.get()).ok()?))
     }
 
-    /// Puts `slabs` new slabs, all of whose objects are handed out, on the lists of `node`: from the first to the last, as
-    /// they are linked.
+    /// Puts new slabs of `num` objects, all of which are handed out, on the lists of this CPU's node.
     #[inline(always)]
-    fn add_grown(&self, cache: Cache, node: NodeId, (first, last): (u32, u32), slabs: u32) {
+    pub(super) fn add_grown(&self, cache: Cache, state: &'static KmemCacheNode, num: u32, new: Taken) {
         let record = cache.record();
-        self.memmap().page(first).prev.set(encode_prev(first, 0));
-        self.lock_slab_node(cache, node.index()).add_full(first, last, slabs);
-        self.count_grown(cache, record.num.get(), slabs);
-        self.mod_node_page_state(node, vmstat_of(cache.flags()), (slabs as i64) << record.gfporder.get());
+        self.memmap().page(new.first).prev.set(encode_prev(new.first, 0));
+        let lists = self.lock_slab_lists(cache, state);
+        lists.add_full(new.first, new.last, new.blocks);
+        self.mod_mem_node_state_irqoff(vmstat_of(cache.flags()), (new.blocks as i64) << record.gfporder.get());
+        drop(lists);
+        self.count_grown(cache, num, new.blocks);
     }
 
     /// Counts slabs of `num` objects that were added, and the objects in use.
+    #[inline(always)]
     pub(super) fn count_grown(&self, cache: Cache, num: u32, slabs: u32) {
         let record = cache.record();
-        record.grown.fetch_add(slabs as u64, Relaxed);
+        let grown = record.grown.fetch_add(slabs as u64, Relaxed) + slabs as u64;
+        // There are no more in use than there are.
+        if (grown - record.reaped.get()) * num as u64 > record.high_mark.get() {
+            self.count_in_use(cache, num);
+        }
+    }
+
+    /// Notes the number of objects in use if there were never more.
+    #[cold]
+    #[inline(never)]
+    fn count_in_use(&self, cache: Cache, num: u32) {
+        let record = cache.record();
         let mut in_use = 0;
         for number in 0..self.slab.shape.nr_nodes {
             let state = self.slab_node(cache, number);

@@ -3,6 +3,7 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
+use pagevisor_shared::region::records::{NodeCpuState, NodeState};
 use pagevisor_shared::region::zone::ZoneState;
 use pagevisor_shared::units::{CpuId, NodeId};
 use pagevisor_shared::vmstat::{NodeStat, NumaStat, VmEvent, ZoneStat};
@@ -12,6 +13,19 @@ use crate::Mm;
 use crate::cpu::CpuLocal;
 use crate::platform::Platform;
 use crate::sync::Plain;
+
+/// Adds `delta` to what a CPU holds back of a node's counter, or to the counter.
+#[inline(always)]
+fn mod_node_state((state, pending): (&NodeState, &NodeCpuState), item: NodeStat, delta: i64) {
+    let diff = &pending.vm_node_stat_diff[item.index()];
+    let sum = diff.get() as i64 + delta;
+    if sum.unsigned_abs() > pending.stat_threshold.get().max(0) as u64 {
+        state.vm_stat[item.index()].fetch_add(sum, Relaxed);
+        diff.set(0);
+    } else {
+        diff.set(sum as i32);
+    }
+}
 
 impl<P: Platform> Mm<P> {
     /// Adds `delta` to a counter of zone `index` (`__mod_zone_page_state`). Interrupts are off, or nothing that
@@ -41,16 +55,15 @@ impl<P: Platform> Mm<P> {
         let flags = self.platform.irq_save();
         let slot = self.platform.this_cpu().cpu.index() * self.nodes.len() + node.index();
         if let (Some(state), Some(pending)) = (self.nodes.get(node.index()), self.node_cpus.get(slot)) {
-            let diff = &pending.vm_node_stat_diff[item.index()];
-            let sum = diff.get() as i64 + delta;
-            if sum.unsigned_abs() > pending.stat_threshold.get().max(0) as u64 {
-                state.vm_stat[item.index()].fetch_add(sum, Relaxed);
-                diff.set(0);
-            } else {
-                diff.set(sum as i32);
-            }
+            mod_node_state((state, pending), item, delta);
         }
         self.platform.irq_restore(flags);
+    }
+
+    /// Adds `delta` to a counter of the nearest node with memory (`__mod_node_page_state`). Interrupts are off.
+    #[inline(always)]
+    pub(crate) fn mod_mem_node_state_irqoff(&self, item: NodeStat, delta: i64) {
+        mod_node_state(self.platform.this_cpu().mem_node_state, item, delta);
     }
 
     /// A zone's counter without what CPUs hold back, never below 0 (`zone_page_state`).

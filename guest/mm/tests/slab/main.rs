@@ -7,6 +7,7 @@ mod model;
 mod reap;
 mod threads;
 mod watched;
+mod whole;
 
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering::Relaxed;

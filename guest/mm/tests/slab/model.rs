@@ -68,6 +68,9 @@ const SHAPES: &[(usize, usize, SlabFlags, bool)] = &[
     (1400, 0, SlabFlags::NONE, true),
     (3000, 0, SlabFlags::NONE, false),
     (12_000, 4096, SlabFlags::NONE, true),
+    (4096, 0, SlabFlags::RECLAIM_ACCOUNT, false),
+    (8192, 0, SlabFlags::NONE, false),
+    (16_384, 0, SlabFlags::NONE, false),
 ];
 
 struct Model<'a> {
