@@ -73,7 +73,7 @@ impl<T> Deref for SpinGuard<'_, T> {
 impl<T> DerefMut for SpinGuard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as above, and the guard is borrowed mutably.
+        // SAFETY: the guard's existence means that this CPU holds the lock, and the guard is borrowed mutably.
         unsafe { &mut *self.lock.value.get() }
     }
 }

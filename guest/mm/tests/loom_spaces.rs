@@ -104,7 +104,7 @@ impl Area {
             seq::write_end(&self.seq);
             // Freed: the next owner writes what it likes.
             self.content.with_mut(|content| {
-                // SAFETY: as above.
+                // SAFETY: locked for writing; loom checks that this excludes others.
                 unsafe { *content = [100, 200] };
             });
         }

@@ -46,7 +46,7 @@ pub struct RegionRef<'a> {
 
 // SAFETY: the region is only ever accessed through atomics, which any thread may use.
 unsafe impl Send for RegionRef<'_> {}
-// SAFETY: as above.
+// SAFETY: it never changes, and the region is only ever accessed through atomics.
 unsafe impl Sync for RegionRef<'_> {}
 
 impl fmt::Debug for RegionRef<'_> {

@@ -130,7 +130,8 @@ mod tests {
         let blocks = [u64::MAX; MAX_ORDER];
         for order in 0..MAX_ORDER {
             let info = ContigPageInfo::new(&blocks, order);
-            let _ = (info.unusable_free_index(order), info.fragmentation_index(order));
+            assert_eq!(info.fragmentation_index(order), -1000, "order {order} would not fail");
+            assert!((0..=1000).contains(&info.unusable_free_index(order)), "order {order}");
         }
     }
 }

@@ -142,7 +142,7 @@ fn give_children_away(process: &Arc<Process>) {
     let Some(init) = init_process().filter(|init| !Arc::ptr_eq(init, process)) else { return };
     loop {
         let Some(child) = process.family.lock().children.pop() else { break };
-        // SAFETY: as above.
+        // SAFETY: a child is in its parent's family as long as it is in the table of tasks, which is locked.
         init.adopt(unsafe { Task::at(child) }, 1);
     }
     init.changed.wake_all();

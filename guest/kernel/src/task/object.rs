@@ -289,7 +289,7 @@ pub struct TaskRef(NonNull<Task>);
 
 // SAFETY: a task may be used by any CPU, and counts its references atomically.
 unsafe impl Send for TaskRef {}
-// SAFETY: as above.
+// SAFETY: whoever shares a reference can only look at atomics and locks of the task.
 unsafe impl Sync for TaskRef {}
 
 impl TaskRef {

@@ -149,7 +149,7 @@ pub(super) struct Threads;
 
 impl Nodes for Threads {
     fn links(&self, entry: u64) -> (&AtomicU64, &AtomicU64) {
-        // SAFETY: as above.
+        // SAFETY: a thread is on its process's list as long as it is in the table of tasks, which is locked.
         unsafe { Task::at(entry) }.thread.words()
     }
 }
@@ -289,7 +289,7 @@ impl Process {
     pub fn leader(&self) -> Option<TaskRef> {
         let _table = table::lock();
         let first = self.family.lock().threads.first();
-        // SAFETY: as above.
+        // SAFETY: a thread is on its process's list as long as it is in the table of tasks, which is locked.
         (first != 0).then(|| unsafe { Task::at(first) }.get())
     }
 

@@ -55,7 +55,7 @@ fn change(space: Option<Space>) {
     let held = task.space_lock.lock();
     let old = user::exchange_space(space.map_or(0, |space| space.addr().raw()));
     drop(held);
-    // SAFETY: as above.
+    // SAFETY: what the word held is 0 or the address of a space's record, by `set_space` and `exchange_space`.
     if let Some(old) = unsafe { Space::at(old) } {
         mm.mmput(old);
     }

@@ -5,7 +5,7 @@
 //! each is marked `PG_buddy` with its order and type, but for untouched blocks of the largest order (see
 //! [`pagevisor_shared::page`]).
 //!
-//! All of it is methods of [`LockedZone`], which holds the zone's lock. Results are Linux's, list order included;
+//! All of it is methods of `LockedZone`, which holds the zone's lock. Results are Linux's, list order included;
 //! two things are done in one step that Linux does page by page: a refill carves its pages out of a larger block
 //! (`carve`), and freeing many coalesces neighbours first (`bulk`).
 

@@ -36,7 +36,7 @@ struct Window {
 
 // SAFETY: only an address and a length.
 unsafe impl Send for Window {}
-// SAFETY: as above.
+// SAFETY: it never changes.
 unsafe impl Sync for Window {}
 
 impl Window {

@@ -18,7 +18,7 @@ pub struct Memmap {
 
 // SAFETY: what is behind the pointer is made of atomics, mapped for the life of the program and for every CPU.
 unsafe impl Send for Memmap {}
-// SAFETY: as above.
+// SAFETY: it never changes, and what is behind the pointer is made of atomics.
 unsafe impl Sync for Memmap {}
 
 impl Memmap {

@@ -69,7 +69,7 @@ struct RawVec<T> {
 
 // SAFETY: owns its values and nothing else.
 unsafe impl<T: Send> Send for RawVec<T> {}
-// SAFETY: as above.
+// SAFETY: a shared one gives shared references to its values, nothing else.
 unsafe impl<T: Sync> Sync for RawVec<T> {}
 
 impl<T> RawVec<T> {
@@ -154,7 +154,7 @@ pub struct KBox<'a, T, P: Platform> {
 
 // SAFETY: owns its value.
 unsafe impl<T: Send, P: Platform> Send for KBox<'_, T, P> {}
-// SAFETY: as above.
+// SAFETY: a shared one gives shared references to its value, nothing else.
 unsafe impl<T: Sync, P: Platform> Sync for KBox<'_, T, P> {}
 
 impl<'a, T, P: Platform> KBox<'a, T, P> {
@@ -206,7 +206,7 @@ impl<T, P: Platform> Deref for KBox<'_, T, P> {
 
 impl<T, P: Platform> DerefMut for KBox<'_, T, P> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as above; the caller has the only reference.
+        // SAFETY: the value is there as long as the box is, and the caller has the only reference to that.
         unsafe { self.value.as_mut() }
     }
 }

@@ -19,7 +19,7 @@ pub(crate) unsafe trait Record: Sync + 'static {}
 unsafe impl Record for AtomicU64 {}
 // SAFETY: integers of 32 and 64 bits as atomics, without padding that anybody looks at.
 unsafe impl Record for OwnerRecord {}
-// SAFETY: as above.
+// SAFETY: integers of 32 and 64 bits as atomics, without padding.
 unsafe impl Record for StackRecord {}
 
 /// A table, or none.

@@ -16,7 +16,7 @@ pub struct DirectMap {
 
 // SAFETY: only an address; what is done with it is up to the `unsafe` code that uses it.
 unsafe impl Send for DirectMap {}
-// SAFETY: as above.
+// SAFETY: it never changes.
 unsafe impl Sync for DirectMap {}
 
 impl DirectMap {

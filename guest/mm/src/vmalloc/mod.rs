@@ -2,7 +2,7 @@
 //! neighbours, by somebody's pages, or by devices.
 //!
 //! An area is carved out of the lowest free one that is large enough, which the tree of free areas finds in O(log n)
-//! ([`crate::tree`]); behind it stays a page without memory. [`Mm::vmalloc`] fills it with the largest blocks that can be had
+//! (`tree`); behind it stays a page without memory. [`Mm::vmalloc`] fills it with the largest blocks that can be had
 //! at once and that fit, each remembered by nothing but the page tables: freeing walks them and gives each block back as
 //! it was allocated (its order is in its page metadata). Whole 2 MiB go by large pages.
 //!

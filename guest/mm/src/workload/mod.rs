@@ -1,6 +1,6 @@
 //! Workloads: what the host has the guest do to its memory ([`pagevisor_shared::command::workload`]).
 //!
-//! A workload runs on one CPU or several, a [`Lane`] each. What it does follows from its parameters; that an
+//! A workload runs on one CPU or several, a `Lane` each. What it does follows from its parameters; that an
 //! allocation fails is a result. Its report is counted in the words of the reply as it goes. Blocks that a lane holds
 //! are linked through the word of their metadata that is their owner's, so holding them takes no memory and leaves
 //! their content alone.

@@ -31,7 +31,7 @@ fn mark(mm: &Mm<HostPlatform>, pfn: Pfn, owner: u64) {
 }
 
 fn is_marked(mm: &Mm<HostPlatform>, pfn: Pfn, owner: u64) -> bool {
-    // SAFETY: as above.
+    // SAFETY: this CPU owns the page.
     unsafe { mm.direct_map().at(pfn.addr()).cast::<u64>().read_volatile() == owner }
 }
 
