@@ -26,9 +26,6 @@ const F_SETFL: u32 = 4;
 const F_DUPFD_CLOEXEC: u32 = 1030;
 const F_ADD_SEALS: u32 = 1033;
 const F_GET_SEALS: u32 = 1034;
-/// `ioctl`: the terminal's settings and window.
-const TCGETS: u32 = 0x5401;
-const TIOCGWINSZ: u32 = 0x5413;
 
 /// `close_range`: of an own table of files; they are not closed but marked to be when another program is run.
 const CLOSE_RANGE_UNSHARE: u32 = 2;
@@ -45,7 +42,7 @@ pub fn call(number: u32, args: &[u64; 6]) -> Option<Outcome> {
         3 => own().and_then(|files| files.remove(a)).map(|_| 0),
         5 => own().and_then(|files| files.get(a)).and_then(|file| stat::write(b, &file.inode)),
         8 => seek(a, b, c as u32),
-        16 => ioctl(a, b as u32, c),
+        16 => ioctl(a),
         17 => with(a, |file| positioned(file, d).and_then(|at| file.read(b, clamp(c), Some(at)))),
         18 => written(with(a, |file| positioned(file, d).and_then(|at| file.write(b, clamp(c), Some(at))))),
         19 => pieces(a, b, c, None, File::read),
@@ -176,13 +173,10 @@ fn seek(number: u64, offset: u64, whence: u32) -> Outcome {
     Ok(to)
 }
 
-/// `ioctl`. The console is no terminal whose settings anybody could ask for.
-fn ioctl(number: u64, request: u32, _at: u64) -> Outcome {
+/// `ioctl`. No file takes any: the console is no terminal whose settings anybody could ask for.
+fn ioctl(number: u64) -> Outcome {
     own()?.get(number)?;
-    match request {
-        TCGETS | TIOCGWINSZ => Err(Errno::ENOTTY),
-        _ => Err(Errno::ENOTTY),
-    }
+    Err(Errno::ENOTTY)
 }
 
 /// How many files the current task may have.
