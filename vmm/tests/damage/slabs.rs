@@ -44,6 +44,10 @@ pub const SLABS: &[Mutation] = &[
         let (cache, _) = bench.slabs(|cache, _| cache.id == 4);
         bench.change_field(cache.address, at!(KmemCache, colour), |colours| colours + 1000);
     }),
+    ("slabs of many objects that are said to be one", Rule::SlabDescriptor, |bench| {
+        let (cache, _) = bench.slabs(|cache, _| cache.id == 4);
+        bench.change_field(cache.address, at!(KmemCache, flags), |flags| flags | u64::from(SlabFlags::WHOLE.bits()));
+    }),
     ("slab lists that are locked", Rule::SlabLock, |bench| {
         let (_, node) = bench.slabs(|_, node| node.total_slabs != 0);
         bench.set_field(node.address, at!(KmemCacheNode, list_lock), 1);

@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::migrate::MIGRATE_PCPTYPES;
 use pagevisor_shared::page::{Page, encode_next};
-use pagevisor_shared::page_flags::{PG_NOTZERO, PG_ORDER_SHIFT, PageFlag};
+use pagevisor_shared::page_flags::PageFlag;
 use pagevisor_shared::region::zone::{ListHead, NR_PCP_LISTS, PCP_LOW_ORDERS, PcpState};
 use pagevisor_shared::units::{Order, PAGEBLOCK_ORDER, Pfn};
 use pagevisor_shared::vmstat::{NumaStat, VmEvent};
@@ -53,8 +53,7 @@ impl Dropper {
     /// For blocks of `order`, the first of which is `pfn`.
     #[inline(always)]
     pub(crate) fn new<P: Platform>(mm: &Mm<P>, pfn: u32, order: Order) -> Self {
-        let flags = PG_NOTZERO | order.raw() << PG_ORDER_SHIFT;
-        let mut this = Self { flags, block: u32::MAX, kind: 0, home: Home::UNKNOWN };
+        let mut this = Self { flags: Mm::<P>::pcp_flags(order.raw()), block: u32::MAX, kind: 0, home: Home::UNKNOWN };
         this.enter(mm, pfn);
         this
     }

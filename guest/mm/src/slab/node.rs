@@ -251,8 +251,21 @@ impl<P: Platform> LockedNode<'_, P> {
 }
 
 /// Copies words, as many as both have, first first; gives how many. `to` may begin inside or before `from`, not behind.
-#[inline]
+#[inline(always)]
 pub(super) fn copy(to: &[AtomicU64], from: &[AtomicU64]) -> usize {
+    // What is left of the shortest arrays that are flushed in part.
+    if let ([a, b, c, d, ..], [e, f, g, h]) = (to, from) {
+        for (to, from) in [(a, e), (b, f), (c, g), (d, h)] {
+            to.set(from.get());
+        }
+        return 4;
+    }
+    copy_many(to, from)
+}
+
+/// As [`copy`], however many there are.
+#[inline]
+pub(super) fn copy_many(to: &[AtomicU64], from: &[AtomicU64]) -> usize {
     let count = to.len().min(from.len());
     let (to, from) = (to[..count].as_chunks::<8>(), from[..count].as_chunks::<8>());
     for (to, from) in to.0.iter().zip(from.0) {

@@ -189,8 +189,8 @@ impl<P: Platform> Mm<P> {
     pub(super) fn count_grown(&self, cache: Cache, num: u32, slabs: u32) {
         let record = cache.record();
         let grown = record.grown.fetch_add(slabs as u64, Relaxed) + slabs as u64;
-        // There are no more in use than there are.
-        if (grown - record.reaped.get()) * num as u64 > record.high_mark.get() {
+        // There are no more in use than there are. Another CPU may have given one back that is still to be counted.
+        if grown.saturating_sub(record.reaped.get()) * num as u64 > record.high_mark.get() {
             self.count_in_use(cache, num);
         }
     }

@@ -17,7 +17,7 @@ use super::Cache;
 use super::alloc::BATCHREFILL_LIMIT;
 use super::fast::Wish;
 use super::grow::vmstat_of;
-use super::node::{LockedNode, copy};
+use super::node::{LockedNode, copy, copy_many};
 use super::several::{Marks, disown};
 use crate::Mm;
 use crate::list;
@@ -88,7 +88,7 @@ impl<P: Platform> Mm<P> {
             self.add_grown(cache, state, 1, taken);
         }
         if (taken.blocks as usize) < slots.len() {
-            copy(slots, &slots[slots.len() - taken.blocks as usize..]);
+            copy_many(slots, &slots[slots.len() - taken.blocks as usize..]);
         }
         taken.blocks
     }
@@ -120,14 +120,7 @@ impl<P: Platform> Mm<P> {
         if freed != batch {
             self.free_to_slabs(cache, home.node() as usize, &objects[freed..]);
         }
-        // Half of eight, where nobody has changed that.
-        if let ([a, b, c, d, ..], [e, f, g, h]) = (entries, rest) {
-            for (to, from) in [(a, e), (b, f), (c, g), (d, h)] {
-                to.set(from.get());
-            }
-        } else {
-            copy(entries, rest);
-        }
+        copy(entries, rest);
         let avail = rest.len() as u32;
         self.slab_memory().entry(array, avail).set(addr.raw());
         array.avail.set(avail + 1);

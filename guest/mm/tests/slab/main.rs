@@ -15,6 +15,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use pagevisor_mm::Mm;
 use pagevisor_mm::check::violations;
 use pagevisor_mm::hosted::{HostPlatform, Machine, Topology};
+use pagevisor_mm::slab::Cache;
+use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::units::VirtAddr;
 
 const MIB: u64 = 1 << 20;
@@ -35,6 +37,11 @@ fn free_pages(mm: &Mm<HostPlatform>) -> u64 {
     mm.drain_all_pages(None);
     let zones = mm.populated_zones();
     zones.map(|(index, _)| mm.zone_page_state_snapshot(index, pagevisor_shared::vmstat::ZoneStat::NrFreePages)).sum()
+}
+
+/// Objects of a cache.
+fn alloc(mm: &Mm<HostPlatform>, cache: Cache, count: usize) -> Vec<VirtAddr> {
+    (0..count).map(|_| mm.kmem_cache_alloc(cache, Gfp::KERNEL).expect("an object")).collect()
 }
 
 /// Nothing is wrong anywhere.

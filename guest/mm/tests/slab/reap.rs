@@ -5,12 +5,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use pagevisor_mm::Mm;
 use pagevisor_mm::hosted::{HostPlatform, Machine, Topology};
 use pagevisor_mm::slab::Cache;
-use pagevisor_shared::gfp::Gfp;
 use pagevisor_shared::slab::SlabFlags;
 use pagevisor_shared::units::{CpuId, NodeId, VirtAddr};
 use proptest::prelude::*;
 
-use crate::{MIB, assert_sound, free_pages, quiet, small};
+use crate::{MIB, alloc, assert_sound, free_pages, quiet, small};
 
 /// How often a CPU looks, in nanoseconds.
 const LOOK: u64 = 2_000_000_000;
@@ -27,10 +26,6 @@ fn free_slabs(mm: &Mm<HostPlatform>, cache: Cache, node: usize) -> u64 {
 fn look(machine: &Machine) {
     machine.platform().advance(LOOK);
     machine.mm().cache_reap();
-}
-
-fn alloc(mm: &Mm<HostPlatform>, cache: Cache, count: usize) -> Vec<VirtAddr> {
-    (0..count).map(|_| mm.kmem_cache_alloc(cache, Gfp::KERNEL).expect("an object")).collect()
 }
 
 #[test]

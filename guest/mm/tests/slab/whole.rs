@@ -10,7 +10,7 @@ use pagevisor_shared::slab::SlabFlags;
 use pagevisor_shared::units::{CpuId, NodeId, Pfn, VirtAddr};
 use proptest::prelude::*;
 
-use crate::{MIB, assert_sound, free_pages, quiet, read, small, write};
+use crate::{MIB, alloc, assert_sound, free_pages, quiet, read, small, write};
 
 /// Bytes of their objects: slabs of order 0, 1 and 2.
 const SIZES: [usize; 3] = [4096, 8192, 16_384];
@@ -25,10 +25,6 @@ fn whole(mm: &Mm<HostPlatform>, size: usize) -> Cache {
     let cache = mm.kmem_cache_create("whole", size, 0, SlabFlags::NONE, None).expect("a cache");
     assert_eq!(flags(mm, cache) & WHOLE, WHOLE);
     cache
-}
-
-fn alloc(mm: &Mm<HostPlatform>, cache: Cache, count: usize) -> Vec<VirtAddr> {
-    (0..count).map(|_| mm.kmem_cache_alloc(cache, Gfp::KERNEL).expect("an object")).collect()
 }
 
 #[test]

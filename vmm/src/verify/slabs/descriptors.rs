@@ -22,12 +22,15 @@ const MIN_LINKED: u32 = 8;
 /// What of a descriptor cannot be.
 fn wrong_size(cache: &SlabCache) -> Option<&'static str> {
     let linked = cache.flags.contains(SlabFlags::LINKED);
+    let whole = cache.flags.contains(SlabFlags::WHOLE);
+    let alone = cache.flags.contains(SlabFlags::OBJFREELIST) && !cache.flags.intersects(SlabFlags::DEBUG);
     let lists = [SlabFlags::LINKED, SlabFlags::OBJFREELIST, SlabFlags::OFF_SLAB];
     let objects = u64::from(cache.num) * u64::from(cache.size);
     let inside = if lists.iter().any(|list| cache.flags.contains(*list)) { 0 } else { cache.freelist_size };
     let colours = u64::from(cache.colour) * u64::from(cache.colour_off);
     let checks = [
         (lists.iter().filter(|list| cache.flags.contains(**list)).count() > 1, "its flags"),
+        (whole && (!alone || cache.num != 1 || objects != cache.slab_bytes()), "its flags"),
         (cache.order.raw() as usize >= MAX_ORDER, "gfporder"),
         (!cache.align.is_power_of_two(), "align"),
         (cache.object_size == 0 || cache.object_size > cache.size.saturating_sub(cache.obj_offset), "object_size"),
